@@ -1,0 +1,13 @@
+//! pitr: WAL archiving and point-in-time recovery for PostgreSQL.
+//!
+//! ```text
+//!  main.rs  cli/                       flags, text and JSON, exit codes
+//!           ops/                       archive backup plan restore init check info
+//!  repo/ (access)  store  pgwire/conn  durable  clock      the only places that touch the world
+//!  ---------------------------------------------------------------------- below: no IO, no clock, no async
+//!  repo formats   pgwire messages   codec   pgdata   wal
+//! ```
+//! The order of values everywhere: the data is right, then the reader understands, then the machine is fast.
+//! ARCHITECTURE.md draws the paths of the data; FORMAT.md fixes every stored byte.
+
+pub mod wal;

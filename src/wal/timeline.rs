@@ -1,0 +1,189 @@
+//! Timelines: which line of history a piece of WAL belongs to, and how lines fork.
+//!
+//! ```text
+//!  TLI 1  ────────────┬─────────── (abandoned)
+//!                     └ fork 0/5000148
+//!  TLI 2              ├──────┬────
+//!                            └ fork 0/70000A0
+//!  TLI 3                     ├─────
+//! ```
+//! A history file (`00000003.history`) lists the parents of one timeline, oldest first, with the LSN at which each was left
+//! (`timeline.c`). Timeline 1 has none. Invariant of [`TimelineHistory`]: timelines ascend strictly, fork LSNs never descend,
+//! and every parent is below the timeline itself. Pure.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use super::lsn::Lsn;
+
+/// Upper bound of a history file in bytes: more is refused before it is parsed.
+pub const MAX_HISTORY_BYTES: usize = 1024 * 1024;
+
+/// A timeline number, 1 or above. Prints in decimal, as PostgreSQL's messages do; file names use [`TimelineId::hex`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TimelineId(NonZeroU32);
+
+impl TimelineId {
+    /// The timeline that initdb creates.
+    pub const FIRST: Self = Self(NonZeroU32::MIN);
+
+    /// The timeline numbered `n`, or `None` for 0.
+    pub fn new(n: u32) -> Option<Self> {
+        NonZeroU32::new(n).map(Self)
+    }
+
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0.get()
+    }
+
+    /// Eight upper-case hexadecimal digits, as in file names.
+    pub fn hex(self) -> String {
+        format!("{:08X}", self.0)
+    }
+}
+
+impl fmt::Display for TimelineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for TimelineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TLI {}", self.0)
+    }
+}
+
+impl serde::Serialize for TimelineId {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u32(self.get())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for TimelineId {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(u32::deserialize(from)?).ok_or_else(|| serde::de::Error::custom("timeline 0 does not exist"))
+    }
+}
+
+/// One parent in a history file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryEntry {
+    /// The parent timeline.
+    pub timeline: TimelineId,
+    /// Where it was left: bytes at or past this position belong to the next timeline.
+    pub switch: Lsn,
+}
+
+/// The ancestry of one timeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimelineHistory {
+    timeline: TimelineId,
+    parents: Vec<HistoryEntry>,
+}
+
+/// A history file that PostgreSQL would not accept.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HistoryError {
+    /// A line that is not `timeline <tab> X/X <tab> reason`.
+    #[error("line {0} of the history file is not \"timeline, switch LSN, reason\"")]
+    Syntax(usize),
+    /// Timelines or fork positions that do not ascend.
+    #[error("line {0} of the history file does not ascend: timelines and switch positions must grow")]
+    Order(usize),
+    /// No parent at all: PostgreSQL writes at least one line for a timeline above 1.
+    #[error("the history file names no parent timeline")]
+    Empty,
+    /// Larger than [`MAX_HISTORY_BYTES`].
+    #[error("the history file has {0} bytes, more than any real one")]
+    TooLarge(usize),
+}
+
+impl TimelineHistory {
+    /// The history of timeline 1, which has no file and no parent.
+    pub fn first() -> Self {
+        Self { timeline: TimelineId::FIRST, parents: Vec::new() }
+    }
+
+    /// Parses the content of `<timeline>.history` by the rules of `readTimeLineHistory` in `timeline.c`: `#` and blank lines are
+    /// skipped, text after the LSN is a comment for people.
+    ///
+    /// # Errors
+    /// [`HistoryError`] names the first line that is wrong.
+    pub fn parse(timeline: TimelineId, content: &[u8]) -> Result<Self, HistoryError> {
+        if content.len() > MAX_HISTORY_BYTES {
+            return Err(HistoryError::TooLarge(content.len()));
+        }
+        let text = String::from_utf8_lossy(content);
+        let mut parents: Vec<HistoryEntry> = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let number = index.saturating_add(1);
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let mut words = line.split_whitespace();
+            let (tli, lsn) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+            let parent = tli.parse::<u32>().ok().and_then(TimelineId::new).ok_or(HistoryError::Syntax(number))?;
+            let switch = lsn.parse::<Lsn>().map_err(|_| HistoryError::Syntax(number))?;
+            let ascends = parents.last().is_none_or(|p| p.timeline < parent && p.switch <= switch);
+            if !ascends || parent >= timeline {
+                return Err(HistoryError::Order(number));
+            }
+            parents.push(HistoryEntry { timeline: parent, switch });
+        }
+        if parents.is_empty() {
+            return Err(HistoryError::Empty);
+        }
+        Ok(Self { timeline, parents })
+    }
+
+    /// The timeline whose ancestry this is.
+    pub fn timeline(&self) -> TimelineId {
+        self.timeline
+    }
+
+    /// Its parents, oldest first.
+    pub fn parents(&self) -> &[HistoryEntry] {
+        &self.parents
+    }
+
+    /// The direct parent and the fork position, or `None` for timeline 1.
+    pub fn fork(&self) -> Option<&HistoryEntry> {
+        self.parents.last()
+    }
+
+    /// True if `timeline` is this timeline or one of its ancestors.
+    pub fn contains(&self, timeline: TimelineId) -> bool {
+        timeline == self.timeline || self.parents.iter().any(|p| p.timeline == timeline)
+    }
+
+    /// Where `timeline` begins on this route: `0/0` for the oldest, else the fork from its parent. `None` if it is not on it.
+    pub fn begin(&self, timeline: TimelineId) -> Option<Lsn> {
+        let mut begin = Lsn::ZERO;
+        for parent in &self.parents {
+            if parent.timeline == timeline {
+                return Some(begin);
+            }
+            begin = parent.switch;
+        }
+        (timeline == self.timeline).then_some(begin)
+    }
+
+    /// Where this route leaves `timeline`: the fork position, or `None` for the newest (it has no end) and for one that is not
+    /// on the route.
+    pub fn end(&self, timeline: TimelineId) -> Option<Lsn> {
+        self.parents.iter().find(|p| p.timeline == timeline).map(|p| p.switch)
+    }
+
+    /// The timeline that owns the byte at `lsn` on this route. A byte at a fork position belongs to the child.
+    pub fn owner(&self, lsn: Lsn) -> TimelineId {
+        self.parents.iter().find(|p| lsn < p.switch).map_or(self.timeline, |p| p.timeline)
+    }
+
+    /// The timelines of the route, oldest first, this one last.
+    pub fn route(&self) -> impl Iterator<Item = TimelineId> + '_ {
+        self.parents.iter().map(|p| p.timeline).chain([self.timeline])
+    }
+}
