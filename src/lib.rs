@@ -11,6 +11,4 @@
 //! ARCHITECTURE.md draws the paths of the data; FORMAT.md fixes every stored byte.
 
 pub mod error;
-pub mod cli;
-pub mod ops;
 pub mod wal;
