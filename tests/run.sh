@@ -21,8 +21,8 @@ done
 no_fuzz=''
 if [[ $fuzz_seconds == 0 ]]; then
   no_fuzz='PITR_FUZZ_SECONDS is 0'
-elif [[ ! -d fuzz ]]; then
-  no_fuzz='no fuzz directory'
+elif [[ ! -f fuzz/Cargo.toml ]]; then
+  no_fuzz='no fuzz crate'
 elif ! command -v rustup >/dev/null || [[ $(rustup toolchain list) != *nightly-x86_64* ]]; then
   no_fuzz='no nightly toolchain'
 fi
@@ -59,6 +59,9 @@ else
 fi
 
 # Last, so that the summary of the tests is what is seen at the end; nextest runs no doc tests.
+# The flags are the rustflags of .cargo/config.toml: those don't reach rustdoc, and an example built
+# without them doesn't link with the library, which is built with them.
+export RUSTDOCFLAGS='-C target-feature=+crt-static -C relocation-model=static'
 if cargo nextest --version >/dev/null 2>&1; then
   run cargo test --doc --all-features --locked
   run cargo nextest run --profile ci --all-features --locked --no-fail-fast

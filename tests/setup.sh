@@ -47,8 +47,7 @@ have npm || packages+=(npm) # brings Node.js
 [[ -z $bench ]] || have pgbackrest || packages+=(pgbackrest)
 if ((${#packages[@]})); then
   say "Debian packages: installing ${packages[*]}"
-  sudo=()
-  [[ $EUID == 0 ]] || sudo=(sudo)
+  if [[ $EUID == 0 ]]; then sudo=(); else sudo=(sudo); fi
   [[ $EUID == 0 ]] || have sudo || die "no sudo; as root: apt-get install ${packages[*]}"
   # The server package makes a cluster on port 5432 and starts it; the tests make their own. Where
   # postgresql-common is installed already, that was somebody's decision: leave their settings alone.
@@ -57,7 +56,8 @@ if ((${#packages[@]})); then
     "${sudo[@]}" tee /etc/postgresql-common/createcluster.d/pitr-tests.conf >/dev/null <<<'create_main_cluster = false'
   fi
   "${sudo[@]}" apt-get update -qq
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+  out=$("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" 2>&1) ||
+    die "apt-get install: $out"
 else
   say "Debian packages: there already"
 fi
