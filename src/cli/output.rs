@@ -1,0 +1,93 @@
+//! Standard output and standard error, the only two places where pitr speaks to people.
+//!
+//! Standard output carries the result (text, or one JSON object with `--json`); standard error carries errors, warnings and
+//! progress. A reader that went away (`pitr info | head`) is not an error.
+
+use std::io::{self, IsTerminal, Write};
+
+use crate::error::Error;
+
+/// Prints `text` to standard output. A closed pipe is ignored.
+pub fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    let end: &[u8] = if text.ends_with('\n') { b"" } else { b"\n" };
+    // A reader that closed the pipe has seen enough.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.write_all(end)).and_then(|()| out.flush());
+}
+
+/// Prints one JSON object, indented on a terminal, on one line otherwise.
+pub fn json(value: &serde_json::Value) {
+    let text = if io::stdout().is_terminal() { format!("{value:#}") } else { value.to_string() };
+    say(&text);
+}
+
+/// Prints a line to standard error.
+pub fn warn(text: &str) {
+    // Nothing can be done about a standard error that is closed.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Prints an error with its causes and its hint; with `--json` also as an object on standard output.
+pub fn error(error: &Error, as_json: bool) {
+    if as_json {
+        json(&serde_json::json!({
+            "schema": "pitr.error.v1",
+            "kind": error.kind().name(),
+            "exit_code": error.exit_code(),
+            "message": error.message(),
+            "hint": error.advice(),
+            "report": error.report(),
+        }));
+    }
+    warn(error.report().trim_end());
+}
+
+/// Bytes as a person reads them: `1.5 GiB`.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut whole, mut tenths, mut unit) = (n, 0, "");
+    for name in UNITS {
+        if whole < 1024 {
+            break;
+        }
+        (tenths, whole, unit) = (whole % 1024 * 10 / 1024, whole / 1024, name);
+    }
+    if unit.is_empty() { format!("{n} B") } else { format!("{whole}.{tenths} {unit}") }
+}
+
+/// Seconds as a person reads them: `1h 02m`, `3m 05s`, `12s`.
+pub fn seconds(n: u64) -> String {
+    match (n / 3600, n / 60 % 60, n % 60) {
+        (0, 0, s) => format!("{s}s"),
+        (0, m, s) => format!("{m}m {s:02}s"),
+        (h, m, _) => format!("{h}h {m:02}m"),
+    }
+}
+
+/// Rows as columns of equal width, two spaces between them.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|v| v.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(value, width)| format!("{value:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_spans_read_well() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
+        assert_eq!(seconds(59), "59s");
+        assert_eq!(seconds(3_720), "1h 02m");
+    }
+}
