@@ -10,10 +10,18 @@
 //! Pure: bytes in, values out. No IO, no clock, no logging, no allocation sized by outside bytes.
 //! Source of truth: `src/include/access/xlog_internal.h`, `xlogrecord.h`, `xlogreader.c` of PostgreSQL 13 to 18.
 
+pub mod event;
 pub mod lsn;
+pub mod page;
+pub mod scan;
 pub mod segment;
+pub mod time;
 pub mod timeline;
 
+pub use event::{Event, EventKind};
 pub use lsn::{Lsn, PAGE_SIZE};
+pub use page::{PgMajor, SystemId};
+pub use scan::{CommitSummary, SegmentEnd, SegmentScan, Stamp};
 pub use segment::{NameError, SegmentName, SegmentNo, SegmentSize, SegmentSizeError, WalFileName};
+pub use time::PgTime;
 pub use timeline::{HistoryEntry, HistoryError, TimelineHistory, TimelineId};

@@ -211,9 +211,7 @@ impl WalFileName {
         match (stem.len(), suffix) {
             (24, None) => Ok(Self::Segment(segment(stem).ok_or_else(bad)?)),
             (24, Some("partial")) => Ok(Self::Partial(segment(stem).ok_or_else(bad)?)),
-            (8, Some("history")) => {
-                Ok(Self::History(hex8(stem).and_then(TimelineId::new).ok_or_else(bad)?))
-            }
+            (8, Some("history")) => Ok(Self::History(hex8(stem).and_then(TimelineId::new).ok_or_else(bad)?)),
             (24, Some(rest)) => {
                 let offset = rest.strip_suffix(".backup").and_then(hex8).ok_or_else(bad)?;
                 Ok(Self::BackupHistory(segment(stem).ok_or_else(bad)?, offset))
@@ -249,5 +247,9 @@ fn hex8(text: &str) -> Option<u32> {
 
 fn segment(text: &str) -> Option<SegmentName> {
     let timeline = text.get(0..8).and_then(hex8).and_then(TimelineId::new)?;
-    Some(SegmentName { timeline, log: text.get(8..16).and_then(hex8)?, seg: text.get(16..24).and_then(hex8)? })
+    Some(SegmentName {
+        timeline,
+        log: text.get(8..16).and_then(hex8)?,
+        seg: text.get(16..24).and_then(hex8)?,
+    })
 }

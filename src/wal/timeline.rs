@@ -63,7 +63,8 @@ impl serde::Serialize for TimelineId {
 
 impl<'de> serde::Deserialize<'de> for TimelineId {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        Self::new(u32::deserialize(from)?).ok_or_else(|| serde::de::Error::custom("timeline 0 does not exist"))
+        Self::new(u32::deserialize(from)?)
+            .ok_or_else(|| serde::de::Error::custom("timeline 0 does not exist"))
     }
 }
 
@@ -125,7 +126,8 @@ impl TimelineHistory {
             }
             let mut words = line.split_whitespace();
             let (tli, lsn) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
-            let parent = tli.parse::<u32>().ok().and_then(TimelineId::new).ok_or(HistoryError::Syntax(number))?;
+            let parent =
+                tli.parse::<u32>().ok().and_then(TimelineId::new).ok_or(HistoryError::Syntax(number))?;
             let switch = lsn.parse::<Lsn>().map_err(|_| HistoryError::Syntax(number))?;
             let ascends = parents.last().is_none_or(|p| p.timeline < parent && p.switch <= switch);
             if !ascends || parent >= timeline {

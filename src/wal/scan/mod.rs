@@ -1,0 +1,13 @@
+//! Scanning one WAL segment: bytes in, in pieces of any size; out comes what an archive must know of it.
+//!
+//! ```text
+//!  previous ─┐ segment                                        ┌─ next
+//!      ══════╪═▌ head │ record │ record │ … │ record │ tail ▐═╪══════
+//!            └ a record goes on        ▲                      └ a record goes on
+//!                                      └ complete records: CRC checked, events read
+//! ```
+//! Pure and of bounded memory. Source of truth: `xlogreader.c` of PostgreSQL 13 to 18.
+
+mod summary;
+
+pub use summary::{Backstep, CommitSummary, FRAGMENT_BYTES, Fragment, SegmentEnd, SegmentScan, Stamp};
