@@ -59,9 +59,6 @@ else
 fi
 
 # Last, so that the summary of the tests is what is seen at the end; nextest runs no doc tests.
-# The flags are the rustflags of .cargo/config.toml: those don't reach rustdoc, and an example built
-# without them doesn't link with the library, which is built with them.
-export RUSTDOCFLAGS='-C target-feature=+crt-static -C relocation-model=static'
 if cargo nextest --version >/dev/null 2>&1; then
   run cargo test --doc --all-features --locked
   run cargo nextest run --profile ci --all-features --locked --no-fail-fast

@@ -4,6 +4,8 @@
 //! The layer table below is ARCHITECTURE.md's drawing in code. A module may use itself, what its row lists, and nothing else.
 //! Checks read the source as text, so they also see `crate::` paths inside functions; test modules are exempt.
 
+#![expect(clippy::string_slice, reason = "the sources cut here are ours and cut at ASCII")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -36,17 +38,53 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("repo", &["wal", "codec", "clock", "store", "repo", "durable"]),
     ("config", &["wal", "error", "store", "repo", "target", "pgwire"]),
     ("ops::plan", &["wal"]),
-    ("ops", &["wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error", "target", "config", "ops"]),
-    ("cli", &["wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error", "target", "config", "ops", "cli"]),
+    (
+        "ops",
+        &[
+            "wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error", "target",
+            "config", "ops",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error", "target",
+            "config", "ops", "cli",
+        ],
+    ),
 ];
 
 /// Modules below the line of IO, where these words must not occur.
 const PURE: &[&str] = &[
-    "wal", "pgdata", "codec", "repo::path", "repo::objects", "repo::annex", "repo::walobject", "repo::pack",
-    "repo::manifest", "repo::catalog", "pgwire::message", "pgwire::replication", "pgwire::basebackup", "pgwire::tar",
-    "pgwire::conninfo", "pgwire::passfile", "target", "ops::plan",
+    "wal",
+    "pgdata",
+    "codec",
+    "repo::path",
+    "repo::objects",
+    "repo::annex",
+    "repo::walobject",
+    "repo::pack",
+    "repo::manifest",
+    "repo::catalog",
+    "pgwire::message",
+    "pgwire::replication",
+    "pgwire::basebackup",
+    "pgwire::tar",
+    "pgwire::conninfo",
+    "pgwire::passfile",
+    "target",
+    "ops::plan",
 ];
-const IMPURE_WORDS: &[&str] = &["std::fs", "std::net", "std::env", "tokio::", "SystemTime::now", "Instant::now", "async fn", "tracing::"];
+const IMPURE_WORDS: &[&str] = &[
+    "std::fs",
+    "std::net",
+    "std::env",
+    "tokio::",
+    "SystemTime::now",
+    "Instant::now",
+    "async fn",
+    "tracing::",
+];
 
 const FILE_CEILING: usize = 800;
 const FUNCTION_CEILING: usize = 70;
@@ -116,13 +154,17 @@ fn crate_paths(text: &str) -> Vec<(usize, String)> {
         let code = line.split("//").next().unwrap_or("");
         for (at, _) in code.match_indices("crate::") {
             let rest = &code[at + "crate::".len()..];
-            let path: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect();
+            let path: String =
+                rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect();
             match (path.is_empty(), rest.strip_prefix('{')) {
                 (true, Some(list)) => {
                     let inner = list.split('}').next().unwrap_or("");
                     for item in inner.split(',') {
-                        let head: String =
-                            item.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':').collect();
+                        let head: String = item
+                            .trim()
+                            .chars()
+                            .take_while(|c| c.is_alphanumeric() || *c == '_' || *c == ':')
+                            .collect();
                         found.push((index + 1, head));
                     }
                 }
@@ -139,15 +181,25 @@ fn modules_use_only_what_lies_below_them() {
     for source in sources().iter().filter(|s| !is_test_file(s)) {
         let Some((own, allowed)) = row(&source.module) else {
             if source.module != "lib" && source.module != "main" {
-                faults.push(format!("{}: module {} has no row in the layer table", source.path.display(), source.module));
+                faults.push(format!(
+                    "{}: module {} has no row in the layer table",
+                    source.path.display(),
+                    source.module
+                ));
             }
             continue;
         };
         for (line, path) in crate_paths(production(&source.text)) {
             let Some((target, _)) = row(&path) else { continue };
-            let fine = within(&path, own) || target == own || allowed.iter().any(|a| within(target, a) || within(&path, a));
+            let fine = within(&path, own)
+                || target == own
+                || allowed.iter().any(|a| within(target, a) || within(&path, a));
             if !fine {
-                faults.push(format!("{}:{line}: {} must not use crate::{path}", source.path.display(), source.module));
+                faults.push(format!(
+                    "{}:{line}: {} must not use crate::{path}",
+                    source.path.display(),
+                    source.module
+                ));
             }
         }
     }
@@ -188,7 +240,10 @@ fn files_and_functions_stay_short_and_every_file_says_what_it_is_for() {
             faults.push(format!("{}: starts with {header} lines of //!, wants {least}", path.display()));
         }
         for (line, length, name) in long_functions(&lines) {
-            faults.push(format!("{}:{line}: fn {name} has {length} lines, the ceiling is {FUNCTION_CEILING}", path.display()));
+            faults.push(format!(
+                "{}:{line}: fn {name} has {length} lines, the ceiling is {FUNCTION_CEILING}",
+                path.display()
+            ));
         }
     }
     assert!(faults.is_empty(), "sizes:\n{}", faults.join("\n"));
@@ -200,16 +255,29 @@ fn long_functions(lines: &[&str]) -> Vec<(usize, usize, String)> {
     for (index, line) in lines.iter().enumerate() {
         let trimmed = line.trim_start();
         let indent = line.len() - trimmed.len();
-        let starts = ["fn ", "pub fn ", "async fn ", "pub async fn ", "pub(crate) fn ", "pub(super) fn ", "pub(crate) async fn ",
-            "pub(super) async fn ", "const fn ", "pub const fn "];
+        let starts = [
+            "fn ",
+            "pub fn ",
+            "async fn ",
+            "pub async fn ",
+            "pub(crate) fn ",
+            "pub(super) fn ",
+            "pub(crate) async fn ",
+            "pub(super) async fn ",
+            "const fn ",
+            "pub const fn ",
+        ];
         let Some(prefix) = starts.iter().find(|p| trimmed.starts_with(**p)) else { continue };
         let close = format!("{}}}", " ".repeat(indent));
-        let end = lines[index..].iter().position(|l| **l == close || (l.starts_with(&close) && l.len() == close.len()));
+        let end = lines[index..]
+            .iter()
+            .position(|l| **l == close || (l.starts_with(&close) && l.len() == close.len()));
         let one_line = trimmed.ends_with('}') || trimmed.ends_with(';');
         if let (Some(length), false) = (end, one_line)
             && length + 1 > FUNCTION_CEILING
         {
-            let name = trimmed[prefix.len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let name =
+                trimmed[prefix.len()..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             found.push((index + 1, length + 1, name));
         }
     }

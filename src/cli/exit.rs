@@ -102,7 +102,9 @@ mod tests {
     use super::*;
 
     fn caller(words: &[&str]) -> Caller {
-        Caller::of(&std::iter::once("pitr").chain(words.iter().copied()).map(OsString::from).collect::<Vec<_>>())
+        Caller::of(
+            &std::iter::once("pitr").chain(words.iter().copied()).map(OsString::from).collect::<Vec<_>>(),
+        )
     }
 
     #[test]

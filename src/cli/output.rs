@@ -71,7 +71,8 @@ pub fn table(rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(value, width)| format!("{value:width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(value, width)| format!("{value:width$}")).collect();
         text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
