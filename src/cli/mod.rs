@@ -6,6 +6,7 @@
 //! The first step comes before parsing because even a usage error of `archive-get` must stop recovery (`exit.rs`). Nothing below
 //! this module prints, reads the environment or knows about exit codes.
 
+pub mod args;
 pub mod exit;
 pub mod output;
 pub mod privilege;

@@ -1,0 +1,243 @@
+//! Flags and arguments. The doc comments here are the help that users read.
+//!
+//! Names are those of INTERFACE: scripts depend on them, so nothing is renamed without need. Values are checked where they are
+//! given a type (`target`, `repo::path`), not here.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// WAL archiving and point-in-time recovery for PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "pitr", version, about, disable_help_subcommand = true, max_term_width = 110)]
+pub struct Cli {
+    /// Flags that every command knows.
+    #[command(flatten)]
+    pub common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command knows.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Common {
+    /// Configuration file [default: $PITR_CONFIG, ./pitr.toml, /etc/pitr/pitr.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A repository of the configuration by name, or its URL where there is no configuration
+    #[arg(long, global = true, value_name = "NAME|URL")]
+    pub repository: Vec<String>,
+    /// The cluster's name in the repository, where there is no configuration
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Print one JSON object instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more (repeat for details)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Set up: write the configuration, create the repository and the cluster's identity, print what PostgreSQL needs
+    Init(InitArgs),
+    /// Check configuration, server settings and repositories; fast, for cron. Exit 2: at risk
+    Check(CheckArgs),
+    /// Store one WAL file: archive_command = 'pitr --config FILE archive-push %p'
+    ArchivePush(PushArgs),
+    /// Fetch one WAL file: restore_command = 'pitr --config FILE archive-get %f "%p"'
+    ArchiveGet(GetArgs),
+    /// Take a base backup over the replication protocol
+    Backup(BackupArgs),
+    /// Bring the cluster back: plan first, then restore
+    Restore(RestoreArgs),
+    /// Backups, WAL ranges, timelines, and the span of time that can be restored
+    Info,
+    /// Everything in one minute on a throw-away cluster
+    Demo(DemoArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Flags of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Connection for what needs a superuser [default: the configuration's, else user postgres over the socket]
+    #[arg(long, value_name = "CONNINFO")]
+    pub superuser: Option<String>,
+    /// Connection that the written configuration will use [default: what --superuser says]
+    #[arg(long, value_name = "CONNINFO")]
+    pub conninfo: Option<String>,
+    /// Make the settings now instead of printing them (ALTER SYSTEM and a reload; never a restart)
+    #[arg(long)]
+    pub apply: bool,
+    /// Turn a restored copy into a primary of its own: allow archiving, store its history, take a full backup
+    #[arg(long)]
+    pub adopt: bool,
+    /// The promised recovery point objective, from which archive_timeout follows
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    pub rpo: String,
+    /// Time zone of times without one [default: the server's]
+    #[arg(long, value_name = "ZONE")]
+    pub timezone: Option<String>,
+    /// The data directory, where the server cannot be asked for it
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Go on although the repository holds another system identifier under this name (after pg_upgrade or initdb)
+    #[arg(long, value_name = "N")]
+    pub system_id: Option<u64>,
+}
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Leave the server out; check configuration and repositories only
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Arguments of `archive-push`.
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The file, relative to the data directory or absolute (%p)
+    pub path: PathBuf,
+}
+
+/// Arguments of `archive-get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// The file's name (%f)
+    pub file: String,
+    /// Where to put it (%p)
+    pub destination: PathBuf,
+    /// The timeline recovery goes to: parents are cut at their forks
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<u32>,
+}
+
+/// Flags of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// A full backup (the only kind so far, and the default)
+    #[arg(long)]
+    pub full: bool,
+    /// A text kept with the backup
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+    /// Upper bound of the transfer, per second (such as 50MiB)
+    #[arg(long, value_name = "SIZE")]
+    pub max_rate: Option<String>,
+    /// How the server makes the checkpoint that a backup starts with
+    #[arg(long, value_enum, default_value_t = CheckpointArg::Fast)]
+    pub checkpoint: CheckpointArg,
+}
+
+/// `--checkpoint` of `backup`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CheckpointArg {
+    /// At once, with the write load that brings
+    Fast,
+    /// Spread over checkpoint_completion_target; the backup may start minutes later
+    Spread,
+}
+
+/// Flags of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Where to stop.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Directory to restore into [default: the configured data_dir]
+    #[arg(long, value_name = "DIR")]
+    pub target_dir: Option<PathBuf>,
+    /// Print the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// This is the new primary: archiving stays on
+    #[arg(long, conflicts_with = "copy")]
+    pub replace: bool,
+    /// A copy beside the primary: archiving off, configuration of its own
+    #[arg(long)]
+    pub copy: bool,
+    /// Keep what is in the target directory under another name
+    #[arg(long)]
+    pub move_aside: bool,
+    /// Timeline to follow [default: the newest]
+    #[arg(long, value_name = "N|latest")]
+    pub timeline: Option<String>,
+    /// Backup to start from [default: the newest that reaches the target]
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// System identifier, where the repository holds several under this name
+    #[arg(long, value_name = "N")]
+    pub system_id: Option<u64>,
+    /// New place of a tablespace (repeat for each)
+    #[arg(long, value_name = "OLD=NEW")]
+    pub tablespace: Vec<String>,
+    /// What the server does at the target
+    #[arg(long, value_enum, default_value_t = ActionArg::Promote)]
+    pub action: ActionArg,
+    /// Packs fetched at the same time
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    /// After promotion: remove the settings that the restore wrote
+    #[arg(long)]
+    pub finish: bool,
+}
+
+/// Where recovery stops: at most one.
+#[derive(Debug, Default, Args)]
+#[group(multiple = false)]
+pub struct TargetArgs {
+    /// A time (2025-10-17 10:30, with offset or zone name), "10 minutes ago", or latest
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+    /// Everything that ends at or before this position
+    #[arg(long, value_name = "X/X")]
+    pub to_lsn: Option<String>,
+    /// Up to and with this transaction
+    #[arg(long, value_name = "XID")]
+    pub to_xid: Option<u32>,
+    /// Up to, without this transaction
+    #[arg(long, value_name = "XID")]
+    pub to_before_xid: Option<u32>,
+    /// A named restore point
+    #[arg(long, value_name = "POINT")]
+    pub to_name: Option<String>,
+    /// The end of the backup: the earliest consistent moment
+    #[arg(long)]
+    pub immediate: bool,
+}
+
+/// `--action` of `restore`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ActionArg {
+    /// Open for writing on a new timeline
+    Promote,
+    /// Stay read-only until pg_wal_replay_resume()
+    Pause,
+    /// Stop; recovery can go on from there
+    Shutdown,
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// PostgreSQL programs to use [default: the newest that is installed]
+    #[arg(long, value_name = "DIR")]
+    pub bin_dir: Option<PathBuf>,
+    /// Keep the throw-away cluster and repository
+    #[arg(long)]
+    pub keep: bool,
+}
