@@ -11,6 +11,8 @@
 //! ARCHITECTURE.md draws the paths of the data; FORMAT.md fixes every stored byte.
 
 pub mod cli;
+pub mod clock;
+pub mod durable;
 pub mod error;
 pub mod ops;
 pub mod wal;
