@@ -15,4 +15,5 @@ pub mod clock;
 pub mod durable;
 pub mod error;
 pub mod ops;
+pub mod pgwire;
 pub mod wal;
