@@ -12,8 +12,10 @@
 
 pub mod cli;
 pub mod clock;
+pub mod codec;
 pub mod durable;
 pub mod error;
 pub mod ops;
 pub mod pgwire;
+pub mod repo;
 pub mod wal;
