@@ -20,6 +20,10 @@
 //! ```
 //! One client serves both kinds of session: one way to log in, one discipline of deadlines, no background task.
 
+pub mod basebackup;
+pub mod conninfo;
 pub mod message;
+pub mod passfile;
+pub mod replication;
 pub mod tar;
 pub mod tarwrite;
