@@ -16,6 +16,7 @@ pub mod codec;
 pub mod durable;
 pub mod error;
 pub mod ops;
+pub mod pgdata;
 pub mod pgwire;
 pub mod repo;
 pub mod wal;
