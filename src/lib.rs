@@ -19,4 +19,5 @@ pub mod ops;
 pub mod pgdata;
 pub mod pgwire;
 pub mod repo;
+pub mod target;
 pub mod wal;

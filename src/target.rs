@@ -1,0 +1,274 @@
+//! `--to`: the text of a moment becomes the moment, or is refused; a time zone is never guessed.
+//!
+//! ```text
+//!  latest                                the end of what is stored
+//!  2025-10-17 10:30:00.123456+07         an offset (+07, +07:00, +0700, Z): says it all
+//!  2025-10-17T10:30 Asia/Jakarta         a zone by name, also [Asia/Jakarta]
+//!  2025-10-17 10:30                      read in the configured `timezone`; refused without one
+//!  10 minutes ago, 1 hour 30 minutes ago elapsed time: a day is 24 hours
+//! ```
+//! A local time that the clocks skipped or showed twice is refused with both readings. Abbreviations such as WIB or EST are refused: several
+//! zones use them. Seconds may be absent; more than six digits of a second are refused, as PostgreSQL would round them and a
+//! commit could fall on the other side. Pure: `now` and the zones are given. Used for `--to` and for every other time on the
+//! command line.
+
+mod scan;
+
+use jiff::civil::{Date, DateTime, Time};
+use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
+use jiff::{SignedDuration, Timestamp};
+
+use scan::{Scan, ZonePart};
+
+/// Longest text that is looked at.
+const MAX_TEXT: usize = 200;
+
+/// What `--to` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToSpec {
+    /// Everything that is stored.
+    Latest,
+    /// A moment, in whole microseconds.
+    At(Timestamp),
+}
+
+/// What is needed to read a time.
+#[derive(Debug, Clone)]
+pub struct Context<'a> {
+    /// The moment that "ago" counts from.
+    pub now: Timestamp,
+    /// `timezone` of the configuration: the zone of naive times.
+    pub configured: Option<&'a TimeZone>,
+    /// The zone of this host, shown when a naive time is refused.
+    pub host: Option<&'a TimeZone>,
+    /// The zone of the server, shown when a naive time is refused.
+    pub server: Option<&'a TimeZone>,
+}
+
+/// A time that is refused: what is wrong, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct TargetError {
+    /// What is wrong.
+    pub message: String,
+    /// The possible readings, or the form expected.
+    pub hint: String,
+}
+
+impl TargetError {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
+}
+
+/// Reads the text of `--to`.
+///
+/// # Errors
+/// [`TargetError`] for anything that is not exactly one moment.
+pub fn parse(text: &str, context: &Context<'_>) -> Result<ToSpec, TargetError> {
+    let text = text.trim();
+    if text.len() > MAX_TEXT {
+        return Err(TargetError::new(format!("a time of {} bytes cannot be read", text.len()), FORMS));
+    }
+    if text.eq_ignore_ascii_case("latest") {
+        return Ok(ToSpec::Latest);
+    }
+    if let Some(moment) = special(text) {
+        return Err(moment);
+    }
+    if let Some(elapsed) = scan::ago(text) {
+        let elapsed = elapsed.ok_or_else(|| unreadable(text))?;
+        return before(text, context.now, elapsed).map(ToSpec::At);
+    }
+    let mut scan = Scan::new(text);
+    let date = date(text, &mut scan)?;
+    let time = time(text, date, &mut scan)?;
+    let zone = scan.zone().ok_or_else(|| unreadable(text))?;
+    moment(text, date.to_datetime(time), &zone, context).map(ToSpec::At)
+}
+
+/// Words that PostgreSQL knows for a time and that would mean another one on each call.
+fn special(text: &str) -> Option<TargetError> {
+    let known = ["now", "today", "yesterday", "tomorrow", "epoch", "infinity", "-infinity"];
+    known.iter().any(|word| text.eq_ignore_ascii_case(word)).then(|| {
+        TargetError::new(
+            format!("{text:?} is not a target"),
+            "write `latest`, a time such as \"10 minutes ago\", or a date and time",
+        )
+    })
+}
+
+fn before(text: &str, now: Timestamp, elapsed: SignedDuration) -> Result<Timestamp, TargetError> {
+    let moment = now.checked_sub(elapsed).map_err(|_| unreadable(text))?;
+    // The clock has nanoseconds, commits have microseconds.
+    Timestamp::from_microsecond(moment.as_microsecond()).map_err(|_| unreadable(text))
+}
+
+fn unreadable(text: &str) -> TargetError {
+    TargetError::new(format!("{text:?} is not a time"), FORMS)
+}
+
+const FORMS: &str = "forms: \"2025-10-17 10:30:00+07\", \"2025-10-17 10:30 Asia/Jakarta\", \"2025-10-17T03:30:00Z\", \"10 minutes ago\", latest";
+
+fn date(text: &str, scan: &mut Scan<'_>) -> Result<Date, TargetError> {
+    let (year, month, day) = scan.date().ok_or_else(|| unreadable(text))?;
+    Date::new(year, month, day).map_err(|_| {
+        TargetError::new(
+            format!("{year:04}-{month:02}-{day:02} is not a day of the calendar"),
+            "the order is year-month-day",
+        )
+    })
+}
+
+fn time(text: &str, date: Date, scan: &mut Scan<'_>) -> Result<Time, TargetError> {
+    if scan.is_empty() {
+        return Err(TargetError::new(
+            format!("{text:?} has no time of day"),
+            format!("its first moment is \"{date} 00:00\", its last \"{date} 23:59:59.999999\""),
+        ));
+    }
+    let clock = scan.clock().ok_or_else(|| unreadable(text))?;
+    if clock.fraction_digits > 6 {
+        return Err(TargetError::new(
+            format!("{text:?} has more than six digits of a second"),
+            "PostgreSQL's times have microseconds",
+        ));
+    }
+    Time::new(clock.hour, clock.minute, clock.second, clock.nanosecond).map_err(|_| {
+        TargetError::new(
+            format!("{:02}:{:02}:{:02} is not a time of day", clock.hour, clock.minute, clock.second),
+            "hours go from 00 to 23, minutes and seconds from 00 to 59",
+        )
+    })
+}
+
+/// The moment at which clocks in the given zone show `local`.
+fn moment(
+    text: &str,
+    local: DateTime,
+    zone: &ZonePart<'_>,
+    context: &Context<'_>,
+) -> Result<Timestamp, TargetError> {
+    match zone {
+        ZonePart::None => match context.configured {
+            Some(zone) => in_zone(local, zone),
+            None => Err(naive(text, local, context)),
+        },
+        ZonePart::Offset(seconds) => with_offset(text, local, *seconds),
+        ZonePart::Name(name) => in_zone(local, &named(name)?),
+        ZonePart::Both(seconds, name) => {
+            let zone = named(name)?;
+            let moment = with_offset(text, local, *seconds)?;
+            let actual = zone.to_offset(moment);
+            if actual.seconds() != *seconds {
+                return Err(TargetError::new(
+                    format!("{text:?} contradicts itself: {name} was at {} then", offset_text(actual)),
+                    "write the offset or the zone, not both",
+                ));
+            }
+            Ok(moment)
+        }
+    }
+}
+
+fn with_offset(text: &str, local: DateTime, seconds: i32) -> Result<Timestamp, TargetError> {
+    let offset = Offset::from_seconds(seconds).map_err(|_| unreadable(text))?;
+    offset.to_timestamp(local).map_err(|_| unreadable(text))
+}
+
+/// The zone called `name` in the IANA database.
+///
+/// # Errors
+/// [`TargetError`] for an abbreviation and for an unknown name.
+pub fn named(name: &str) -> Result<TimeZone, TargetError> {
+    if name.eq_ignore_ascii_case("UTC") || name.eq_ignore_ascii_case("GMT") {
+        return Ok(TimeZone::UTC);
+    }
+    if !name.contains('/') {
+        return Err(TargetError::new(
+            format!("{name:?} is an abbreviation, and several zones use the same"),
+            "write the zone's name such as Asia/Jakarta, or an offset such as +07",
+        ));
+    }
+    TimeZone::get(name).map_err(|_| {
+        TargetError::new(
+            format!("{name:?} is not a time zone"),
+            "names are those of the IANA database, such as Asia/Jakarta",
+        )
+    })
+}
+
+fn in_zone(local: DateTime, zone: &TimeZone) -> Result<Timestamp, TargetError> {
+    let name = zone_name(zone);
+    let out_of_range = || TargetError::new(format!("{local} in {name} is out of range"), FORMS);
+    let at = |offset: Offset| offset.to_timestamp(local).map_err(|_| out_of_range());
+    match zone.to_ambiguous_timestamp(local).offset() {
+        AmbiguousOffset::Unambiguous { offset } => at(offset),
+        AmbiguousOffset::Gap { before, after } => Err(TargetError::new(
+            format!("{} did not exist in {name}: the clocks were put forward over it", plain(local)),
+            both_readings(local, zone, before, after),
+        )),
+        AmbiguousOffset::Fold { before, after } => Err(TargetError::new(
+            format!("{} happened twice in {name}: the clocks were put back over it", plain(local)),
+            both_readings(local, zone, before, after),
+        )),
+    }
+}
+
+/// The two moments that a skipped or repeated local time may mean, earlier first, in a form that can be given as `--to`.
+fn both_readings(local: DateTime, zone: &TimeZone, before: Offset, after: Offset) -> String {
+    let mut moments: Vec<Timestamp> =
+        [before, after].iter().filter_map(|offset| offset.to_timestamp(local).ok()).collect();
+    moments.sort_unstable();
+    let lines = moments.iter().map(|moment| format!("  --to \"{}\"", show(*moment, zone)));
+    format!("give the one you mean:\n{}", lines.collect::<Vec<_>>().join("\n"))
+}
+
+fn naive(text: &str, local: DateTime, context: &Context<'_>) -> TargetError {
+    let zones = [("UTC", Some(&TimeZone::UTC)), ("this host", context.host), ("the server", context.server)];
+    let mut lines =
+        vec!["give an offset or a zone, or set `timezone` in the configuration; it could mean".to_owned()];
+    for (whose, zone) in zones.into_iter().filter_map(|(whose, zone)| Some((whose, zone?))) {
+        let reading = match in_zone(local, zone) {
+            Ok(moment) => format!("--to \"{}\"", show(moment, zone)),
+            Err(error) => error.message,
+        };
+        let name = zone_name(zone);
+        let whose = if name == whose { name } else { format!("{whose}, {name}") };
+        lines.push(format!("  {reading}  ({whose})"));
+    }
+    TargetError::new(format!("{text:?} has no time zone, and none is configured"), lines.join("\n"))
+}
+
+/// A moment as clocks in `zone` show it, with its offset, in a form that [`parse`] reads back: `2025-10-17 10:30:00+07:00`.
+pub fn show(moment: Timestamp, zone: &TimeZone) -> String {
+    let offset = zone.to_offset(moment);
+    format!("{}{}", plain(offset.to_datetime(moment)), offset_text(offset))
+}
+
+/// Name of a zone for people; its offset if it has no name.
+pub fn zone_name(zone: &TimeZone) -> String {
+    let fixed = || zone.to_fixed_offset().map_or_else(|_| "unnamed zone".to_owned(), offset_text);
+    zone.iana_name().map_or_else(fixed, str::to_owned)
+}
+
+fn plain(local: DateTime) -> String {
+    let date = local.date();
+    let (hour, minute, second) = (local.hour(), local.minute(), local.second());
+    let micros = local.subsec_nanosecond() / 1_000;
+    let fraction = if micros == 0 { String::new() } else { format!(".{micros:06}") };
+    format!("{date} {hour:02}:{minute:02}:{second:02}{fraction}")
+}
+
+/// `+07:00`, with seconds only where a zone of long ago has them.
+fn offset_text(offset: Offset) -> String {
+    let seconds = offset.seconds();
+    let sign = if seconds < 0 { '-' } else { '+' };
+    let all = seconds.unsigned_abs();
+    let (hours, minutes, rest) = (all / 3600, all / 60 % 60, all % 60);
+    let tail = if rest == 0 { String::new() } else { format!(":{rest:02}") };
+    format!("{sign}{hours:02}:{minutes:02}{tail}")
+}
+
+#[cfg(test)]
+mod tests;
