@@ -9,5 +9,9 @@
 //! Objects are created, never changed; `expire` alone deletes. Data first, then the one small object that makes it real.
 //! FORMAT.md fixes every byte.
 
+pub mod annex;
+mod binary;
 pub mod objects;
+pub mod pack;
 pub mod path;
+pub mod walobject;

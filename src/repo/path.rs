@@ -231,7 +231,7 @@ impl BackupObject {
 pub enum SystemObject {
     /// `identity.json`.
     Identity,
-    /// A WAL object; copies count from 1, and only segments have more than one.
+    /// A WAL object; copies count from 1, and only segments, partial ones included, have more than one.
     Wal(WalFileName, u32),
     /// `floor/<n>.json`.
     Floor(u32),
@@ -306,12 +306,12 @@ impl SystemKeys {
             SystemObject::Wal(name @ WalFileName::BackupHistory(segment, _), _) => {
                 format!("{}{name}", self.segment_dir(*segment))
             }
-            SystemObject::Wal(name @ WalFileName::Partial(segment), _) => {
-                format!("{}{name}.wal", self.segment_dir(*segment))
-            }
-            SystemObject::Wal(WalFileName::Segment(name), copy) => {
+            SystemObject::Wal(
+                name @ (WalFileName::Segment(segment) | WalFileName::Partial(segment)),
+                copy,
+            ) => {
                 let copy = if *copy > 1 { format!(".{copy}") } else { String::new() };
-                format!("{}{name}{copy}.wal", self.segment_dir(*name))
+                format!("{}{name}{copy}.wal", self.segment_dir(*segment))
             }
             SystemObject::Floor(n) => format!("{root}floor/{n}.json"),
             SystemObject::Backup(id, object) => format!("{root}backups/{id}/{}", object.file(self.sealing)),
@@ -408,9 +408,8 @@ fn parse_wal_file(file: &str) -> Option<SystemObject> {
         None => (stem, 1),
     };
     match WalFileName::parse(name).ok()? {
-        name @ WalFileName::Segment(_) => Some(SystemObject::Wal(name, copy)),
-        name @ WalFileName::Partial(_) if copy == 1 => Some(SystemObject::Wal(name, 1)),
-        WalFileName::Partial(_) | WalFileName::History(_) | WalFileName::BackupHistory(..) => None,
+        name @ (WalFileName::Segment(_) | WalFileName::Partial(_)) => Some(SystemObject::Wal(name, copy)),
+        WalFileName::History(_) | WalFileName::BackupHistory(..) => None,
     }
 }
 
@@ -462,7 +461,7 @@ mod tests {
             "wal/00000002/00000003/0000000200000003000000C3.1.wal",
             "wal/00000002/00000003/0000000200000003000000C3.02.wal",
             "wal/00000002/00000003/0000000200000003000000C3",
-            "wal/00000002/00000003/0000000200000003000000C3.partial.2.wal",
+            "wal/00000002/00000003/0000000200000003000000C3.2.partial.wal",
             "wal/00000002/00000002.history",
             "wal/00000002.2.history",
             "floor/01.json",
@@ -520,7 +519,7 @@ mod tests {
         prop_oneof![
             Just(SystemObject::Identity),
             (segment.clone(), 1u32..).prop_map(|(s, n)| SystemObject::Wal(WalFileName::Segment(s), n)),
-            segment.clone().prop_map(|s| SystemObject::Wal(WalFileName::Partial(s), 1)),
+            (segment.clone(), 1u32..).prop_map(|(s, n)| SystemObject::Wal(WalFileName::Partial(s), n)),
             (segment, any::<u32>()).prop_map(|(s, o)| SystemObject::Wal(WalFileName::BackupHistory(s, o), 1)),
             (1u32..).prop_map(|t| SystemObject::Wal(WalFileName::History(TimelineId::new(t).unwrap()), 1)),
             (1u32..).prop_map(SystemObject::Floor),
