@@ -13,15 +13,20 @@
 pub mod event;
 pub mod lsn;
 pub mod page;
+pub mod record;
 pub mod scan;
 pub mod segment;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod time;
 pub mod timeline;
+mod xact;
+mod xlog;
 
 pub use event::{Event, EventKind};
 pub use lsn::{Lsn, PAGE_SIZE};
 pub use page::{PgMajor, SystemId};
-pub use scan::{CommitSummary, SegmentEnd, SegmentScan, Stamp};
+pub use scan::{CommitSummary, Keep, ScanError, Scanner, SegmentEnd, SegmentScan, Stamp};
 pub use segment::{NameError, SegmentName, SegmentNo, SegmentSize, SegmentSizeError, WalFileName};
 pub use time::PgTime;
 pub use timeline::{HistoryEntry, HistoryError, TimelineHistory, TimelineId};

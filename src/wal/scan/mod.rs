@@ -8,6 +8,14 @@
 //! ```
 //! Pure and of bounded memory. Source of truth: `xlogreader.c` of PostgreSQL 13 to 18.
 
+mod error;
+mod join;
+mod scanner;
 mod summary;
+#[cfg(test)]
+mod tests;
 
+pub use error::{Fault, ScanError};
+pub use join::{Crossing, JoinError, join};
+pub use scanner::{Keep, MAX_EVENTS, RecordInfo, Scanner};
 pub use summary::{Backstep, CommitSummary, FRAGMENT_BYTES, Fragment, SegmentEnd, SegmentScan, Stamp};
