@@ -283,9 +283,9 @@ impl BaseBackup {
         }
     }
 
-    /// True while nothing but notices has come: the checkpoint is being made.
-    pub fn is_waiting_for_checkpoint(&self) -> bool {
-        self.step == Step::Start && self.rows.is_empty()
+    /// True until data can come: the checkpoint is being made, or sizes are being estimated (13 and 14 tell the position first).
+    pub fn is_preparing(&self) -> bool {
+        matches!(self.step, Step::Start | Step::Tablespaces)
     }
 
     /// True once the server has confirmed the backup and is ready for another command.

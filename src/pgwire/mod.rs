@@ -21,9 +21,21 @@
 //! One client serves both kinds of session: one way to log in, one discipline of deadlines, no background task.
 
 pub mod basebackup;
+pub mod conn;
 pub mod conninfo;
 pub mod message;
 pub mod passfile;
 pub mod replication;
+pub mod socket;
+pub mod sql;
+mod startup;
 pub mod tar;
 pub mod tarwrite;
+
+pub use basebackup::{BackupEvent, BaseBackupOptions, Checkpoint, ChecksumFailure, TablespaceInfo};
+pub use conn::{BaseBackupStream, ReplicationConn};
+pub use conninfo::{ConnInfo, ConnInfoError, Environment, Target};
+pub use message::ServerNotice;
+pub use replication::{HistoryFile, Identity};
+pub use socket::{ConnError, Deadlines};
+pub use sql::Sql;
