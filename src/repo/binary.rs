@@ -21,6 +21,8 @@ pub(crate) enum FrameKind {
     Annex,
     /// The table of a pack.
     PackTable,
+    /// The index of a manifest.
+    ManifestIndex,
 }
 
 impl FrameKind {
@@ -30,6 +32,7 @@ impl FrameKind {
             Self::Header => 0x50,
             Self::Annex => 0x51,
             Self::PackTable => 0x52,
+            Self::ManifestIndex => 0x53,
         };
         [n, 0x2A, 0x4D, 0x18]
     }

@@ -11,6 +11,7 @@
 
 pub mod annex;
 mod binary;
+pub mod manifest;
 pub mod objects;
 pub mod pack;
 pub mod path;
