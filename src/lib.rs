@@ -19,5 +19,6 @@ pub mod ops;
 pub mod pgdata;
 pub mod pgwire;
 pub mod repo;
+pub mod store;
 pub mod target;
 pub mod wal;

@@ -1,0 +1,361 @@
+//! One suite for every kind of store: what pitr relies on must hold on all of them alike.
+//!
+//! Memory and local disk always; a real server that speaks S3 (`s3s-fs`) and the reference double of AWS (`moto`) where
+//! tests/setup.sh has installed them, else SKIPPED. Each server is started on a free port for one test and ended with it.
+//! Known faults of s3s-fs, not asserted there: racing creates may have several winners; a missing bucket is reported as
+//! a missing object; a key that is a folder of others is an internal error.
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use pitr::store::{Class, Created, Policy, Settings, Store, StoreErrorKind, StoreOptions, StoreUrl};
+
+const KEY_ID: &str = "conformance";
+const SECRET: &str = "not-so-secret";
+
+/// Deadlines short enough for tests and long enough for a loaded machine.
+fn impatient() -> Policy {
+    let wait = Duration::from_millis(50);
+    Policy { base: Duration::from_secs(20), attempts: 3, first_wait: wait, longest_wait: wait }
+}
+
+fn open(url: &str, options: &StoreOptions) -> Result<Store> {
+    Ok(Store::open(&url.parse::<StoreUrl>()?, options)?.with_policy(impatient()))
+}
+
+fn keys_of(secret: &str) -> Settings {
+    [("access_key_id", KEY_ID), ("secret_access_key", secret)].into_iter().collect()
+}
+
+/// How far a store can be held to the rules.
+#[derive(Clone, Copy, PartialEq)]
+enum Held {
+    /// To all of them.
+    Fully,
+    /// To what s3s-fs does right.
+    ButForItsFaults,
+}
+
+/// Every rule, on one store.
+async fn all_rules(store: &Store, held: Held) -> Result<()> {
+    a_second_create_finds_the_first_and_changes_nothing(store).await.context("create twice")?;
+    racing_creates_have_one_winner(store, held).await.context("race")?;
+    a_range_is_cut_to_the_object(store).await.context("range")?;
+    listings_are_in_order_and_complete(store).await.context("list")?;
+    folders_are_what_holds_an_object(store).await.context("folders")?;
+    what_is_not_there_is_none_and_deleting_it_succeeds(store, held).await.context("absence")?;
+    larger_than_expected_is_refused(store).await.context("limit")?;
+    impossible_keys_are_refused(store).await.context("keys")
+}
+
+async fn a_second_create_finds_the_first_and_changes_nothing(store: &Store) -> Result<()> {
+    let body = vec![Bytes::from_static(b"one "), Bytes::new(), Bytes::from_static(b"body")];
+    ensure!(store.create("twice/a.json", body.clone()).await? == Created::New);
+    ensure!(store.create("twice/a.json", body).await? == Created::Exists);
+    ensure!(store.create("twice/a.json", "another body").await? == Created::Exists);
+    ensure!(store.get("twice/a.json").await?.as_deref() == Some(b"one body".as_slice()));
+    let info = store.head("twice/a.json").await?.context("head finds it")?;
+    ensure!((info.key.as_str(), info.size) == ("twice/a.json", 8));
+    let age = jiff::Timestamp::now().duration_since(info.modified).as_secs();
+    ensure!(age.abs() < 300, "written {age} s ago");
+    let large = Bytes::from(vec![7; 20 << 20]);
+    ensure!(store.create("twice/large.bin", large.clone()).await? == Created::New);
+    ensure!(store.get("twice/large.bin").await? == Some(large));
+    ensure!(store.create("twice/empty", "").await? == Created::New);
+    ensure!(store.get("twice/empty").await? == Some(Bytes::new()));
+    Ok(())
+}
+
+async fn racing_creates_have_one_winner(store: &Store, held: Held) -> Result<()> {
+    let report = store.probe_create_race("race/").await?;
+    ensure!(report.readback_equal && report.later_refused && report.left_behind.is_none(), "{report:?}");
+    ensure!(report.winners >= 1 && (report.is_safe() || held == Held::ButForItsFaults), "{report:?}");
+    ensure!(store.list("race/").await?.is_empty());
+    Ok(())
+}
+
+async fn a_range_is_cut_to_the_object(store: &Store) -> Result<()> {
+    store.create("range/ten", "0123456789").await?;
+    for (range, expected) in
+        [(0..10, "0123456789"), (2..5, "234"), (8..99, "89"), (10..20, ""), (50..60, ""), (3..3, "")]
+    {
+        let found = store.get_range("range/ten", range.clone()).await?;
+        ensure!(found.as_deref() == Some(expected.as_bytes()), "{range:?}: {found:?}");
+    }
+    ensure!(store.get_range("range/none", 0..5).await?.is_none());
+    ensure!(store.get_range("range/none", 5..5).await?.is_none());
+    Ok(())
+}
+
+/// More keys than a server puts on one page.
+async fn listings_are_in_order_and_complete(store: &Store) -> Result<()> {
+    let expected: Vec<String> = (0..1_100).map(|n| format!("many/{:02}/{n:05}.wal", n / 256)).collect();
+    let mut creates = tokio::task::JoinSet::new();
+    for key in expected.iter().rev() {
+        if creates.len() >= 16 {
+            creates.join_next().await.context("a create")???;
+        }
+        let (store, key) = (store.clone(), key.clone());
+        creates.spawn(async move { store.create(&key, "x").await });
+    }
+    while let Some(done) = creates.join_next().await {
+        done??;
+    }
+    let keys =
+        |found: Vec<pitr::store::ObjectInfo>| found.into_iter().map(|info| info.key).collect::<Vec<_>>();
+    ensure!(keys(store.list("many/").await?) == expected);
+    ensure!(keys(store.list("many/01/003").await?) == expected[300..400]);
+    ensure!(keys(store.list_after("many/", Some(&expected[700]), None).await?) == expected[701..]);
+    ensure!(keys(store.list_after("many/", Some(&expected[700]), Some(1)).await?) == expected[701..702]);
+    ensure!(keys(store.list_after("many/", Some(&expected[1_099]), Some(1)).await?).is_empty());
+    ensure!(store.list_dirs("many/").await? == ["00", "01", "02", "03", "04"]);
+    ensure!(store.list("many/9").await?.is_empty());
+    Ok(())
+}
+
+async fn folders_are_what_holds_an_object(store: &Store) -> Result<()> {
+    for key in ["tree/b/deep/1", "tree/a/1", "tree/a-b/1", "tree/file", "tree/a.b"] {
+        store.create(key, "x").await?;
+    }
+    ensure!(store.list_dirs("tree/").await? == ["a", "a-b", "b"]);
+    let order: Vec<String> = store.list("tree/").await?.into_iter().map(|info| info.key).collect();
+    ensure!(order == ["tree/a-b/1", "tree/a.b", "tree/a/1", "tree/b/deep/1", "tree/file"], "{order:?}");
+    store.delete("tree/b/deep/1").await?;
+    ensure!(store.list_dirs("tree/").await? == ["a", "a-b"]);
+    ensure!(store.list_dirs("tree/nothing/").await?.is_empty());
+    ensure!(store.list_dirs("").await?.contains(&"tree".to_owned()));
+    ensure!(store.list_dirs("tree").await.is_err());
+    Ok(())
+}
+
+async fn what_is_not_there_is_none_and_deleting_it_succeeds(store: &Store, held: Held) -> Result<()> {
+    store.create("gone/once", "x").await?;
+    store.delete("gone/once").await?;
+    let folders = if held == Held::Fully { ["gone", "twice/a.json/below"].as_slice() } else { &[] };
+    for &key in ["gone/once", "gone/never"].iter().chain(folders) {
+        ensure!(store.get(key).await.with_context(|| key.to_owned())?.is_none(), "{key}");
+        ensure!(store.head(key).await.with_context(|| key.to_owned())?.is_none(), "{key}");
+    }
+    store.delete("gone/once").await?;
+    store.delete("gone/never/there").await?;
+    ensure!(store.create("gone/once", "again").await? == Created::New);
+    Ok(())
+}
+
+async fn larger_than_expected_is_refused(store: &Store) -> Result<()> {
+    store.create("limit/100", vec![1; 100]).await?;
+    ensure!(store.get_limited("limit/100", 100).await?.is_some());
+    let error = store.get_limited("limit/100", 99).await.err().context("refused")?;
+    ensure!(error.kind == StoreErrorKind::TooLarge && error.class() == Class::Permanent, "{error}");
+    Ok(())
+}
+
+async fn impossible_keys_are_refused(store: &Store) -> Result<()> {
+    for key in ["", "/a", "a/", "../a", "a//b", ".hidden", "a b"] {
+        let error = store.create(key, "x").await.err().with_context(|| format!("{key:?} is refused"))?;
+        ensure!(error.kind == StoreErrorKind::Usage, "{error}");
+        ensure!(store.get(key).await.is_err() && store.delete(key).await.is_err());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn memory_conforms() -> Result<()> {
+    all_rules(&open("memory:", &StoreOptions::default())?, Held::Fully).await
+}
+
+#[tokio::test]
+async fn a_local_disk_conforms() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let url = format!("file://{}/made/by pitr", dir.path().display());
+    let store = open(&url, &StoreOptions::default())?;
+    store.make_root().await?;
+    all_rules(&store, Held::Fully).await
+}
+
+#[tokio::test]
+async fn an_unmounted_disk_is_an_error_in_every_call() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let store = open(&format!("file://{}/not/mounted", dir.path().display()), &StoreOptions::default())?;
+    every_call_fails(&store, StoreErrorKind::NoRoot).await
+}
+
+#[tokio::test]
+async fn what_a_disk_has_beside_objects_is_not_listed() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let store = open(&format!("file://{}", dir.path().display()), &StoreOptions::default())?;
+    store.create("main/object", "x").await?;
+    std::fs::create_dir_all(dir.path().join("lost+found"))?;
+    std::fs::create_dir_all(dir.path().join(".snapshot/main"))?;
+    std::os::unix::fs::symlink("object", dir.path().join("main/.pitr-tmp-0011223344556677"))?;
+    let found: Vec<String> = store.list("").await?.into_iter().map(|info| info.key).collect();
+    ensure!(found == ["main/object"], "{found:?}");
+    // A link that leads nowhere is a disk that is not mounted, not an absence.
+    std::os::unix::fs::symlink("/nonexistent/disk", dir.path().join("main/wal"))?;
+    ensure!(store.list("main/").await.is_err() && store.get("main/wal").await.is_err());
+    Ok(())
+}
+
+/// No call takes the absence of the store for the absence of an object.
+async fn every_call_fails(store: &Store, kind: StoreErrorKind) -> Result<()> {
+    let failures = [
+        store.get("a/b").await.err(),
+        store.get_range("a/b", 0..9).await.err(),
+        store.head("a/b").await.err(),
+        store.create("a/b", "x").await.err(),
+        store.list("a/").await.err(),
+        store.list("").await.err(),
+        store.list_dirs("").await.err(),
+        store.list_after("a/", Some("a/b"), Some(1)).await.err(),
+        store.delete("a/b").await.err(),
+        store.probe_create_race("").await.err(),
+    ];
+    for (call, failure) in failures.into_iter().enumerate() {
+        let error = failure.with_context(|| format!("call {call} fails"))?;
+        ensure!(error.kind == kind, "call {call}: {error:?}");
+        ensure!(error.to_string().contains(&store.url().to_string()), "{error}");
+    }
+    Ok(())
+}
+
+/// A server, ended with the test.
+struct Server {
+    child: Child,
+    endpoint: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Server {
+    async fn start(mut command: Command, port: u16, dir: tempfile::TempDir) -> Result<Self> {
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = quiet.spawn().with_context(|| format!("start {command:?}"))?;
+        let server = Self { child, endpoint: format!("http://127.0.0.1:{port}"), _dir: dir };
+        let patience = Instant::now() + Duration::from_secs(60);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            ensure!(Instant::now() < patience, "{command:?} does not listen");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(server)
+    }
+
+    fn options(&self, secret: &str) -> StoreOptions {
+        StoreOptions {
+            endpoint: Some(self.endpoint.clone()),
+            allow_http: true,
+            credentials: keys_of(secret),
+            ..StoreOptions::default()
+        }
+    }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A program that tests/setup.sh installed, by its name in substrate.env; `None` with a word if it is not there.
+#[expect(clippy::disallowed_methods, reason = "where the tests' programs are")]
+fn installed(name: &str) -> Option<PathBuf> {
+    let cache = std::env::var("PITR_TEST_CACHE").unwrap_or_else(|_| "/var/cache/pitr-tests".to_owned());
+    let text = std::fs::read_to_string(Path::new(&cache).join("substrate.env")).unwrap_or_default();
+    let all: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+    let path = all.get(name).map(PathBuf::from).filter(|path| path.exists());
+    if path.is_none() {
+        eprintln!("SKIPPED: {name} is not installed, see tests/setup.sh");
+    }
+    path
+}
+
+async fn s3s_fs() -> Result<Option<Server>> {
+    let Some(program) = installed("PITR_S3S_FS") else { return Ok(None) };
+    let (dir, port) = (tempfile::tempdir()?, free_port()?);
+    std::fs::create_dir(dir.path().join("bkt"))?;
+    let mut command = Command::new(program);
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+    command.args(["--access-key", KEY_ID, "--secret-key", SECRET]).arg(dir.path());
+    Server::start(command, port, dir).await.map(Some)
+}
+
+#[tokio::test]
+async fn a_real_s3_server_conforms_but_for_its_races() -> Result<()> {
+    let Some(server) = s3s_fs().await? else { return Ok(()) };
+    all_rules(&open("s3://bkt/some/prefix", &server.options(SECRET))?, Held::ButForItsFaults).await?;
+    all_rules(&open("s3://bkt", &server.options(SECRET))?, Held::ButForItsFaults).await
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_an_error_that_speaks_of_credentials() -> Result<()> {
+    let Some(server) = s3s_fs().await? else { return Ok(()) };
+    let store = open("s3://bkt/p", &server.options("wrong"))?;
+    every_call_fails(&store, StoreErrorKind::Credentials).await?;
+    let error = store.get("key").await.err().context("refused")?;
+    ensure!(error.class() == Class::Permanent && error.hint().is_some(), "{error:?}");
+    let shown = format!("{error:?} {error} {:?}", server.options("wrong"));
+    ensure!(!shown.contains("wrong\""), "a secret is shown: {shown}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_double_of_aws_conforms_and_a_missing_bucket_is_an_error_in_every_call() -> Result<()> {
+    let Some(program) = installed("PITR_MOTO") else { return Ok(()) };
+    let (dir, port) = (tempfile::tempdir()?, free_port()?);
+    let mut command = Command::new(program);
+    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+    let server = Server::start(command, port, dir).await?;
+    let made = Command::new("curl").args(["-sfX", "PUT", &format!("{}/bkt", server.endpoint)]).status();
+    ensure!(made.context("run curl")?.success(), "make the bucket");
+    all_rules(&open("s3://bkt/p", &server.options(SECRET))?, Held::Fully).await?;
+    every_call_fails(&open("s3://no-such-bucket/p", &server.options(SECRET))?, StoreErrorKind::NoRoot).await
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_is_an_error_soon() -> Result<()> {
+    let options = StoreOptions {
+        endpoint: Some(format!("http://127.0.0.1:{}", free_port()?)),
+        allow_http: true,
+        credentials: keys_of(SECRET),
+        ..StoreOptions::default()
+    };
+    let begin = Instant::now();
+    every_call_fails(&open("s3://bkt/p", &options)?, StoreErrorKind::Unreachable).await?;
+    ensure!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+    Ok(())
+}
+
+/// A server that accepts and says nothing: each attempt ends at its deadline, and a create's outcome is unknown.
+#[tokio::test]
+async fn a_server_that_never_answers_is_an_error_in_time_and_a_create_is_unknown() -> Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let options = StoreOptions {
+        endpoint: Some(format!("http://{}", listener.local_addr()?)),
+        allow_http: true,
+        credentials: keys_of(SECRET),
+        ..StoreOptions::default()
+    };
+    let silent = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            held.push(socket);
+        }
+    });
+    let policy = Policy { base: Duration::from_millis(300), ..impatient() };
+    let store = open("s3://bkt/p", &options)?.with_policy(policy);
+    let begin = Instant::now();
+    let read = store.get("key").await.err().context("no answer")?;
+    let create = store.create("key", "x").await.err().context("no answer")?;
+    ensure!(read.class() == Class::Retry && create.class() == Class::Unknown, "{read:?} {create:?}");
+    ensure!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    silent.abort();
+    Ok(())
+}
