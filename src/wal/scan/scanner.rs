@@ -39,7 +39,8 @@ const SHORT_RECORD: u64 = 24;
 pub enum Keep {
     /// Their [`CommitSummary`] alone; memory is bounded.
     Summary,
-    /// Also each as an event: for one segment at a time, whose commits may number a million per 64 MiB.
+    /// Also each as an event, and long fragments, so that [`super::join`] finds the xid of a prepared transaction in them. For
+    /// one segment at a time, whose commits may number a million per 64 MiB.
     All,
 }
 
@@ -132,6 +133,16 @@ struct PageBuffer {
     bytes: [u8; 40],
     have: usize,
     need: usize,
+}
+
+impl Keep {
+    /// How much of a crossing record's fragments is kept.
+    fn fragment_bytes(self) -> usize {
+        match self {
+            Self::Summary => FRAGMENT_BYTES,
+            Self::All => 64 << 10,
+        }
+    }
 }
 
 impl Scanner {
@@ -405,7 +416,7 @@ impl Scanner {
         let length = u64::try_from(bytes.len()).unwrap_or(0);
         if let Some(head) = &mut self.head {
             head.crc = crc32c::crc32c_append(head.crc, bytes);
-            let room = FRAGMENT_BYTES.saturating_sub(head.bytes.len());
+            let room = self.keep.fragment_bytes().saturating_sub(head.bytes.len());
             head.bytes.extend(bytes.iter().take(room));
             head.len += length;
             if done {
@@ -435,7 +446,7 @@ impl Scanner {
             // A record that may cross the segment's end is kept for the fragment. Page headers take less than its own length.
             let reach = u64::from(header.total).saturating_mul(2).saturating_add(2 * LONG_HEADER);
             let crosses = start.saturating_add(reach) >= self.segment_end;
-            self.record.keep(if crosses { FRAGMENT_BYTES } else { 0 });
+            self.record.keep(if crosses { self.keep.fragment_bytes() } else { 0 });
         }
         if progress == Progress::Complete {
             let end = self.pos.saturating_add(u64::try_from(used).unwrap_or(0));
@@ -566,7 +577,7 @@ impl Scanner {
             total: u64::from(total),
             len: self.record.have(),
             crc: self.record.body_crc(),
-            bytes: self.record.first_bytes(FRAGMENT_BYTES),
+            bytes: self.record.first_bytes(self.keep.fragment_bytes()),
         })
     }
 }

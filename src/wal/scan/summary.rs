@@ -11,7 +11,8 @@ use crate::wal::segment::{SegmentName, SegmentSize};
 use crate::wal::time::PgTime;
 use crate::wal::timeline::TimelineId;
 
-/// Bytes of a [`Fragment`] that are kept: enough for the header and the time of any transaction record.
+/// Bytes of a [`Fragment`] that a summary keeps: enough for the header and the time of any transaction record, but not for the
+/// xid of every prepared one.
 pub const FRAGMENT_BYTES: usize = 128;
 
 /// How the valid WAL of a segment ends.
@@ -163,7 +164,7 @@ pub struct Fragment {
     pub len: u64,
     /// CRC-32C of those bytes; of a tail without the first 24, the record's header.
     pub crc: u32,
-    /// The first of those bytes, at most [`FRAGMENT_BYTES`].
+    /// The first of those bytes: at most [`FRAGMENT_BYTES`] of a summary, up to 64 KiB of a scan that keeps all.
     pub bytes: Vec<u8>,
 }
 

@@ -1,0 +1,6 @@
+//! What integration tests share. Each test binary takes what it needs with `mod support;`.
+//!
+//! Nothing here checks anything: a helper returns what it saw, and the test says what that must be.
+//! The real servers come from `tests/setup.sh`; without them a test prints SKIPPED and why.
+
+pub mod cluster;
