@@ -1,0 +1,3 @@
+//! Random histories; written next.
+//!
+//! Nothing here yet.

@@ -1,0 +1,168 @@
+//! A time becomes a position (RECOVERY.md 1, 3, 4).
+//!
+//! ```text
+//!          start      stop LSN                 over: first end with time > T
+//!  backup    ├───────────┤                      ▼
+//!  ends      c1    c2        c3   a4   p5  ·  · c6      c7      stop = START of p5, inclusive
+//!                            └ candidates ┘
+//! ```
+//! The backup must not hold an end with time > T itself. Without c6 the stop is the last candidate all the same, never "latest",
+//! provided that something stored shows that the archive goes as far as T. PostgreSQL would stop before c6 too, but only if c6
+//! exists; naming p5 needs no later record.
+
+use super::branches;
+use super::drops;
+use super::ends::{earliest, gap_refusal, newest, oldest_usable};
+use super::finish::{Draft, stop_record};
+use super::halt::Step;
+use super::line::{Line, LineEnd};
+use super::look::{is_commit, stamp};
+use super::outcome::{RecoveryPlan, Stop, StopRecord};
+use super::refusal::{Moment, Refusal};
+use super::select::{Query, backups_on};
+use super::world::PlanBackup;
+use crate::wal::event::Event;
+use crate::wal::lsn::Lsn;
+use crate::wal::scan::Stamp;
+use crate::wal::time::PgTime;
+
+/// A time may lie this much below an earlier one in WAL order without the clock having been set back: transactions take their
+/// time before their place in WAL.
+const JITTER_MICROS: i64 = 1_000_000;
+
+/// Plans a recovery to `time`.
+pub(super) fn plan(query: &Query<'_>, time: PgTime) -> Step<RecoveryPlan> {
+    let (backup, mut line) = choose(query, time)?;
+    line.settle_all()?;
+    let over = line.first_over(backup.stop_lsn, time)?;
+    if !query.decided {
+        branches::refuse_if_two(query, backup, &line, over.as_ref(), time)?;
+    }
+    if over.is_none() && !covered(query, backup, &line, time)? {
+        return Err(match line.end {
+            LineEnd::Gap(gap) => gap_refusal(query, &line, gap)?.into(),
+            LineEnd::Open | LineEnd::Fork { .. } => {
+                Refusal::NotCovered { target: query.target.clone(), latest: newest(query, &line)? }.into()
+            }
+        });
+    }
+    let before = over.as_ref().map_or(Lsn::MAX, |event| event.lsn);
+    let stop = match line.last_stop(backup.stop_lsn, before)? {
+        Some(event) => Stop::Lsn(stop_record(&event)),
+        None => Stop::Immediate { lsn: backup.stop_lsn },
+    };
+    if let Some(over) = &over {
+        refuse_if_stepped_back(query, backup, &line, &stop, over, time)?;
+    }
+    let last = line.links.len().saturating_sub(1);
+    let (stop, warnings) = drops::move_before(backup, &line, stop, last)?;
+    Draft { backup, stop, warnings }.finish(query, line)
+}
+
+/// The newest backup that holds nothing younger than `time`, and its line.
+fn choose<'a>(query: &'a Query<'a>, time: PgTime) -> Step<(&'a PlanBackup, Line<'a>)> {
+    for backup in &query.backups {
+        if backup.started_at > time || backup.latest_commit_inside.is_some_and(|inside| inside > time) {
+            continue;
+        }
+        let mut line = query.line(backup);
+        line.settle_to(backup.stop_lsn)?;
+        let reached = line.reaches(backup.stop_lsn)?;
+        if reached && earliest(query, backup)?.time.is_some_and(|earliest| earliest <= time) {
+            return Ok((*backup, line));
+        }
+    }
+    Err(Refusal::TooEarly {
+        target: query.target.clone(),
+        backup: query.named.map(|b| b.id.clone()),
+        earliest: earliest(query, oldest_usable(query)?)?,
+        other_backup: query.named.and_then(|named| older_for(query, named, time)),
+    }
+    .into())
+}
+
+/// An older backup on the route that should permit `time`.
+fn older_for(query: &Query<'_>, named: &PlanBackup, time: PgTime) -> Option<String> {
+    let permits = |b: &&&PlanBackup| b.stop_lsn < named.stop_lsn && b.stop_time <= time;
+    backups_on(query.world, &query.history).iter().find(permits).map(|b| b.id.clone())
+}
+
+/// RECOVERY.md 3: something stored on the line carries a time at or after `time`, or a backup that lies on it was ended then.
+fn covered(query: &Query<'_>, backup: &PlanBackup, line: &Line<'_>, time: PgTime) -> Step<bool> {
+    let end = line.valid_to()?;
+    let later = |b: &&PlanBackup| backup.stop_lsn <= b.stop_lsn && b.stop_lsn <= end && b.stop_time >= time;
+    if backups_on(query.world, &query.history).iter().any(later) {
+        return Ok(true);
+    }
+    for index in (0..line.links.len()).rev() {
+        if line.largest_time(index)?.is_some_and(|largest| largest >= time) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// RECOVERY.md 4: after `over`, a commit at or before `time` whose clock was set back.
+fn refuse_if_stepped_back(
+    query: &Query<'_>,
+    backup: &PlanBackup,
+    line: &Line<'_>,
+    stop: &Stop,
+    over: &Event,
+    time: PgTime,
+) -> Step<()> {
+    let Some((from, to)) = fall(line, over, time)? else { return Ok(()) };
+    let late = last_at_or_before(line, over, time)?.unwrap_or(to);
+    let early = match stop {
+        Stop::Lsn(StopRecord { end, time, .. }) => query.moment(*time, end.aligned()),
+        Stop::Immediate { .. } | Stop::EndOfWal { .. } => {
+            Moment { time: None, ..query.moment(None, backup.stop_lsn) }
+        }
+    };
+    Err(Refusal::ClockSteppedBack {
+        target: query.target.clone(),
+        fell_from: from,
+        fell_to: to.time,
+        early,
+        late: query.moment(Some(late.time), late.end.aligned()),
+    }
+    .into())
+}
+
+/// The first commit after `over` that `time` should include, but that follows a time more than [`JITTER_MICROS`] above its own:
+/// that time, and the commit.
+fn fall(line: &Line<'_>, over: &Event, time: PgTime) -> Step<Option<(PgTime, Stamp)>> {
+    let mut highest = over.kind.stop_time().unwrap_or(time);
+    for index in line.index_near(over.lsn)..line.links.len() {
+        let commits = line.commits(index)?;
+        let (Some(min), Some(max)) = (commits.min, commits.max) else { continue };
+        let fell = min <= time && highest.max(max).micros_since(min) > JITTER_MICROS;
+        if !fell {
+            highest = highest.max(max);
+            continue;
+        }
+        for event in line.events(index)?.within(over.lsn, Lsn::MAX) {
+            let Some(at) = event.kind.stop_time() else { continue };
+            let fell = at <= time && highest.micros_since(at) > JITTER_MICROS;
+            match stamp(event).filter(|_| fell && is_commit(event)) {
+                Some(commit) => return Ok(Some((highest, commit))),
+                None => highest = highest.max(at),
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The last commit after `over` that `time` should include.
+fn last_at_or_before(line: &Line<'_>, over: &Event, time: PgTime) -> Step<Option<Stamp>> {
+    for index in (line.index_near(over.lsn)..line.links.len()).rev() {
+        if line.commits(index)?.min.is_none_or(|min| min > time) {
+            continue;
+        }
+        let wanted = |e: &&Event| is_commit(e) && e.kind.stop_time().is_some_and(|at| at <= time);
+        if let Some(found) = line.events(index)?.within(over.lsn, Lsn::MAX).rfind(wanted).and_then(stamp) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
