@@ -40,7 +40,7 @@ pub(super) enum Strategy {
     /// Without a name if the file system can, else under a temporary name.
     Best,
     /// Under a temporary name, whatever the file system can.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     Named,
 }
 

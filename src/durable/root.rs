@@ -45,8 +45,8 @@ impl Root {
     }
 
     /// As [`Root::new`], as if the file system had no nameless files.
-    #[cfg(test)]
-    pub(super) fn with_temporary_names(path: impl Into<PathBuf>) -> Self {
+    #[cfg(any(test, feature = "testing"))]
+    pub fn with_temporary_names(path: impl Into<PathBuf>) -> Self {
         Self { strategy: Strategy::Named, ..Self::new(path, None) }
     }
 

@@ -163,6 +163,7 @@ impl Store {
 }
 
 /// The back end with the faults that the environment asks for, in programs built for tests.
+#[cfg(feature = "testing")]
 #[expect(clippy::disallowed_methods, reason = "a switch of test programs, no part of any configuration")]
 pub(super) fn from_environment(inner: Arc<dyn Backend>) -> Arc<dyn Backend> {
     let Ok(text) = std::env::var("PITR_TEST_FAULTS") else { return inner };

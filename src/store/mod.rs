@@ -14,7 +14,7 @@ mod backend;
 mod builder;
 mod credentials;
 mod error;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod fault;
 mod http;
 mod local;
@@ -324,3 +324,6 @@ async fn collect(opened: Opened, length: u64) -> Result<Bytes, Fault> {
 fn cut_short(got: u64, length: u64) -> Fault {
     Fault::unreachable(format!("{got} bytes came instead of {length}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! The facade under faults: what is repeated, what an unknown outcome becomes, what a probe finds out.
+//!
+//! The store beneath is memory; faults are injected between it and the facade, under a paused clock.
+//! What all kinds of store have in common is in `tests/store_conformance.rs`.
+
+use super::fault::Faults;
+use super::*;
+
+fn faulty(policy: Policy, rules: &str) -> (Store, Store, Faults) {
+    let plain = Store::open(&"memory:".parse().unwrap(), &StoreOptions::default()).unwrap();
+    let (store, faults) = plain.with_faults(policy);
+    faults.add(rules).unwrap();
+    (plain, store, faults)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_whose_reply_was_lost_is_created_again_and_found() {
+    let (plain, store, faults) = faulty(Policy::default(), "lost@create:1");
+    assert_eq!(store.create("key", "body").await.unwrap(), Created::Exists);
+    assert_eq!(faults.calls(), ["create key", "create key"]);
+    assert_eq!(plain.get("key").await.unwrap().as_deref(), Some(b"body".as_slice()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_that_had_no_effect_is_repeated_until_it_has() {
+    let (plain, store, faults) = faulty(Policy::default(), "fail@create:1,stall@create:2");
+    assert_eq!(store.create("key", "body").await.unwrap(), Created::New);
+    assert_eq!(faults.calls().len(), 3);
+    assert_eq!(plain.list("").await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_repetition_each_failure_says_whether_it_may_have_had_an_effect() {
+    for (rule, class) in [
+        ("fail:1", Class::Retry),
+        ("deny:1", Class::Permanent),
+        ("lost:1", Class::Unknown),
+        ("stall:1", Class::Unknown),
+    ] {
+        let (_, store, _) = faulty(Policy::default().once(), rule);
+        let error = store.create("key", "body").await.unwrap_err();
+        assert_eq!(error.class(), class, "{rule}: {error}");
+        assert!(error.to_string().starts_with("cannot create memory:/key: "), "{error}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_cut_short_is_read_again_and_never_returned() {
+    let (plain, store, faults) = faulty(Policy::default(), "short@open:1");
+    plain.create("key", "0123456789").await.unwrap();
+    assert_eq!(store.get("key").await.unwrap().as_deref(), Some(b"0123456789".as_slice()));
+    assert_eq!(faults.calls().len(), 2);
+    let (_, once, _) =
+        (&plain, store.with_policy(Policy::default().once()), faults.add("short@open:1").unwrap());
+    let error = once.get_range("key", 2..6).await.unwrap_err();
+    assert_eq!((error.class(), error.kind), (Class::Retry, StoreErrorKind::Unreachable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_never_an_absence() {
+    for rule in ["fail:1+", "stall:1+", "deny:1+", "lost:1+"] {
+        let (_, store, _) = faulty(Policy::default(), rule);
+        assert!(store.get("key").await.is_err(), "{rule}");
+        assert!(store.head("key").await.is_err(), "{rule}");
+        assert!(store.list("").await.is_err(), "{rule}");
+        assert!(store.list_dirs("").await.is_err(), "{rule}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_listing_lacks_the_newest_object_once() {
+    let (_, store, _) = faulty(Policy::default(), "stale@list:1");
+    store.create("a", "1").await.unwrap();
+    store.create("b", "2").await.unwrap();
+    let keys = |found: Vec<ObjectInfo>| found.into_iter().map(|info| info.key).collect::<Vec<_>>();
+    assert_eq!(keys(store.list("").await.unwrap()), ["a"]);
+    assert_eq!(keys(store.list("").await.unwrap()), ["a", "b"]);
+}
+
+#[test]
+fn rules_are_read_and_nonsense_is_refused() {
+    let faults = Faults::default();
+    faults.add("fail:3, lost@create/backup.json:1,stall@list:2+").unwrap();
+    assert!(format!("{faults:?}").contains("backup.json"));
+    for text in ["fail", "fail:", "fail:x", "burn:1", ":1"] {
+        assert!(faults.add(text).is_err(), "{text}");
+    }
+}
+
+/// A store that ignores the condition of a create, as some servers do; or refuses it as unknown.
+#[derive(Debug)]
+struct Careless {
+    inner: Arc<memory::Memory>,
+    refuses: bool,
+}
+
+#[async_trait::async_trait]
+impl Backend for Careless {
+    async fn create(&self, key: &str, body: &Payload) -> Result<Created, Fault> {
+        if self.refuses {
+            return Err(Fault::permanent(StoreErrorKind::Unsupported, "no conditions here"));
+        }
+        // As a real server, it takes a while.
+        tokio::task::yield_now().await;
+        self.inner.overwrite(key, body).await.map(|()| Created::New)
+    }
+
+    async fn overwrite(&self, key: &str, body: &Payload) -> Result<(), Fault> {
+        self.inner.overwrite(key, body).await
+    }
+
+    async fn open(&self, key: &str, range: Option<Range<u64>>) -> Result<Option<Opened>, Fault> {
+        self.inner.open(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, Fault> {
+        self.inner.head(key).await
+    }
+
+    async fn list(&self, listing: &Listing) -> Result<Page, Fault> {
+        self.inner.list(listing).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), Fault> {
+        self.inner.delete(key).await
+    }
+
+    async fn make_root(&self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+fn careless(refuses: bool, accepted: bool) -> Store {
+    let options = StoreOptions { allow_unsafe_store: accepted, ..StoreOptions::default() };
+    let plain = Store::open(&"memory:".parse().unwrap(), &options).unwrap();
+    plain.rebuilt(Arc::new(Careless { inner: Arc::default(), refuses }), Policy::default())
+}
+
+#[tokio::test]
+async fn a_probe_finds_out_a_store_that_ignores_the_condition_and_cleans_up() {
+    for accepted in [false, true] {
+        let store = careless(false, accepted);
+        let report = store.probe_create_race("main/").await.unwrap();
+        assert_eq!((report.winners, report.is_safe()), (8, false));
+        assert!(!report.later_refused);
+        assert!(store.list("").await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_probe_of_a_store_that_knows_no_conditions_says_so() {
+    let error = careless(true, false).probe_create_race("").await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Unsupported);
+    assert!(error.hint().unwrap().contains("allow_unsafe_store"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_probe_whose_reply_was_lost_runs_another_race() {
+    let (_, store, faults) = faulty(Policy::default(), "lost@create:5");
+    assert!(store.probe_create_race("").await.unwrap().is_safe());
+    assert_eq!(faults.calls().iter().filter(|call| call.starts_with("create")).count(), 8 + 8 + 1);
+}
+
+#[tokio::test]
+async fn an_accepted_unsafe_store_is_looked_at_before_and_after() {
+    for refuses in [false, true] {
+        let store = careless(refuses, true);
+        assert!(store.is_unsafe());
+        assert_eq!(store.create("key", "one").await.unwrap(), Created::New);
+        assert_eq!(store.create("key", "two").await.unwrap(), Created::Exists);
+        assert_eq!(store.get("key").await.unwrap().as_deref(), Some(b"one".as_slice()));
+    }
+}
+
+#[tokio::test]
+async fn stores_in_memory_of_one_name_are_one_store() {
+    let open = |url: &str| Store::open(&url.parse().unwrap(), &StoreOptions::default()).unwrap();
+    open("memory:shared-by-name").create("key", "x").await.unwrap();
+    assert!(open("memory:shared-by-name").get("key").await.unwrap().is_some());
+    assert!(open("memory:").get("key").await.unwrap().is_none());
+}
