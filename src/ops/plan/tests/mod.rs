@@ -11,13 +11,13 @@ use super::{Answer, Facts, PlanRequest, RecoveryPlan, RecoveryTarget, Refusal, p
 use model::Model;
 
 /// Asks until the planner needs nothing more; returns the answer and the rounds it took.
-fn ask(model: &Model, request: &PlanRequest) -> (Result<RecoveryPlan, Refusal>, usize) {
+fn ask(model: &Model, request: &PlanRequest) -> (Result<RecoveryPlan, Box<Refusal>>, usize) {
     let world = model.world();
     let mut facts = Facts::default();
     for round in 0..60 {
         match plan(request, &world, &facts) {
             Answer::Plan(plan) => return (Ok(*plan), round),
-            Answer::Refuse(refusal) => return (Err(*refusal), round),
+            Answer::Refuse(refusal) => return (Err(refusal), round),
             Answer::Need(wants) => {
                 assert!(!wants.is_empty() && wants.len() <= super::MAX_WANTS);
                 wants.into_iter().for_each(|want| model.fetch(want, &mut facts));
@@ -27,6 +27,6 @@ fn ask(model: &Model, request: &PlanRequest) -> (Result<RecoveryPlan, Refusal>, 
     panic!("{request:?} never ends");
 }
 
-fn to(model: &Model, target: RecoveryTarget) -> Result<RecoveryPlan, Refusal> {
+fn to(model: &Model, target: RecoveryTarget) -> Result<RecoveryPlan, Box<Refusal>> {
     ask(model, &PlanRequest::new(target)).0
 }

@@ -110,7 +110,7 @@ impl Timeline {
     /// Appends a record of `len` bytes, which may cross into the next segment.
     pub fn push(&mut self, len: u64, xid: u32, kind: Option<EventKind>) -> Rec {
         let mut lsn = self.pos;
-        if lsn.get() % SEGMENT == 0 {
+        if lsn.get().is_multiple_of(SEGMENT) {
             lsn = lsn.saturating_add(HEADER);
         }
         let border = SegmentNo::containing(lsn, size()).end(size());
@@ -140,7 +140,7 @@ impl Timeline {
 
     /// Fills the segment but for `left` bytes (a multiple of 8).
     pub fn fill(&mut self, left: u64) {
-        let start = if self.pos.get() % SEGMENT == 0 { HEADER } else { 0 };
+        let start = if self.pos.get().is_multiple_of(SEGMENT) { HEADER } else { 0 };
         let room = self.room() - start;
         if room > left {
             self.push(room - left, 0, None);
