@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use pitr::store::{Class, Created, Policy, Settings, Store, StoreErrorKind, StoreOptions, StoreUrl};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const KEY_ID: &str = "conformance";
 const SECRET: &str = "not-so-secret";
@@ -319,6 +320,107 @@ async fn the_double_of_aws_conforms_and_a_missing_bucket_is_an_error_in_every_ca
     every_call_fails(&open("s3://no-such-bucket/p", &server.options(SECRET))?, StoreErrorKind::NoRoot).await
 }
 
+/// A server that gives every request the same answer.
+struct Answering {
+    endpoint: String,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Answering {
+    async fn start(answer: &str) -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let endpoint = format!("http://{}", listener.local_addr()?);
+        let answer = answer.to_owned();
+        let task = tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                // The whole request, or what came until there was a pause: closing on unread bytes would be a reset.
+                let mut request = [0; 4096];
+                let pause = Duration::from_millis(20);
+                while let Ok(Ok(1..)) = tokio::time::timeout(pause, socket.read(&mut request)).await {}
+                socket.write_all(answer.as_bytes()).await.ok();
+            }
+        });
+        Ok(Self { endpoint, task })
+    }
+
+    fn store(&self) -> Result<Store> {
+        let options = StoreOptions {
+            endpoint: Some(self.endpoint.clone()),
+            allow_http: true,
+            credentials: keys_of(SECRET),
+            ..StoreOptions::default()
+        };
+        open("s3://bkt/p", &options)
+    }
+}
+
+fn answer(status: &str, header: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\n{header}content-length: {length}\r\nconnection: close\r\n\r\n{body}")
+}
+
+fn code(code: &str) -> String {
+    format!("<Error><Code>{code}</Code><Message>words</Message></Error>")
+}
+
+/// What each refusal means for a read and for a create.
+#[tokio::test]
+async fn a_refusal_is_what_its_status_and_code_say() -> Result<()> {
+    use {Class::*, StoreErrorKind::*};
+    let elsewhere = "x-amz-bucket-region: eu-x-1\r\n";
+    for (status, header, name, kind, read, create) in [
+        ("403 Forbidden", "", "AccessDenied", Credentials, Permanent, Permanent),
+        ("400 Bad Request", "", "ExpiredToken", Credentials, Permanent, Permanent),
+        ("301 Moved", elsewhere, "PermanentRedirect", Usage, Permanent, Permanent),
+        ("404 Not Found", "", "NoSuchBucket", NoRoot, Permanent, Permanent),
+        ("400 Bad Request", "", "RequestTimeout", Unreachable, Retry, Unknown),
+        ("500 Internal Server Error", "", "InternalError", Unreachable, Retry, Unknown),
+        ("503 Slow Down", "", "SlowDown", Unreachable, Retry, Retry),
+        ("501 Not Implemented", "", "NotImplemented", Unsupported, Permanent, Permanent),
+    ] {
+        let server = Answering::start(&answer(status, header, &code(name))).await?;
+        let store = server.store()?;
+        let error = store.get("key").await.err().with_context(|| format!("{status}: a read fails"))?;
+        ensure!((error.kind, error.class()) == (kind, read), "{status}: {error:?}");
+        let error =
+            store.create("key", "x").await.err().with_context(|| format!("{status}: a create fails"))?;
+        ensure!((error.kind, error.class()) == (kind, create), "{status}: {error:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_conflict_on_a_create_means_that_the_key_is_taken() -> Result<()> {
+    for (status, body) in
+        [("409 Conflict", code("ConditionalRequestConflict")), ("412 Failed", String::new())]
+    {
+        let server = Answering::start(&answer(status, "", &body)).await?;
+        ensure!(server.store()?.create("key", "x").await? == Created::Exists, "{status}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_a_404_that_speaks_of_the_object_is_an_absence() -> Result<()> {
+    let plain = Answering::start(&answer("404 Not Found", "", &code("NoSuchKey"))).await?;
+    ensure!(plain.store()?.get("key").await?.is_none());
+    let marker = answer("404 Not Found", "x-amz-delete-marker: true\r\n", &code("NoSuchKey"));
+    let marker = Answering::start(&marker).await?;
+    for error in [marker.store()?.get("key").await.err(), marker.store()?.head("key").await.err()] {
+        let error = error.context("a delete marker is no absence")?;
+        ensure!(error.kind == StoreErrorKind::Hidden && error.hint().is_some(), "{error}");
+    }
+    // A proxy, a load balancer, another service on that port: nothing is proven.
+    let proxy = Answering::start(&answer("404 Not Found", "", "nothing here")).await?;
+    every_call_fails(&proxy.store()?, StoreErrorKind::NoRoot).await
+}
+
 #[tokio::test]
 async fn a_server_that_is_down_is_an_error_soon() -> Result<()> {
     let options = StoreOptions {
@@ -358,4 +460,20 @@ async fn a_server_that_never_answers_is_an_error_in_time_and_a_create_is_unknown
     ensure!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     silent.abort();
     Ok(())
+}
+
+/// On a machine without a role, or with a metadata service that knows none, a 404 of that service is not an absence.
+#[tokio::test]
+async fn a_metadata_service_that_answers_404_is_a_lack_of_credentials() -> Result<()> {
+    let service = Answering::start(&answer("404 Not Found", "", "")).await?;
+    let options = |metadata: String| StoreOptions {
+        endpoint: Some(service.endpoint.clone()),
+        allow_http: true,
+        environment: [("AWS_METADATA_ENDPOINT".to_owned(), metadata)].into_iter().collect(),
+        ..StoreOptions::default()
+    };
+    every_call_fails(&open("s3://bkt/p", &options(service.endpoint.clone()))?, StoreErrorKind::Credentials)
+        .await?;
+    let nobody = format!("http://127.0.0.1:{}", free_port()?);
+    every_call_fails(&open("s3://bkt/p", &options(nobody))?, StoreErrorKind::Credentials).await
 }

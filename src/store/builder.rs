@@ -32,8 +32,6 @@ const USER_AGENT: &str = concat!("pitr/", env!("CARGO_PKG_VERSION"));
 pub(super) struct Clients {
     pub(super) objects: Arc<dyn ObjectStore>,
     pub(super) pages: Arc<dyn PaginatedListStore>,
-    /// Neither keys nor a way to get them were given; the metadata service will be asked.
-    pub(super) without_credentials: bool,
 }
 
 pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, Fault> {
@@ -41,10 +39,7 @@ pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, F
     match url {
         StoreUrl::S3 { bucket, .. } => {
             let settings = s3_settings(options)?;
-            let without_credentials = !["access_key_id", "web_identity_token_file", "container_"]
-                .iter()
-                .any(|wanted| settings.iter().any(|(name, _)| name.contains(wanted)));
-            Ok(pair(s3(bucket, options, &settings)?, without_credentials))
+            Ok(pair(s3(bucket, options, &settings)?))
         }
         StoreUrl::Gcs { bucket, .. } => {
             let given = given(options, "google_", "GOOGLE_");
@@ -52,14 +47,14 @@ pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, F
                 .with_bucket_name(bucket)
                 .with_client_options(client_options(options)?)
                 .with_retry(no_repetition())
-                .with_http_connector(Connector::default());
+                .with_http_connector(Connector::new(bucket));
             for (key, value) in configure::<GoogleConfigKey>(options, &given)? {
                 builder = builder.with_config(key, value);
             }
             if let Some(endpoint) = &options.endpoint {
                 builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
             }
-            Ok(pair(builder.build().map_err(|error| refused(&error))?, given.is_empty()))
+            Ok(pair(builder.build().map_err(|error| refused(&error))?))
         }
         StoreUrl::Azure { container, .. } => {
             let given = given(options, "azure_", "AZURE_");
@@ -67,23 +62,23 @@ pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, F
                 .with_container_name(container)
                 .with_client_options(client_options(options)?)
                 .with_retry(no_repetition())
-                .with_http_connector(Connector::default());
+                .with_http_connector(Connector::new(container));
             for (key, value) in configure::<AzureConfigKey>(options, &given)? {
                 builder = builder.with_config(key, value);
             }
             if let Some(endpoint) = &options.endpoint {
                 builder = builder.with_endpoint(endpoint.clone()).with_allow_http(options.allow_http);
             }
-            Ok(pair(builder.build().map_err(|error| refused(&error))?, given.is_empty()))
+            Ok(pair(builder.build().map_err(|error| refused(&error))?))
         }
         StoreUrl::File(_) | StoreUrl::Memory(_) => Err(Fault::usage("it is not in a cloud")),
     }
 }
 
-fn pair<S: ObjectStore + PaginatedListStore>(store: S, without_credentials: bool) -> Clients {
+fn pair<S: ObjectStore + PaginatedListStore>(store: S) -> Clients {
     let store = Arc::new(store);
     let objects: Arc<dyn ObjectStore> = Arc::<S>::clone(&store);
-    Clients { objects, pages: store, without_credentials }
+    Clients { objects, pages: store }
 }
 
 fn s3(bucket: &str, options: &StoreOptions, settings: &Settings) -> Result<AmazonS3, Fault> {
@@ -91,7 +86,7 @@ fn s3(bucket: &str, options: &StoreOptions, settings: &Settings) -> Result<Amazo
         .with_bucket_name(bucket)
         .with_client_options(client_options(options)?)
         .with_retry(no_repetition())
-        .with_http_connector(Connector::default())
+        .with_http_connector(Connector::new(bucket))
         // The store then checks what it received; the digest is computed for the signature anyway. A bucket with object
         // lock requires it.
         .with_checksum_algorithm(Checksum::SHA256)

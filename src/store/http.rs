@@ -3,7 +3,9 @@
 //! object_store reduces a refused request to a few kinds of error. pitr needs more: the error code tells a missing
 //! object from a missing bucket, a header tells a deleted object from one that never was, another the region. So every
 //! answer that is no success becomes a [`Refusal`], which travels up the chain of errors whole.
-//! Invariants: at most [`BODY_LIMIT`] bytes of a refusal are read; nothing secret is in it.
+//! Requests for credentials go through the same client, to other servers. Their failures are kept apart: a metadata
+//! service that answers 404 says nothing about an object.
+//! Invariants: a [`Refusal`] comes from the store itself; at most [`BODY_LIMIT`] bytes of one are read.
 //! Source of truth: the S3 API "Error responses", Azure Blob "Status and error codes".
 
 use std::fmt;
@@ -49,46 +51,95 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// The server that gives out credentials did not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("no credentials from {server}: {cause}")]
+pub(super) struct NoCredentials {
+    pub(super) server: String,
+    pub(super) cause: String,
+    /// What it answered, if it did.
+    pub(super) status: Option<u16>,
+}
+
 /// Connects as object_store does, and wraps the client.
-#[derive(Debug, Default)]
-pub(super) struct Connector(ReqwestConnector);
+#[derive(Debug)]
+pub(super) struct Connector {
+    /// The bucket or container: every request to the store names it, no request for credentials does.
+    root: String,
+    inner: ReqwestConnector,
+}
+
+impl Connector {
+    pub(super) fn new(root: &str) -> Self {
+        Self { root: root.to_owned(), inner: ReqwestConnector::default() }
+    }
+}
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Client(self.0.connect(options)?)))
+        Ok(HttpClient::new(Client { root: self.root.clone(), inner: self.inner.connect(options)? }))
     }
 }
 
 #[derive(Debug)]
-struct Client(HttpClient);
+struct Client {
+    root: String,
+    inner: HttpClient,
+}
 
 #[async_trait]
 impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let response = self.0.execute(request).await?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let header = |name: &str| {
-            let value = response.headers().get(name).and_then(|value| value.to_str().ok());
-            value.map(|value| value.chars().take(MESSAGE_LIMIT).collect::<String>())
+        let server = request.uri().host().unwrap_or_default().to_owned();
+        let of_store = names(&server, request.uri().path(), &self.root);
+        let no_credentials = |kind, cause, status| {
+            HttpError::new(kind, NoCredentials { server: server.clone(), cause, status })
         };
-        let mut refusal = Refusal {
-            status: status.as_u16(),
-            code: header("x-ms-error-code").unwrap_or_default(),
-            delete_marker: header("x-amz-delete-marker").as_deref() == Some("true"),
-            region: header("x-amz-bucket-region"),
-            ..Refusal::default()
+        let response = match self.inner.execute(request).await {
+            Ok(response) if response.status().is_success() => return Ok(response),
+            Ok(response) => response,
+            Err(error) if of_store => return Err(error),
+            Err(error) => return Err(no_credentials(error.kind(), innermost(&error), None)),
         };
-        let body = read_some(response.into_body()).await;
-        if let Some(code) = element(&body, "Code") {
-            refusal.code = code;
-        }
-        let message = element(&body, "Message").or_else(|| (!body.contains('<')).then(|| shown(&body)));
-        refusal.message = message.unwrap_or_default();
-        Err(HttpError::new(HttpErrorKind::Unknown, refusal))
+        let refusal = read_refusal(response).await;
+        Err(if of_store {
+            HttpError::new(HttpErrorKind::Unknown, refusal)
+        } else {
+            no_credentials(HttpErrorKind::Unknown, refusal.to_string(), Some(refusal.status))
+        })
     }
+}
+
+/// Is this request about the bucket? It is part of the host or of the path.
+fn names(host: &str, path: &str, root: &str) -> bool {
+    let in_host = host == root || host.strip_prefix(root).is_some_and(|rest| rest.starts_with('.'));
+    in_host || path.split('/').any(|part| part == root)
+}
+
+/// The innermost cause, which is the one that tells.
+pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
+}
+
+async fn read_refusal(response: HttpResponse) -> Refusal {
+    let header = |name: &str| {
+        let value = response.headers().get(name).and_then(|value| value.to_str().ok());
+        value.map(|value| value.chars().take(MESSAGE_LIMIT).collect::<String>())
+    };
+    let mut refusal = Refusal {
+        status: response.status().as_u16(),
+        code: header("x-ms-error-code").unwrap_or_default(),
+        delete_marker: header("x-amz-delete-marker").as_deref() == Some("true"),
+        region: header("x-amz-bucket-region"),
+        ..Refusal::default()
+    };
+    let body = read_some(response.into_body()).await;
+    if let Some(code) = element(&body, "Code") {
+        refusal.code = code;
+    }
+    let message = element(&body, "Message").or_else(|| (!body.contains('<')).then(|| shown(&body)));
+    refusal.message = message.unwrap_or_default();
+    refusal
 }
 
 /// The beginning of a body, as far as it comes.
@@ -120,6 +171,21 @@ fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_is_the_stores_if_it_names_the_bucket() {
+        for (host, path) in [
+            ("127.0.0.1", "/bkt/key"),
+            ("bkt.s3.eu.amazonaws.com", "/key"),
+            ("h", "/account/bkt"),
+            ("h", "/bkt"),
+        ] {
+            assert!(names(host, path, "bkt"), "{host}{path}");
+        }
+        for (host, path) in [("169.254.169.254", "/latest/api/token"), ("bktx.h", "/"), ("h", "/bktx/bk")] {
+            assert!(!names(host, path, "bkt"), "{host}{path}");
+        }
+    }
 
     #[test]
     fn code_and_message_are_found_in_the_body_and_shortened() {

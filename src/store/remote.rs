@@ -23,7 +23,7 @@ use object_store::{PutMode, PutOptions, PutPayload};
 use super::backend::{Backend, Created, Listing, ObjectInfo, Opened, Page, Payload};
 use super::builder::{self, Clients};
 use super::error::{Class, Fault, StoreErrorKind};
-use super::http::Refusal;
+use super::http::{NoCredentials, Refusal, innermost};
 use super::options::StoreOptions;
 use super::url::{KEY_LIMIT, StoreUrl};
 
@@ -34,8 +34,6 @@ pub(super) struct Remote {
     pages: PageStore,
     /// Empty, or ends with `/`.
     prefix: String,
-    /// No credentials were given: what fails to reach the metadata service of the cloud lacks them.
-    without_credentials: bool,
 }
 
 struct PageStore(Arc<dyn PaginatedListStore>);
@@ -54,9 +52,9 @@ impl Remote {
             }
             StoreUrl::File(_) | StoreUrl::Memory(_) => return Err(Fault::usage("it is not in a cloud")),
         };
-        let Clients { objects, pages, without_credentials } = builder::build(url, options)?;
+        let Clients { objects, pages } = builder::build(url, options)?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { objects, pages: PageStore(pages), prefix, without_credentials })
+        Ok(Self { objects, pages: PageStore(pages), prefix })
     }
 
     fn path(&self, key: &str) -> Result<Path, Fault> {
@@ -69,19 +67,9 @@ impl Remote {
         Path::parse(key).map_err(|error| Fault::usage(error.to_string()))
     }
 
-    /// What a failed call means for a caller that only reads.
-    fn fault(&self, error: &object_store::Error) -> Fault {
-        let no_service = self.without_credentials && error.to_string().contains("169.254.169.254");
-        if no_service {
-            let cause = "no credentials are configured, and there is no metadata service to ask for them";
-            return Fault::permanent(StoreErrorKind::Credentials, cause);
-        }
-        judge(error)
-    }
-
     /// What a failed create means: the key is taken, or a fault whose outcome may be open.
-    fn create_outcome(&self, error: &object_store::Error) -> Result<Created, Fault> {
-        let fault = self.fault(error);
+    fn create_outcome(error: &object_store::Error) -> Result<Created, Fault> {
+        let fault = judge(error);
         if let Some(refusal) = find::<Refusal>(error) {
             // Azure says conflict also of a container that is being deleted.
             let of_container = refusal.code.starts_with("Container") || refusal.code.starts_with("Account");
@@ -94,21 +82,22 @@ impl Remote {
                 _ => Err(fault),
             };
         }
-        let not_sent = find::<HttpError>(error).is_some_and(|error| error.kind() == HttpErrorKind::Connect);
+        let not_sent = find::<NoCredentials>(error).is_some()
+            || find::<HttpError>(error).is_some_and(|error| error.kind() == HttpErrorKind::Connect);
         Err(if not_sent || fault.class == Class::Permanent { fault } else { fault.outcome_unknown() })
     }
 
     /// `Ok` if the error proves that there is no such object.
     async fn prove_absent(&self, key: &str, error: &object_store::Error) -> Result<(), Fault> {
         let Some(refusal) = find::<Refusal>(error).filter(|refusal| refusal.status == 404) else {
-            return Err(self.fault(error));
+            return Err(judge(error));
         };
         if refusal.delete_marker {
             return Err(Fault::permanent(StoreErrorKind::Hidden, "it is hidden by a delete marker"));
         }
         match refusal.code.as_str() {
             "NoSuchKey" | "BlobNotFound" => return Ok(()),
-            "NoSuchBucket" | "ContainerNotFound" | "ResourceNotFound" => return Err(self.fault(error)),
+            "NoSuchBucket" | "ContainerNotFound" | "ResourceNotFound" => return Err(judge(error)),
             _ => {}
         }
         // No code, as in every answer to HEAD: the listing tells whether the bucket is there.
@@ -150,12 +139,14 @@ fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref::<E>())
 }
 
-/// The innermost cause, which is the one that tells.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
-}
-
+/// What a failed call means for a caller that only reads.
 fn judge(error: &object_store::Error) -> Fault {
+    if let Some(missing) = find::<NoCredentials>(error) {
+        // A service that is not there may be on another machine tomorrow; one that says no means it.
+        let final_no = missing.status.is_some_and(|status| (400..500).contains(&status) && status != 429);
+        let fault = Fault::retry(StoreErrorKind::Credentials, missing.to_string());
+        return if final_no { Fault { class: Class::Permanent, ..fault } } else { fault };
+    }
     if let Some(refusal) = find::<Refusal>(error) {
         return judge_refusal(refusal);
     }
@@ -186,9 +177,8 @@ fn judge_refusal(refusal: &Refusal) -> Fault {
         return Fault::usage(format!("the bucket is in region {region:?}"));
     }
     let expired = ["ExpiredToken", "InvalidToken", "TokenRefreshRequired"].contains(&refusal.code.as_str());
-    let no_grant = refusal.message.contains("invalid_grant") || refusal.message.contains("invalid_client");
     match refusal.status {
-        _ if expired || no_grant => permanent(StoreErrorKind::Credentials),
+        _ if expired => permanent(StoreErrorKind::Credentials),
         401 | 403 => permanent(StoreErrorKind::Credentials),
         300..400 => permanent(StoreErrorKind::Usage),
         // Called to read an object, this is settled by `prove_absent`; of anything else, it is the bucket.
@@ -206,14 +196,14 @@ impl Backend for Remote {
     async fn create(&self, key: &str, body: &Payload) -> Result<Created, Fault> {
         match self.put(key, body, PutMode::Create).await {
             Ok(()) => Ok(Created::New),
-            Err(error) => self.create_outcome(&error),
+            Err(error) => Self::create_outcome(&error),
         }
     }
 
     async fn overwrite(&self, key: &str, body: &Payload) -> Result<(), Fault> {
         match self.put(key, body, PutMode::Overwrite).await {
             Ok(()) => Ok(()),
-            Err(error) => self.create_outcome(&error).map(drop),
+            Err(error) => Self::create_outcome(&error).map(drop),
         }
     }
 
@@ -255,7 +245,7 @@ impl Backend for Remote {
             ..PaginatedListOptions::default()
         };
         let prefix = (!prefix.is_empty()).then_some(prefix.as_str());
-        let page = self.pages.0.list_paginated(prefix, options).await.map_err(|error| self.fault(&error))?;
+        let page = self.pages.0.list_paginated(prefix, options).await.map_err(|error| judge(&error))?;
         let below = |path: &Path| path.as_ref().strip_prefix(self.prefix.as_str()).map(str::to_owned);
         Ok(Page {
             objects: page.result.objects.iter().filter_map(|meta| self.info(meta)).collect(),
