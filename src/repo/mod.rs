@@ -1,18 +1,321 @@
 //! The repository: where the bytes go, how each object looks, and who may create what.
 //!
 //! ```text
-//!  mod      Repository: open, create identity, put and get each kind of object      the only part that does IO
-//!  ------------------------------------------------------------------------------------------------------------
-//!  path     every object key               objects   the small JSON objects
-//!  walobject, annex   one WAL segment      pack, manifest   one backup
+//!  mod      Repository: a store, a cluster      System: the folder of one system identifier
+//!  archive  WAL: put, get, proven absent        backups  intent, packs, verdict       lease, pins
+//!  ------------------------------------------------------------------------------------- below: no IO
+//!  path     every object key                    objects   the small JSON objects
+//!  walobject, annex   one WAL segment           pack, manifest   one backup           catalog   what a listing tells
 //! ```
 //! Objects are created, never changed; `expire` alone deletes. Data first, then the one small object that makes it real.
+//! Every function may be dropped at any await: what was created stays, complete, and repeating the call succeeds.
 //! FORMAT.md fixes every byte.
 
 pub mod annex;
+pub mod archive;
+pub mod backups;
 mod binary;
+pub mod catalog;
+mod document;
+mod error;
+pub mod lease;
 pub mod manifest;
 pub mod objects;
 pub mod pack;
 pub mod path;
+pub mod pins;
 pub mod walobject;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+pub use error::RepoError;
+
+use crate::clock;
+use crate::store::Store;
+use crate::wal::{PgMajor, SegmentSize, SystemId};
+use document::Put;
+use objects::{FormatMark, Identity, Nonce, Process};
+use path::{ClusterName, Sealing, SystemKeys, SystemObject};
+
+/// The newest format of a repository this program knows, and the one it writes.
+pub const REPOSITORY_FORMAT: u32 = 1;
+/// What objects say wrote them.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// One configured repository, seen from one cluster. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Repository(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    name: String,
+    cluster: ClusterName,
+    required: bool,
+}
+
+/// What a new identity states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewIdentity {
+    /// The system identifier.
+    pub system: SystemId,
+    /// PostgreSQL's major version.
+    pub major: PgMajor,
+    /// Bytes in a WAL segment.
+    pub segment_size: SegmentSize,
+    /// Whether objects are encrypted.
+    pub sealing: Sealing,
+}
+
+/// Whether something was there before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Novelty {
+    /// This call made it.
+    New,
+    /// It was there, and says the same.
+    Old,
+}
+
+impl Repository {
+    /// The repository called `name` in `store`. Nothing is asked of the store yet.
+    pub fn new(store: Store, name: &str, cluster: ClusterName, required: bool) -> Self {
+        Self(Arc::new(Inner { store, name: name.to_owned(), cluster, required }))
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &ClusterName {
+        &self.0.cluster
+    }
+
+    /// Whether a segment counts as archived only when it is here.
+    pub fn is_required(&self) -> bool {
+        self.0.required
+    }
+
+    /// The system identifiers of which the cluster has a folder here, whether it has an identity or not.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn systems(&self) -> Result<Vec<SystemId>, RepoError> {
+        let dir = path::cluster_dir(self.cluster());
+        let names = self.store().list_dirs(&dir).await?;
+        Ok(names
+            .iter()
+            .filter_map(|n| path::parse_system_dir(self.cluster(), &format!("{dir}{n}")))
+            .collect())
+    }
+
+    /// The identities of the cluster, the current one last.
+    ///
+    /// # Errors
+    /// [`RepoError`] if one cannot be read.
+    pub async fn identities(&self) -> Result<Vec<Identity>, RepoError> {
+        let mut found = Vec::new();
+        for system in self.systems().await? {
+            found.extend(self.identity(system).await?);
+        }
+        found.sort_by_key(Identity::order);
+        Ok(found)
+    }
+
+    /// The identity of `system`'s folder; `None` if the store proves that it has none.
+    ///
+    /// # Errors
+    /// [`RepoError::Foreign`] if the folder's identity is another one's.
+    pub async fn identity(&self, system: SystemId) -> Result<Option<Identity>, RepoError> {
+        // Sealing changes no name that is used here.
+        let key = SystemKeys::new(self.cluster(), system, Sealing::Plain).key(&SystemObject::Identity);
+        let Some(identity) = self.get_document::<Identity>(&key).await? else { return Ok(None) };
+        if identity.cluster != *self.cluster() || identity.system != system {
+            let what = format!("{key} says it is system {} of cluster {}", identity.system, identity.cluster);
+            return Err(RepoError::Foreign { repository: self.name().to_owned(), what });
+        }
+        Ok(Some(identity))
+    }
+
+    /// Opens the folder of `system`.
+    ///
+    /// # Errors
+    /// [`RepoError::NoIdentity`] if it has no identity.
+    pub async fn open(&self, system: SystemId) -> Result<System, RepoError> {
+        let identity = self.identity(system).await?;
+        identity.map(|identity| System::new(self, identity)).ok_or_else(|| RepoError::NoIdentity {
+            repository: self.name().to_owned(),
+            cluster: self.cluster().clone(),
+            system,
+        })
+    }
+
+    /// Opens the cluster's current folder: the one initialised last. `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`Self::identities`].
+    pub async fn open_current(&self) -> Result<Option<System>, RepoError> {
+        Ok(self.identities().await?.pop().map(|identity| System::new(self, identity)))
+    }
+
+    /// Creates the identity of a system folder, or finds that it says the same already. Several inits at once succeed.
+    ///
+    /// A crash leaves nothing, a format mark, or all of it.
+    ///
+    /// # Errors
+    /// [`RepoError::Foreign`] if the folder exists with other facts.
+    pub async fn create_identity(
+        &self,
+        new: NewIdentity,
+        now: Timestamp,
+    ) -> Result<(System, Novelty), RepoError> {
+        self.mark_format(now).await?;
+        let newest = self.identities().await?.iter().map(|i| i.sequence).max().unwrap_or(0);
+        let identity = Identity {
+            cluster: self.cluster().clone(),
+            system: new.system,
+            major: new.major,
+            segment_size: new.segment_size,
+            sealed: new.sealing == Sealing::Sealed,
+            sequence: newest.saturating_add(1),
+            created: now,
+            nonce: nonce()?,
+            version: VERSION.to_owned(),
+        };
+        let key = SystemKeys::new(self.cluster(), new.system, new.sealing).key(&SystemObject::Identity);
+        match self.put_document(&key, &identity).await? {
+            Put::Ours => Ok((System::new(self, identity), Novelty::New)),
+            Put::Theirs(theirs) if theirs.same_cluster(&identity) => {
+                Ok((System::new(self, theirs), Novelty::Old))
+            }
+            Put::Theirs(theirs) => {
+                let sealed = if theirs.sealed { "encrypted" } else { "not encrypted" };
+                let what = format!(
+                    "{key} says PostgreSQL {}, segments of {} bytes, {sealed}, which differs from what was asked for",
+                    theirs.major,
+                    theirs.segment_size.bytes()
+                );
+                Err(RepoError::Foreign { repository: self.name().to_owned(), what })
+            }
+        }
+    }
+
+    async fn mark_format(&self, now: Timestamp) -> Result<(), RepoError> {
+        self.check_writable().await?;
+        let mark = FormatMark { format: REPOSITORY_FORMAT, created: now, version: VERSION.to_owned() };
+        // Whoever marked it first: it is the same mark.
+        self.put_document(&path::format_key(self.cluster(), REPOSITORY_FORMAT), &mark).await.map(|_| ())
+    }
+
+    /// Checks that no newer pitr writes here: this one would not understand what it must not contradict.
+    ///
+    /// # Errors
+    /// [`RepoError::NewerFormat`].
+    pub async fn check_writable(&self) -> Result<(), RepoError> {
+        let marks = self.store().list(&path::format_dir(self.cluster())).await?;
+        let newest = marks.iter().filter_map(|o| path::parse_format_key(self.cluster(), &o.key)).max();
+        match newest {
+            Some(format) if format > REPOSITORY_FORMAT => Err(RepoError::NewerFormat {
+                repository: self.name().to_owned(),
+                what: format!("objects have format {format}, this pitr writes {REPOSITORY_FORMAT}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The store's own time, told by a small object that is created and deleted again. Only differences to other times of the
+    /// same store mean anything.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn store_time(&self) -> Result<Timestamp, RepoError> {
+        let key = path::probe_key(self.cluster(), &clock::nonce()?);
+        self.store().create(&key, "time").await?;
+        let found = self.store().head(&key).await?;
+        // Where deleting is forbidden (object lock) it stays: a few bytes that nobody reads.
+        self.store().delete(&key).await.ok();
+        found.map(|info| info.modified).ok_or_else(|| self.unstable(&key))
+    }
+
+    fn unstable(&self, key: &str) -> RepoError {
+        RepoError::Unstable { repository: self.name().to_owned(), key: key.to_owned() }
+    }
+
+    fn corrupt(&self, key: &str, what: &dyn std::fmt::Display) -> RepoError {
+        RepoError::Corrupt { repository: self.name().to_owned(), key: key.to_owned(), what: what.to_string() }
+    }
+
+    fn conflict(&self, key: &str) -> RepoError {
+        RepoError::Conflict { repository: self.name().to_owned(), key: key.to_owned() }
+    }
+
+    fn missing(&self, key: &str) -> RepoError {
+        RepoError::Missing { repository: self.name().to_owned(), key: key.to_owned() }
+    }
+}
+
+/// The folder of one system identifier in a repository. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct System {
+    repository: Repository,
+    identity: Arc<Identity>,
+    keys: Arc<SystemKeys>,
+}
+
+impl System {
+    fn new(repository: &Repository, identity: Identity) -> Self {
+        let sealing = if identity.sealed { Sealing::Sealed } else { Sealing::Plain };
+        let keys = SystemKeys::new(repository.cluster(), identity.system, sealing);
+        Self { repository: repository.clone(), identity: Arc::new(identity), keys: Arc::new(keys) }
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Its identity, as read when it was opened.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Its keys.
+    pub fn keys(&self) -> &SystemKeys {
+        &self.keys
+    }
+
+    fn store(&self) -> &Store {
+        self.repository.store()
+    }
+}
+
+/// A new nonce.
+///
+/// # Errors
+/// [`RepoError::Random`].
+pub fn nonce() -> Result<Nonce, RepoError> {
+    Ok(Nonce::new(clock::random_bytes()?))
+}
+
+/// A new backup id for a backup that starts at `start`.
+///
+/// # Errors
+/// [`RepoError::Random`].
+pub fn backup_id(start: Timestamp) -> Result<path::BackupId, RepoError> {
+    Ok(path::BackupId::new(start, u32::from_le_bytes(clock::random_bytes()?)))
+}
+
+/// This process, as objects name it.
+pub fn this_process() -> Process {
+    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Process { host, boot: boot.trim().to_owned(), pid: std::process::id(), version: VERSION.to_owned() }
+}

@@ -272,6 +272,11 @@ pub fn parse_format_key(cluster: &ClusterName, key: &str) -> Option<u32> {
     number(key.strip_prefix(&format_dir(cluster))?.strip_suffix(".json")?)
 }
 
+/// Key of a passing object that tells the store's time; `nonce` makes it fresh.
+pub fn probe_key(cluster: &ClusterName, nonce: &str) -> String {
+    format!("{cluster}/probe-{nonce}")
+}
+
 /// The system identifier whose folder, `<cluster>/<SYSID>/` with or without the slash, `dir` is.
 pub fn parse_system_dir(cluster: &ClusterName, dir: &str) -> Option<SystemId> {
     let name = dir.strip_prefix(&cluster_dir(cluster))?;

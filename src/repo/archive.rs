@@ -1,0 +1,466 @@
+//! WAL in a repository: put it once, get it back whole, and say "not there" only when that is proven.
+//!
+//! ```text
+//!  put     create ─ exists? ─► read the header: equal, covered, an unfinished copy to store beside, or two histories
+//!  get     first copy ─ unfinished? ─► later copies ─► the longest
+//!  absent  404, identity read, not below the floor, and no later segment of the timeline: then, and only then
+//! ```
+//! Invariants: nothing that is stored is replaced; every byte handed out was checked against the tag; doubt is an error or
+//! [`Absence::Doubt`], never "absent". Source of truth: FORMAT.md, "WAL objects".
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::annex::{Annex, AnnexError};
+use super::document::{ATTEMPTS, PAUSE};
+use super::objects::Floor;
+use super::path::SystemObject;
+use super::walobject::{
+    Asked, HEADER_BYTES, INFO_BYTES, SameName, Side, WalHeader, WalObject, WalObjectError, compare, open,
+    parse_info, stored_prefix,
+};
+use super::{RepoError, System};
+use crate::clock;
+use crate::store::{Created, ObjectInfo};
+use crate::wal::{SegmentName, TimelineHistory, TimelineId, WalFileName};
+
+/// Copies of one segment: each is longer than the one before, so more than a few mean that something is wrong.
+pub const MAX_COPIES: u32 = 99;
+/// Keys per request where only the first few can matter.
+const FEW: usize = 20;
+
+/// What a put came to. All but the last are success.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stored {
+    /// The object is new.
+    New,
+    /// The same bytes were there.
+    AlreadyThere,
+    /// A stored copy holds all valid WAL of this one: nothing was written.
+    Covered,
+    /// A shorter copy was there; this one is stored beside it, with this number.
+    LongerCopy(u32),
+    /// Other content is stored under this name; nothing was written.
+    Conflict(Box<WalHeader>),
+}
+
+/// A WAL object as fetched, not yet opened.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// Its header.
+    pub header: WalHeader,
+    /// Which copy it is.
+    pub copy: u32,
+    key: String,
+    repository: String,
+    asked: Asked,
+    object: Bytes,
+}
+
+impl Fetched {
+    /// Bytes of the object.
+    pub fn stored(&self) -> u64 {
+        crate::codec::len_u64(&self.object)
+    }
+
+    /// Hands the plain bytes to `plain`, checking everything. Takes as long as decompressing does: not for a thread of the
+    /// runtime.
+    ///
+    /// # Errors
+    /// [`RepoError::Corrupt`]; what was handed out must then be thrown away.
+    pub fn open(&self, plain: impl FnMut(&[u8])) -> Result<(), RepoError> {
+        let opened = open(&self.object, &self.asked, plain);
+        opened.map(|_| ()).map_err(|e| object_error(&self.repository, &self.key, &e))
+    }
+
+    /// The plain bytes.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn plain(&self) -> Result<Vec<u8>, RepoError> {
+        let mut plain = Vec::new();
+        self.open(|bytes| plain.extend_from_slice(bytes))?;
+        Ok(plain)
+    }
+}
+
+/// What planning knows of a stored segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// The segment.
+    pub name: SegmentName,
+    /// Which copy: the longest one.
+    pub copy: u32,
+    /// Its header.
+    pub header: WalHeader,
+    /// What the scan learned.
+    pub annex: Annex,
+}
+
+/// A segment in a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListedSegment {
+    /// The segment.
+    pub name: SegmentName,
+    /// Copies of it, at least 1.
+    pub copies: u32,
+    /// Bytes of all copies in the store.
+    pub stored: u64,
+}
+
+/// Whether a file that was not found is truly not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Absence {
+    /// It is not, and nothing speaks against it.
+    Proven,
+    /// It is there.
+    Present,
+    /// Retention gave it up.
+    Expired,
+    /// It is not there, but should be.
+    Doubt(String),
+}
+
+/// The timelines of which something is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TimelinePresence {
+    /// Its history file is stored.
+    pub history: bool,
+    /// WAL of it is stored.
+    pub wal: bool,
+}
+
+fn object_error(repository: &str, key: &str, error: &WalObjectError) -> RepoError {
+    let (repository, key) = (repository.to_owned(), key.to_owned());
+    match error {
+        WalObjectError::Sealed(_) => RepoError::Sealed { repository, key },
+        WalObjectError::Foreign { .. } => RepoError::Foreign { repository, what: format!("{key}: {error}") },
+        WalObjectError::Header(super::walobject::HeaderError::NewerFormat(_)) => {
+            RepoError::NewerFormat { repository, what: format!("{key}: {error}") }
+        }
+        WalObjectError::Header(_)
+        | WalObjectError::Body
+        | WalObjectError::Annex(_)
+        | WalObjectError::Codec(_)
+        | WalObjectError::Size { .. }
+        | WalObjectError::Tag => RepoError::Corrupt { repository, key, what: error.to_string() },
+    }
+}
+
+impl System {
+    fn object_error(&self, key: &str, error: &WalObjectError) -> RepoError {
+        object_error(self.repository.name(), key, error)
+    }
+
+    /// What an object under the name must say it is.
+    pub fn asked(&self, name: WalFileName) -> Asked {
+        Asked { cluster: self.repository.cluster().clone(), system: self.identity.system, name }
+    }
+
+    /// Stores a WAL object. Once it returns anything but an error or a conflict, the repository holds all valid WAL of it, durably.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`], or a stored object of this name that cannot be read.
+    pub async fn put_wal(&self, object: &WalObject) -> Result<Stored, RepoError> {
+        let name = object.header.name;
+        let mut copy = 1;
+        let mut absent = 0;
+        while absent < ATTEMPTS {
+            let key = self.keys.key(&SystemObject::Wal(name, copy));
+            if self.store().create(&key, object.chunks.clone()).await? == Created::New {
+                return Ok(if copy == 1 { Stored::New } else { Stored::LongerCopy(copy) });
+            }
+            match self.relation(&key, object).await? {
+                None => {
+                    absent += 1;
+                    clock::sleep(PAUSE).await;
+                }
+                Some((SameName::Equal, _)) => return Ok(Stored::AlreadyThere),
+                Some((SameName::StoredCovers, _)) => return Ok(Stored::Covered),
+                Some((SameName::Extends, _)) if copy < MAX_COPIES => copy += 1,
+                Some((_, stored)) => return Ok(Stored::Conflict(Box::new(stored))),
+            }
+        }
+        Err(self.repository.unstable(&self.keys.wal(name)))
+    }
+
+    /// How `object` relates to what is stored at `key`; `None` if that is gone.
+    async fn relation(
+        &self,
+        key: &str,
+        object: &WalObject,
+    ) -> Result<Option<(SameName, WalHeader)>, RepoError> {
+        let asked = self.asked(object.header.name);
+        let Some(stored) = self.header_at(key, &asked).await? else { return Ok(None) };
+        let relation = match compare(&stored, &object.header, None) {
+            SameName::NeedPrefix { of, bytes } => {
+                let other = match of {
+                    Side::Offered => Bytes::from(object.chunks.concat()),
+                    Side::Stored => match self.store().get(key).await? {
+                        Some(object) => object,
+                        None => return Ok(None),
+                    },
+                };
+                let prefix = stored_prefix(&other, &asked, bytes).map_err(|e| self.object_error(key, &e))?;
+                compare(&stored, &object.header, Some(prefix))
+            }
+            decided => decided,
+        };
+        Ok(Some((relation, stored)))
+    }
+
+    async fn header_at(&self, key: &str, asked: &Asked) -> Result<Option<WalHeader>, RepoError> {
+        let end = u64::try_from(HEADER_BYTES).unwrap_or(INFO_BYTES);
+        let Some(bytes) = self.store().get_range(key, 0..end).await? else { return Ok(None) };
+        let header = WalHeader::parse(&bytes).map_err(|e| self.object_error(key, &e.into()))?;
+        header.check_asked(asked).map_err(|e| self.object_error(key, &e))?;
+        Ok(Some(header))
+    }
+
+    /// Fetches a file: of a segment with unfinished copies the longest. `None` means that the store has no such object, which is
+    /// not yet proven absence.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn fetch_wal(&self, name: WalFileName) -> Result<Option<Fetched>, RepoError> {
+        let asked = self.asked(name);
+        let mut best: Option<Fetched> = None;
+        for copy in 1..=MAX_COPIES {
+            let key = self.keys.key(&SystemObject::Wal(name, copy));
+            let Some(object) = self.store().get(&key).await? else { break };
+            let header = WalHeader::parse(&object).map_err(|e| self.object_error(&key, &e.into()))?;
+            header.check_asked(&asked).map_err(|e| self.object_error(&key, &e))?;
+            let may_grow = header.valid.is_some_and(|v| v.end.may_have_longer_copy());
+            let repository = self.repository.name().to_owned();
+            best = Some(Fetched { header, copy, key, repository, asked: asked.clone(), object });
+            if !may_grow {
+                break;
+            }
+        }
+        Ok(best)
+    }
+
+    /// As [`Self::fetch_wal`], for recovery: an unfinished copy is no answer while WAL goes on after it.
+    ///
+    /// # Errors
+    /// [`RepoError::Unfinished`].
+    pub async fn fetch_for_recovery(&self, name: WalFileName) -> Result<Option<Fetched>, RepoError> {
+        let Some(fetched) = self.fetch_wal(name).await? else { return Ok(None) };
+        let unfinished = fetched.header.valid.filter(|v| v.end.may_have_longer_copy());
+        if let (WalFileName::Segment(segment), Some(valid)) = (name, unfinished)
+            && self.later_wal(segment).await?.is_some()
+        {
+            let repository = self.repository.name().to_owned();
+            return Err(RepoError::Unfinished { repository, name, valid_to: valid.to });
+        }
+        Ok(Some(fetched))
+    }
+
+    /// Header and annex of a segment's longest copy: usually one small ranged read.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn segment_info(&self, name: SegmentName) -> Result<Option<SegmentInfo>, RepoError> {
+        let mut best = None;
+        for copy in 1..=MAX_COPIES {
+            let key = self.keys.key(&SystemObject::Wal(WalFileName::Segment(name), copy));
+            let Some((header, annex)) = self.info_at(&key, WalFileName::Segment(name)).await? else { break };
+            let may_grow = header.valid.is_some_and(|v| v.end.may_have_longer_copy());
+            best = Some(SegmentInfo { name, copy, header, annex });
+            if !may_grow {
+                break;
+            }
+        }
+        Ok(best)
+    }
+
+    async fn info_at(&self, key: &str, name: WalFileName) -> Result<Option<(WalHeader, Annex)>, RepoError> {
+        let mut end = INFO_BYTES;
+        for _ in 0..3 {
+            let Some(bytes) = self.store().get_range(key, 0..end).await? else { return Ok(None) };
+            match parse_info(&bytes) {
+                Ok((header, annex)) => {
+                    header.check_asked(&self.asked(name)).map_err(|e| self.object_error(key, &e))?;
+                    return Ok(Some((header, annex)));
+                }
+                Err(WalObjectError::Annex(AnnexError::NeedMore(needed))) => {
+                    end = u64::try_from(needed).unwrap_or(end);
+                }
+                Err(e) => return Err(self.object_error(key, &e)),
+            }
+        }
+        Err(self.repository.corrupt(key, &"it is cut off"))
+    }
+
+    /// The history of `timeline`; `None` if the store has no such object. Timeline 1 has none and needs none.
+    ///
+    /// # Errors
+    /// [`RepoError::Corrupt`] for one that PostgreSQL would not accept.
+    pub async fn history(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>, RepoError> {
+        if timeline == TimelineId::FIRST {
+            return Ok(Some(TimelineHistory::first()));
+        }
+        let name = WalFileName::History(timeline);
+        let Some(fetched) = self.fetch_wal(name).await? else { return Ok(None) };
+        let parsed = TimelineHistory::parse(timeline, &fetched.plain()?);
+        parsed.map(Some).map_err(|e| self.repository.corrupt(&self.keys.wal(name), &e))
+    }
+
+    /// The timelines of which something is stored, and what. Two requests per timeline, whatever the number of segments.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn timelines(&self) -> Result<BTreeMap<TimelineId, TimelinePresence>, RepoError> {
+        let dir = self.keys.wal_dir();
+        let mut found: BTreeMap<TimelineId, TimelinePresence> = BTreeMap::new();
+        let mut after: Option<String> = None;
+        while let Some(object) = self.first_after(&dir, after.as_deref()).await? {
+            after = Some(object.key.clone());
+            match self.keys.parse(&object.key) {
+                Some(SystemObject::Wal(WalFileName::History(timeline), _)) => {
+                    found.entry(timeline).or_default().history = true;
+                }
+                Some(SystemObject::Wal(name, _)) => {
+                    found.entry(name.timeline()).or_default().wal = true;
+                    // Go on behind the folder: `0` is what sorts next after `/`.
+                    let folder = self.keys.timeline_dir(name.timeline());
+                    after = Some(format!("{}0", folder.trim_end_matches('/')));
+                }
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    async fn first_after(&self, dir: &str, after: Option<&str>) -> Result<Option<ObjectInfo>, RepoError> {
+        Ok(self.store().list_after(dir, after, Some(1)).await?.into_iter().next())
+    }
+
+    /// The segments of one timeline, in order; partial ones are left out.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn segments(&self, timeline: TimelineId) -> Result<Vec<ListedSegment>, RepoError> {
+        let objects = self.store().list(&self.keys.timeline_dir(timeline)).await?;
+        let mut found: BTreeMap<SegmentName, ListedSegment> = BTreeMap::new();
+        for object in objects {
+            if let Some(SystemObject::Wal(WalFileName::Segment(name), _)) = self.keys.parse(&object.key) {
+                let listed = found.entry(name).or_insert(ListedSegment { name, copies: 0, stored: 0 });
+                listed.copies += 1;
+                listed.stored = listed.stored.saturating_add(object.size);
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// A segment, complete or partial, of the same timeline that comes after `name`.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn later_wal(&self, name: SegmentName) -> Result<Option<SegmentName>, RepoError> {
+        let dir = self.keys.timeline_dir(name.timeline());
+        // `~` sorts behind every suffix of the segment's own objects.
+        let mut after = format!("{}{name}~", self.keys.segment_dir(name));
+        loop {
+            let page = self.store().list_after(&dir, Some(&after), Some(FEW)).await?;
+            let Some(last) = page.last() else { return Ok(None) };
+            after.clone_from(&last.key);
+            let later = page.iter().find_map(|object| match self.keys.parse(&object.key)? {
+                SystemObject::Wal(WalFileName::Segment(s) | WalFileName::Partial(s), _) => Some(s),
+                _ => None,
+            });
+            if later.is_some() {
+                return Ok(later);
+            }
+        }
+    }
+
+    /// The floor that counts: which WAL is still kept. `None` if all is.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn floor(&self) -> Result<Option<Floor>, RepoError> {
+        let Some(n) = self.newest_floor().await? else { return Ok(None) };
+        let key = self.keys.key(&SystemObject::Floor(n));
+        self.repository.get_document(&key).await?.map(Some).ok_or_else(|| self.repository.missing(&key))
+    }
+
+    /// The number of the floor that counts.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn newest_floor(&self) -> Result<Option<u32>, RepoError> {
+        let objects = self.store().list(&self.keys.floor_dir()).await?;
+        let number = |o: &ObjectInfo| match self.keys.parse(&o.key)? {
+            SystemObject::Floor(n) => Some(n),
+            _ => None,
+        };
+        Ok(objects.iter().filter_map(number).max())
+    }
+
+    /// Whether `name`, which a get did not find, is truly absent here. Recovery may be told "not there" only if every configured
+    /// repository answers [`Absence::Proven`] in the same call. The identity is read anew: a missing mount shows there.
+    ///
+    /// # Errors
+    /// [`RepoError`]: nothing is known.
+    pub async fn absence(&self, name: WalFileName) -> Result<Absence, RepoError> {
+        if name == WalFileName::History(TimelineId::FIRST) {
+            return Ok(Absence::Proven);
+        }
+        self.repository.open(self.identity.system).await?;
+        if self.store().head(&self.keys.wal(name)).await?.is_some() {
+            return Ok(Absence::Present);
+        }
+        match name {
+            WalFileName::Segment(segment) => self.segment_absence(segment).await,
+            WalFileName::History(timeline) => self.history_absence(timeline).await,
+            // Recovery asks for neither.
+            WalFileName::Partial(_) | WalFileName::BackupHistory(..) => Ok(Absence::Proven),
+        }
+    }
+
+    async fn segment_absence(&self, name: SegmentName) -> Result<Absence, RepoError> {
+        if self.floor().await?.is_some_and(|floor| !floor.keeps(name)) {
+            return Ok(Absence::Expired);
+        }
+        let copies = self.store().list(&format!("{}{name}.", self.keys.segment_dir(name))).await?;
+        let copy = copies.iter().find(|object| {
+            matches!(self.keys.parse(&object.key), Some(SystemObject::Wal(WalFileName::Segment(_), _)))
+        });
+        if let Some(copy) = copy {
+            return Ok(Absence::Doubt(format!("{} is stored, the first copy is not", copy.key)));
+        }
+        Ok(match self.later_wal(name).await? {
+            Some(later) => Absence::Doubt(format!("{later}, which comes after it, is stored")),
+            None => Absence::Proven,
+        })
+    }
+
+    async fn history_absence(&self, timeline: TimelineId) -> Result<Absence, RepoError> {
+        let timelines = self.timelines().await?;
+        if timelines.get(&timeline).is_some_and(|t| t.wal) {
+            return Ok(Absence::Doubt(format!("WAL of timeline {timeline} is stored")));
+        }
+        for (later, _) in timelines.range(timeline..).filter(|(t, found)| found.history && **t != timeline) {
+            if self.history(*later).await?.is_some_and(|h| h.contains(timeline)) {
+                return Ok(Absence::Doubt(format!(
+                    "the history of timeline {later} names it as an ancestor"
+                )));
+            }
+        }
+        Ok(Absence::Proven)
+    }
+
+    /// Refuses to store WAL that retention has given up: it would never be read, and never be deleted again.
+    ///
+    /// # Errors
+    /// [`RepoError::BelowFloor`].
+    pub async fn check_above_floor(&self, name: WalFileName) -> Result<(), RepoError> {
+        let WalFileName::Segment(segment) = name else { return Ok(()) };
+        if self.floor().await?.is_some_and(|floor| !floor.keeps(segment)) {
+            return Err(RepoError::BelowFloor { repository: self.repository.name().to_owned(), name });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! Backups in a repository: the writer's protocol, and reading what became of each.
+//!
+//! ```text
+//!  W2 intent ─► W3 is the parent usable? ─► W4 packs, manifest ─► W5 WAL is there ─► W6 verdict      (alive while it waits)
+//!                                                              expiry: abandoned ──► the same key: one of the two wins
+//! ```
+//! Invariants: a verdict is the last object of a backup; who creates it second learns who was first; a complete verdict whose nonce is
+//! not its intent's is no backup. Safety rests on this order, never on a clock. Source of truth: FORMAT.md, "Backups".
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use jiff::Timestamp;
+
+use super::catalog::{BackupFiles, Catalog};
+use super::document::Put;
+use super::manifest::Manifest;
+use super::objects::{Abandoned, Alive, Backup, Document, Expired, Intent, Nonce, Status, Verdict, encode};
+use super::path::{BackupId, BackupObject, SystemObject};
+use super::{RepoError, System, nonce, this_process};
+use crate::codec::Digest;
+use crate::store::Payload;
+
+/// JSON objects of backups that are read at a time.
+const READERS: usize = 8;
+
+/// What abandoning a backup came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Abandonment {
+    /// It is abandoned, now or before.
+    Done,
+    /// Its writer was faster: it is complete.
+    Complete(Box<Backup>),
+}
+
+impl System {
+    /// W2: creates the intent. Nothing else of the backup may be written before.
+    ///
+    /// # Errors
+    /// [`RepoError::Conflict`] if the id is taken.
+    pub async fn create_intent(&self, intent: &Intent) -> Result<(), RepoError> {
+        self.create_own(&intent.id, BackupObject::Intent, intent).await
+    }
+
+    async fn create_own<D: Document>(
+        &self,
+        id: &BackupId,
+        object: BackupObject,
+        document: &D,
+    ) -> Result<(), RepoError> {
+        let key = self.keys.backup(id, object);
+        match self.repository.put_document(&key, document).await? {
+            Put::Ours => Ok(()),
+            Put::Theirs(_) => Err(self.repository.conflict(&key)),
+        }
+    }
+
+    /// W3: whether packs of `id` may be referred to. To be asked after the intent was created, never before.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn usable_parent(&self, id: &BackupId) -> Result<Option<Box<Backup>>, RepoError> {
+        let Some(Verdict::Complete(backup)) = self.verdict(id).await? else { return Ok(None) };
+        let owner = self.intent(id).await?.map(|intent| intent.nonce);
+        let usable = owner == Some(backup.nonce) && !self.is_expired(id).await?;
+        Ok(usable.then_some(backup))
+    }
+
+    /// W4: stores a pack, a manifest or another object of a running backup.
+    ///
+    /// # Errors
+    /// [`RepoError::Conflict`] if other bytes are there.
+    pub async fn put_backup_object(
+        &self,
+        id: &BackupId,
+        object: BackupObject,
+        body: impl Into<Payload>,
+    ) -> Result<(), RepoError> {
+        self.repository.put_exact(&self.keys.backup(id, object), body.into()).await
+    }
+
+    /// A sign of life while a writer waits; `k` counts from 1.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn create_alive(
+        &self,
+        id: &BackupId,
+        nonce: Nonce,
+        k: u32,
+        now: Timestamp,
+    ) -> Result<(), RepoError> {
+        let alive = Alive { id: id.clone(), nonce, created: now };
+        self.create_own(id, BackupObject::Alive(k), &alive).await
+    }
+
+    /// W6: publishes the backup. It exists once this returns.
+    ///
+    /// # Errors
+    /// [`RepoError::Abandoned`] if the backup was abandoned meanwhile.
+    pub async fn publish(&self, backup: &Backup) -> Result<(), RepoError> {
+        if backup.status != Status::Complete {
+            let key = self.keys.backup(&backup.id, BackupObject::Verdict);
+            return Err(RepoError::Unwritable { key, what: "its status must be complete".to_owned() });
+        }
+        match self.decide(&backup.id, encode(backup).into()).await? {
+            None => Ok(()),
+            Some(Verdict::Abandoned(theirs)) => {
+                Err(RepoError::Abandoned { id: backup.id.clone(), reason: theirs.reason })
+            }
+            Some(Verdict::Complete(theirs)) if theirs.nonce == backup.nonce => Ok(()),
+            Some(Verdict::Complete(theirs)) => {
+                let reason =
+                    format!("process {} on {} published it", theirs.process.pid, theirs.process.host);
+                Err(RepoError::Abandoned { id: backup.id.clone(), reason })
+            }
+        }
+    }
+
+    /// Abandons a backup that has no verdict: by its own writer after a failure, by expiry, or by whoever takes over its lease.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn abandon(
+        &self,
+        id: &BackupId,
+        reason: &str,
+        now: Timestamp,
+    ) -> Result<Abandonment, RepoError> {
+        let abandoned = Abandoned {
+            status: Status::Abandoned,
+            id: id.clone(),
+            nonce: nonce()?,
+            created: now,
+            reason: reason.to_owned(),
+            process: this_process(),
+        };
+        Ok(match self.decide(id, encode(&abandoned).into()).await? {
+            None | Some(Verdict::Abandoned(_)) => Abandonment::Done,
+            Some(Verdict::Complete(backup)) => Abandonment::Complete(backup),
+        })
+    }
+
+    /// Creates the verdict, or reads the one that is there.
+    async fn decide(&self, id: &BackupId, bytes: Bytes) -> Result<Option<Verdict>, RepoError> {
+        let key = self.keys.backup(id, BackupObject::Verdict);
+        let Some(theirs) = self.repository.put_bytes(&key, bytes).await? else { return Ok(None) };
+        Verdict::decode(&theirs).map(Some).map_err(|e| self.repository.document_error(&key, &e))
+    }
+
+    /// E1: creates the tombstone of a backup. New readers and writers keep away from it; nothing is deleted yet.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn expire(&self, id: &BackupId, reason: &str, now: Timestamp) -> Result<(), RepoError> {
+        let (id, reason) = (id.clone(), reason.to_owned());
+        let key = self.keys.backup(&id, BackupObject::Expired);
+        let expired = Expired { id, nonce: nonce()?, created: now, reason };
+        // Another one's tombstone is as good.
+        self.repository.put_document(&key, &expired).await.map(|_| ())
+    }
+
+    /// Whether the backup has a tombstone.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn is_expired(&self, id: &BackupId) -> Result<bool, RepoError> {
+        Ok(self.store().head(&self.keys.backup(id, BackupObject::Expired)).await?.is_some())
+    }
+
+    /// The backup's intent.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn intent(&self, id: &BackupId) -> Result<Option<Intent>, RepoError> {
+        self.repository.get_document(&self.keys.backup(id, BackupObject::Intent)).await
+    }
+
+    /// The backup's verdict.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn verdict(&self, id: &BackupId) -> Result<Option<Verdict>, RepoError> {
+        let key = self.keys.backup(id, BackupObject::Verdict);
+        let limit = super::objects::MAX_DOCUMENT;
+        let Some(bytes) = self.store().get_limited(&key, limit).await? else { return Ok(None) };
+        Verdict::decode(&bytes).map(Some).map_err(|e| self.repository.document_error(&key, &e))
+    }
+
+    /// The manifest of a complete backup, checked against its verdict.
+    ///
+    /// # Errors
+    /// [`RepoError::Corrupt`], or [`RepoError::Expired`] if it went meanwhile.
+    pub async fn manifest(&self, backup: &Backup) -> Result<Manifest, RepoError> {
+        let key = self.keys.backup(&backup.id, BackupObject::Manifest);
+        let Some(bytes) = self.store().get_limited(&key, backup.manifest.stored).await? else {
+            return Err(self.gone(&backup.id, &key).await);
+        };
+        if Digest::of(&bytes) != backup.manifest.digest {
+            return Err(self.repository.corrupt(&key, &"its digest is not the one in the verdict"));
+        }
+        Manifest::open(bytes).map_err(|e| self.repository.corrupt(&key, &e))
+    }
+
+    /// The error for an object that a backup vouches for and that is not there.
+    pub async fn gone(&self, id: &BackupId, key: &str) -> RepoError {
+        match self.is_expired(id).await {
+            Ok(true) => RepoError::Expired { id: id.clone() },
+            Ok(false) => self.repository.missing(key),
+            Err(e) => e,
+        }
+    }
+
+    /// Everything a listing of the backups tells, with every intent, verdict and tombstone.
+    ///
+    /// # Errors
+    /// [`RepoError`] if one of them cannot be read.
+    pub async fn catalog(&self) -> Result<Catalog, RepoError> {
+        let mut files = std::collections::BTreeMap::<BackupId, BackupFiles>::new();
+        for object in self.store().list(&self.keys.backups_dir()).await? {
+            if let Some(SystemObject::Backup(id, kind)) = self.keys.parse(&object.key) {
+                files.entry(id).or_default().add(kind, object.size, object.modified);
+            }
+        }
+        let reads = files.into_iter().map(|(id, files)| self.read_backup(id, files));
+        let mut results = futures_util::stream::iter(reads).buffered(READERS);
+        let mut catalog = Catalog::default();
+        while let Some(read) = results.next().await {
+            let (id, files, intent, verdict) = read?;
+            catalog.add(id, files, intent, verdict);
+        }
+        catalog.judge();
+        Ok(catalog)
+    }
+
+    async fn read_backup(
+        &self,
+        id: BackupId,
+        files: BackupFiles,
+    ) -> Result<(BackupId, BackupFiles, Option<Intent>, Option<Verdict>), RepoError> {
+        let intent = if files.has(BackupObject::Intent) { self.intent(&id).await? } else { None };
+        let verdict = if files.has(BackupObject::Verdict) { self.verdict(&id).await? } else { None };
+        Ok((id, files, intent, verdict))
+    }
+}

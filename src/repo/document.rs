@@ -1,0 +1,94 @@
+//! Creating and reading the small JSON objects: put if absent, and find out who was first.
+//!
+//! A create that finds its key taken reads what is there: the same bytes are our own, whose reply was lost, or those of a writer
+//! who means the same; others are handed to the caller, who decides. An object that is gone when it is read is created again.
+//! Source of truth: FORMAT.md, "Writing an object".
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::objects::{Document, DocumentError, MAX_DOCUMENT, decode, encode};
+use super::{RepoError, Repository};
+use crate::clock;
+use crate::store::{Created, Payload};
+
+/// How often an object may be absent after a create said that it exists: a delete races with us.
+pub(super) const ATTEMPTS: u32 = 5;
+/// Pause before creating again.
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
+
+/// What a create of a document came to.
+#[derive(Debug)]
+pub(super) enum Put<D> {
+    /// What is stored are our bytes.
+    Ours,
+    /// Somebody else was first, with this.
+    Theirs(D),
+}
+
+impl Repository {
+    /// Creates `document` at `key`, or reads what is there.
+    pub(super) async fn put_document<D: Document>(
+        &self,
+        key: &str,
+        document: &D,
+    ) -> Result<Put<D>, RepoError> {
+        match self.put_bytes(key, encode(document).into()).await? {
+            None => Ok(Put::Ours),
+            Some(theirs) => decode(&theirs).map(Put::Theirs).map_err(|e| self.document_error(key, &e)),
+        }
+    }
+
+    /// Creates a small object; `Some` are the bytes of another one that is there instead.
+    pub(super) async fn put_bytes(&self, key: &str, bytes: Bytes) -> Result<Option<Bytes>, RepoError> {
+        for _ in 0..ATTEMPTS {
+            if self.store().create(key, bytes.clone()).await? == Created::New {
+                return Ok(None);
+            }
+            match self.store().get_limited(key, MAX_DOCUMENT).await? {
+                Some(theirs) if theirs == bytes => return Ok(None),
+                Some(theirs) => return Ok(Some(theirs)),
+                None => clock::sleep(PAUSE).await,
+            }
+        }
+        Err(self.unstable(key))
+    }
+
+    /// Creates a large object whose name nobody else writes; succeeds if exactly these bytes are there afterwards.
+    pub(super) async fn put_exact(&self, key: &str, body: Payload) -> Result<(), RepoError> {
+        for _ in 0..ATTEMPTS {
+            if self.store().create(key, body.clone()).await? == Created::New {
+                return Ok(());
+            }
+            let Some(info) = self.store().head(key).await? else {
+                clock::sleep(PAUSE).await;
+                continue;
+            };
+            if info.size != body.len() {
+                return Err(self.conflict(key));
+            }
+            match self.store().get_limited(key, body.len()).await? {
+                Some(theirs) if theirs == body.to_bytes() => return Ok(()),
+                Some(_) => return Err(self.conflict(key)),
+                None => clock::sleep(PAUSE).await,
+            }
+        }
+        Err(self.unstable(key))
+    }
+
+    /// The document at `key`; `None` if the store proves that there is none.
+    pub(super) async fn get_document<D: Document>(&self, key: &str) -> Result<Option<D>, RepoError> {
+        let Some(bytes) = self.store().get_limited(key, MAX_DOCUMENT).await? else { return Ok(None) };
+        decode(&bytes).map(Some).map_err(|e| self.document_error(key, &e))
+    }
+
+    pub(super) fn document_error(&self, key: &str, error: &DocumentError) -> RepoError {
+        match error {
+            DocumentError::NewerFormat { .. } => {
+                RepoError::NewerFormat { repository: self.name().to_owned(), what: format!("{key}: {error}") }
+            }
+            DocumentError::Damaged { .. } | DocumentError::OtherKind { .. } => self.corrupt(key, error),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What can go wrong with a repository, as the reaction it calls for.
+//!
+//! Every variant names the object or the repository. "Not there" is a value of the functions that look, never an error of theirs;
+//! [`RepoError::Missing`] is for an object that another one vouches for.
+//! Advice belongs to the callers, who know what was being tried.
+
+use crate::clock::NoRandomness;
+use crate::store::StoreError;
+use crate::wal::{Lsn, SystemId, WalFileName};
+
+use super::path::{BackupId, ClusterName};
+
+/// What can go wrong with a repository.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepoError {
+    /// The store failed, or does not answer: nothing is known.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A stored object is damaged.
+    #[error("{key} in repository {repository} is damaged: {what}")]
+    Corrupt {
+        /// The repository.
+        repository: String,
+        /// The object.
+        key: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// No identity: the folder is no cluster's, the disk is not mounted, or the cluster was never initialised here.
+    #[error("repository {repository} holds nothing of system {system} in cluster {cluster}")]
+    NoIdentity {
+        /// The repository.
+        repository: String,
+        /// The cluster.
+        cluster: ClusterName,
+        /// The system identifier.
+        system: SystemId,
+    },
+    /// The folder belongs to something else.
+    #[error("repository {repository}: {what}")]
+    Foreign {
+        /// The repository.
+        repository: String,
+        /// Whose it is.
+        what: String,
+    },
+    /// A newer pitr writes here.
+    #[error("repository {repository}: {what}")]
+    NewerFormat {
+        /// The repository.
+        repository: String,
+        /// Which format, and which one is known.
+        what: String,
+    },
+    /// The objects are encrypted.
+    #[error("{key} in repository {repository} is encrypted, and no key is at hand")]
+    Sealed {
+        /// The repository.
+        repository: String,
+        /// The object.
+        key: String,
+    },
+    /// Something else is stored under the name.
+    #[error("{key} in repository {repository} is stored already, with other content")]
+    Conflict {
+        /// The repository.
+        repository: String,
+        /// The object.
+        key: String,
+    },
+    /// An object that another one vouches for is not there.
+    #[error("{key} is missing in repository {repository}")]
+    Missing {
+        /// The repository.
+        repository: String,
+        /// The object.
+        key: String,
+    },
+    /// WAL that retention gave up.
+    #[error("{name} is below the WAL that repository {repository} still keeps: it has expired")]
+    BelowFloor {
+        /// The repository.
+        repository: String,
+        /// The file.
+        name: WalFileName,
+    },
+    /// Only an unfinished copy of a segment is stored, though WAL goes on after it.
+    #[error("repository {repository} holds {name} only up to {valid_to}, though later segments are stored")]
+    Unfinished {
+        /// The repository.
+        repository: String,
+        /// The segment.
+        name: WalFileName,
+        /// Where its valid WAL ends.
+        valid_to: Lsn,
+    },
+    /// The backup was abandoned before it was finished.
+    #[error("backup {id} was abandoned: {reason}")]
+    Abandoned {
+        /// The backup.
+        id: BackupId,
+        /// As the verdict says.
+        reason: String,
+    },
+    /// The backup has expired.
+    #[error("backup {id} has expired")]
+    Expired {
+        /// The backup.
+        id: BackupId,
+    },
+    /// Another backup is running.
+    #[error("backup {id} is running on {host} (process {pid})")]
+    Busy {
+        /// The backup that holds the lease.
+        id: BackupId,
+        /// Its host.
+        host: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// The object kept appearing and disappearing.
+    #[error("{key} in repository {repository} is there for one call and absent for the next")]
+    Unstable {
+        /// The repository.
+        repository: String,
+        /// The object.
+        key: String,
+    },
+    /// What was to be written breaks a rule of its format.
+    #[error("{key} cannot be written: {what}")]
+    Unwritable {
+        /// The object.
+        key: String,
+        /// Which rule.
+        what: String,
+    },
+    /// No random bytes for a nonce.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+}

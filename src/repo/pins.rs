@@ -1,0 +1,122 @@
+//! Pins: who reads a backup keeps it, and the WAL after it, from being deleted.
+//!
+//! ```text
+//!  create pins/<id>.json ─► the backup has no tombstone ─► read …            an operator's pin counts until <id>.released exists
+//! ```
+//! The order is the point: a pin created before the tombstone was looked for is seen by every deletion that follows. Credentials that
+//! may only read cannot pin: then the grace between tombstone and deletion is the limit, and the caller says so.
+//! Source of truth: FORMAT.md, "Backups".
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::document::Put;
+use super::objects::Pin;
+use super::path::{BackupId, PinId, PinKind, SystemObject};
+use super::{RepoError, System, this_process};
+use crate::clock;
+use crate::store::StoreErrorKind;
+use crate::wal::SegmentName;
+
+/// A pin in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedPin {
+    /// The pin.
+    pub pin: Pin,
+    /// Store time of its creation.
+    pub created: Timestamp,
+    /// It no longer counts.
+    pub released: bool,
+}
+
+/// What pinning came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pinned {
+    /// The backup stays until the pin is released or runs out.
+    Yes(PinId),
+    /// These credentials may not create objects here.
+    NotAllowed,
+}
+
+impl System {
+    /// Pins a backup and the WAL from `wal_from` on, then checks that the backup has not expired. Renewing is pinning again.
+    ///
+    /// # Errors
+    /// [`RepoError::Expired`].
+    pub async fn pin(
+        &self,
+        kind: PinKind,
+        backup: &BackupId,
+        wal_from: SegmentName,
+        note: &str,
+        now: Timestamp,
+    ) -> Result<Pinned, RepoError> {
+        let id = PinId::new(kind, u64::from_le_bytes(clock::random_bytes()?));
+        let pin = Pin {
+            id: id.clone(),
+            kind,
+            created: now,
+            backup: backup.clone(),
+            wal_from,
+            note: note.to_owned(),
+            process: this_process(),
+        };
+        let key = self.keys.key(&SystemObject::Pin(id.clone()));
+        let pinned = match self.repository.put_document(&key, &pin).await {
+            Ok(Put::Ours) => Pinned::Yes(id),
+            Ok(Put::Theirs(_)) => return Err(self.repository.conflict(&key)),
+            Err(RepoError::Store(e))
+                if matches!(e.kind, StoreErrorKind::Denied | StoreErrorKind::Credentials) =>
+            {
+                Pinned::NotAllowed
+            }
+            Err(e) => return Err(e),
+        };
+        if self.is_expired(backup).await? {
+            if let Pinned::Yes(id) = &pinned {
+                // The tombstone was first: the pin holds nothing. What is left of it runs out by itself.
+                self.release(id).await.ok();
+            }
+            return Err(RepoError::Expired { id: backup.clone() });
+        }
+        Ok(pinned)
+    }
+
+    /// Releases a pin: it no longer counts, and expiry deletes it.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn release(&self, id: &PinId) -> Result<(), RepoError> {
+        let key = self.keys.key(&SystemObject::PinReleased(id.clone()));
+        self.store().create(&key, "released\n").await?;
+        Ok(())
+    }
+
+    /// All pins, released ones included.
+    ///
+    /// # Errors
+    /// [`RepoError`] if one cannot be read.
+    pub async fn pins(&self) -> Result<Vec<ListedPin>, RepoError> {
+        let objects = self.store().list(&self.keys.pin_dir()).await?;
+        let mut released = BTreeSet::new();
+        let mut found = Vec::new();
+        for object in objects {
+            match self.keys.parse(&object.key) {
+                Some(SystemObject::PinReleased(id)) => {
+                    released.insert(id);
+                }
+                Some(SystemObject::Pin(_)) => found.push(object),
+                _ => {}
+            }
+        }
+        let mut pins = Vec::new();
+        for object in found {
+            // One that went meanwhile no longer counts.
+            let Some(pin) = self.repository.get_document::<Pin>(&object.key).await? else { continue };
+            let released = released.contains(&pin.id);
+            pins.push(ListedPin { pin, created: object.modified, released });
+        }
+        Ok(pins)
+    }
+}
