@@ -116,6 +116,9 @@ fn parse_line(raw: &[u8]) -> Result<Option<ItemKind>, &'static str> {
     if scan.at_end() {
         return Ok(None);
     }
+    if raw.contains(&0) {
+        return Err("it holds a NUL byte");
+    }
     let name = scan.name().ok_or("it does not begin with a name")?;
     scan.blanks();
     if scan.rest.first() == Some(&b'=') {
@@ -127,10 +130,9 @@ fn parse_line(raw: &[u8]) -> Result<Option<ItemKind>, &'static str> {
     if !scan.at_end() {
         return Err("something follows the value");
     }
+    // A NUL that is written as \0 ends the value, as it ends a string of the server.
+    let value = value.split(|b| *b == 0).next().unwrap_or_default().to_vec();
     let value = String::from_utf8(value).map_err(|_| "the value is not UTF-8")?;
-    if value.contains('\0') {
-        return Err("the value holds a NUL byte");
-    }
     let include = |kind, path| ItemKind::Include { kind, path };
     Ok(Some(match name.as_str() {
         "include" => include(IncludeKind::File, value),

@@ -4,7 +4,7 @@
 //!  START WAL LOCATION: 0/2000028 (file 000000010000000000000002)     16385 /srv/fast disk
 //!  CHECKPOINT LOCATION: 0/2000060                                    16386 /srv/odd\\name
 //!  BACKUP METHOD: streamed                                           └ one tablespace per line; a backslash protects
-//!  BACKUP FROM: primary                                                line ends and itself
+//!  BACKUP FROM: primary                                                line ends and, since 14, itself
 //!  START TIME: 2025-10-17 10:30:00 UTC
 //!  LABEL: nightly
 //!  START TIMELINE: 1
@@ -15,7 +15,7 @@
 //! tablespaces. Paths are bytes: PostgreSQL promises no encoding. Lines are taken in PostgreSQL's order, as its own reader does, so
 //! that a label with a line end in it cannot pose as another line. Source of truth: `xlogbackup.c`, `xlogrecovery.c`.
 
-use crate::wal::{Lsn, SegmentName, TimelineId};
+use crate::wal::{Lsn, PgMajor, SegmentName, TimelineId};
 
 /// Longest label file that is read. PostgreSQL's label text has at most 1024 bytes, the other lines are short.
 pub const MAX_LABEL_BYTES: usize = 16 * 1024;
@@ -199,19 +199,18 @@ impl TablespaceMap {
     ///
     /// # Errors
     /// [`LabelError::MapLine`].
-    pub fn parse(bytes: &[u8]) -> Result<Self, LabelError> {
+    pub fn parse(bytes: &[u8], major: PgMajor) -> Result<Self, LabelError> {
         let mut links = Vec::new();
         let mut line = Vec::new();
         let mut number = 1;
-        let mut protected = false;
-        for &byte in bytes {
-            match byte {
-                _ if protected => {
-                    line.push(byte);
-                    protected = false;
+        let mut rest = bytes.iter().copied().peekable();
+        while let Some(byte) = rest.next() {
+            match (byte, rest.peek()) {
+                (b'\\', Some(&next)) if next == b'\n' || next == b'\r' || protects_itself(major) => {
+                    line.push(next);
+                    rest.next();
                 }
-                b'\\' => protected = true,
-                b'\n' | b'\r' => {
+                (b'\n' | b'\r', _) => {
                     links.extend(map_line(&line, number)?);
                     line.clear();
                     number += usize::from(byte == b'\n');
@@ -220,37 +219,23 @@ impl TablespaceMap {
             }
         }
         // PostgreSQL ends every line; a last one without its end was cut off.
-        if protected || !line.is_empty() {
-            return Err(LabelError::MapLine { line: number });
-        }
-        Ok(Self { links })
+        if line.is_empty() { Ok(Self { links }) } else { Err(LabelError::MapLine { line: number }) }
     }
 
     /// The file that PostgreSQL reads back as these links.
     ///
     /// # Errors
     /// [`LabelError::Unwritable`] for a path that is empty, holds a NUL byte or is longer than PostgreSQL reads.
-    pub fn to_bytes(&self) -> Result<Vec<u8>, LabelError> {
+    pub fn to_bytes(&self, major: PgMajor) -> Result<Vec<u8>, LabelError> {
         let mut file = Vec::new();
         for link in &self.links {
-            let unwritable = |why| Err(LabelError::Unwritable { oid: link.oid, why });
             let head = format!("{} ", link.oid);
-            if link.path.is_empty() {
-                return unwritable("the path is empty");
-            }
-            if link.path.contains(&0) {
-                return unwritable("the path holds a NUL byte");
-            }
-            if head.len() + link.path.len() > MAX_MAP_LINE {
-                return unwritable("the path is too long");
-            }
-            // Between the OID and the path PostgreSQL skips blanks.
-            if link.path.first().is_some_and(|b| b.is_ascii_whitespace() || *b == 0x0B) {
-                return unwritable("the path starts with a blank");
+            if let Some(why) = unwritable(&link.path, head.len(), major) {
+                return Err(LabelError::Unwritable { oid: link.oid, why });
             }
             file.extend_from_slice(head.as_bytes());
             for &byte in &link.path {
-                if matches!(byte, b'\n' | b'\r' | b'\\') {
+                if matches!(byte, b'\n' | b'\r') || (byte == b'\\' && protects_itself(major)) {
                     file.push(b'\\');
                 }
                 file.push(byte);
@@ -258,6 +243,30 @@ impl TablespaceMap {
             file.push(b'\n');
         }
         Ok(file)
+    }
+}
+
+/// Until 13 a backslash protects line ends but not itself, so that one before a line end cannot be written.
+fn protects_itself(major: PgMajor) -> bool {
+    major >= PgMajor::V14
+}
+
+/// What PostgreSQL would not read back, if anything.
+fn unwritable(path: &[u8], head: usize, major: PgMajor) -> Option<&'static str> {
+    let before_line_end = |pair: &[u8]| matches!(pair, [b'\\', b'\n' | b'\r']);
+    if path.is_empty() {
+        Some("the path is empty")
+    } else if path.contains(&0) {
+        Some("the path holds a NUL byte")
+    } else if head.saturating_add(path.len()) > MAX_MAP_LINE {
+        Some("the path is too long")
+    } else if path.first().is_some_and(|b| b.is_ascii_whitespace() || *b == 0x0B) {
+        // Between the OID and the path PostgreSQL skips blanks.
+        Some("the path starts with a blank")
+    } else if !protects_itself(major) && (path.ends_with(b"\\") || path.windows(2).any(before_line_end)) {
+        Some("PostgreSQL 13 cannot read a backslash before a line end")
+    } else {
+        None
     }
 }
 
@@ -321,22 +330,41 @@ mod tests {
 
     #[test]
     fn map_keeps_blanks_and_protects_line_ends() {
-        let map = TablespaceMap::parse(b"16385 /srv/fast disk\n\n16386 /a\\\nb\\\\c\n").unwrap();
+        let map =
+            TablespaceMap::parse(b"16385 /srv/fast disk\n\n16386 /a\\\nb\\\\c\n", PgMajor::V14).unwrap();
         assert_eq!(map.links[0], TablespaceLink { oid: 16385, path: b"/srv/fast disk".to_vec() });
         assert_eq!(map.links[1], TablespaceLink { oid: 16386, path: b"/a\nb\\c".to_vec() });
+        let old = TablespaceMap::parse(b"16386 /a\\\nb\\\\c\n", PgMajor::V13).unwrap();
+        assert_eq!(old.links, [TablespaceLink { oid: 16386, path: b"/a\nb\\\\c".to_vec() }]);
         for bad in ["16385\n", "x /a\n", "0 /a\n", "16385 /a", "16385 /a\\", "16385 \n", "16385  /a\n"] {
-            assert!(TablespaceMap::parse(bad.as_bytes()).is_err(), "{bad:?}");
+            assert!(TablespaceMap::parse(bad.as_bytes(), PgMajor::V15).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn version_13_cannot_write_a_backslash_before_a_line_end() {
+        for path in ["/a\\", "/a\\\nb"] {
+            let map = TablespaceMap { links: vec![TablespaceLink { oid: 7, path: path.into() }] };
+            assert!(
+                matches!(map.to_bytes(PgMajor::V13), Err(LabelError::Unwritable { oid: 7, .. })),
+                "{path:?}"
+            );
+            assert!(map.to_bytes(PgMajor::V14).is_ok());
         }
     }
 
     proptest! {
         #[test]
         fn a_written_map_is_read_back(
-            oids in proptest::collection::vec((1_u32.., "/[ -~\r\n\\\\]{0,40}"), 0..5)
+            oids in proptest::collection::vec((1_u32.., "/[ -~\r\n\\\\]{0,40}"), 0..5), old: bool
         ) {
+            let major = if old { PgMajor::V13 } else { PgMajor::V14 };
             let links = oids.into_iter().map(|(oid, p)| TablespaceLink { oid, path: p.into_bytes() }).collect();
             let map = TablespaceMap { links };
-            prop_assert_eq!(TablespaceMap::parse(&map.to_bytes().unwrap()).unwrap(), map);
+            match map.to_bytes(major) {
+                Ok(bytes) => prop_assert_eq!(TablespaceMap::parse(&bytes, major).unwrap(), map),
+                Err(error) => prop_assert!(old, "{error}"),
+            }
         }
     }
 }

@@ -44,6 +44,7 @@ fn quoted_values_follow_the_rules_of_the_server() {
         (r"a = 'it\'s'", "it's"),
         (r"a = 'a\\b\tc\nd\101\7e\q'", "a\\b\tc\ndA\x07eq"),
         ("a = '#no comment'", "#no comment"),
+        (r"a = 'ends\0here'", "ends"),
         ("a'b'", "b"),
     ] {
         assert_eq!(one(line).as_deref(), Some(value), "{line}");
@@ -71,6 +72,7 @@ fn what_the_server_refuses_is_refused_with_its_line() {
         "a = %",
         "a = 1,2",
         "a = 'x''",
+        "a = '\0'",
     ] {
         assert!(parse(line.as_bytes()).is_err(), "{line} was accepted");
     }
