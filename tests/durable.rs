@@ -268,6 +268,25 @@ fn kill_after_kill_leaves_no_half_file_and_the_next_process_sweeps_up() -> Resul
     Ok(())
 }
 
+#[test]
+fn without_hard_links_a_rename_that_does_not_replace_stands_in() -> Result<()> {
+    if no_strace() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let refuse = ["-e", "inject=linkat:error=EPERM", "-o", "/dev/null"];
+    ensure!(said_yes(&run("names", dir.path(), &refuse)?));
+    ensure!(visible(dir.path())? == [(dir.path().join(KEY), BODY.to_vec())]);
+    ensure!(std::fs::read_dir(dir.path().join(KEY).parent().context("a directory")?)?.count() == 1);
+    let neither =
+        ["-e", "inject=linkat:error=EPERM", "-e", "inject=renameat2:error=EINVAL", "-o", "/dev/null"];
+    let other = tempfile::tempdir()?;
+    let output = run("names", other.path(), &neither)?;
+    ensure!(!said_yes(&output) && String::from_utf8_lossy(&output.stderr).contains("neither hard links"));
+    ensure!(visible(other.path())?.is_empty());
+    Ok(())
+}
+
 /// A file system of one MiB, unmounted with the test.
 struct Small(tempfile::TempDir);
 

@@ -153,7 +153,7 @@ impl NewFile {
         let bare = temporary.file_name().unwrap_or_default();
         match nix::unistd::linkat(&self.dir, bare, &self.dir, name, AtFlags::empty()) {
             Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EMLINK) => {
-                nix::fcntl::renameat2(&self.dir, bare, &self.dir, name, RenameFlags::RENAME_NOREPLACE)
+                rename_to_free(&self.dir, bare, name)
             }
             linked => linked,
         }
@@ -172,6 +172,11 @@ impl Drop for NewFile {
     fn drop(&mut self) {
         self.forget_temporary();
     }
+}
+
+/// Renames within a directory, unless the new name is taken (EEXIST).
+pub(super) fn rename_to_free(dir: &File, from: &OsStr, to: &OsStr) -> Result<(), Errno> {
+    nix::fcntl::renameat2(dir, from, dir, to, RenameFlags::RENAME_NOREPLACE)
 }
 
 /// A file without a name, or `None` where the file system has none (or `/proc`, which names it, is not mounted).

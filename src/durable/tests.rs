@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
-use super::nameless::{NewFile, Strategy, sweep};
+use super::nameless::{NewFile, Strategy, rename_to_free, sweep};
 use super::*;
 
 /// Every file below `dir` with its content, so that a test sees leftovers too.
@@ -189,4 +189,16 @@ fn moving_aside_never_replaces() {
     std::fs::remove_dir(&to).unwrap();
     move_aside(&from, &to).unwrap();
     assert!(to.is_dir() && !from.exists());
+}
+
+#[test]
+fn the_rename_that_stands_in_for_a_hard_link_never_replaces() {
+    let dir = tempfile::tempdir().unwrap();
+    write_replace(&dir.path().join("new"), b"new", 0o600, None).unwrap();
+    write_replace(&dir.path().join("taken"), b"old", 0o600, None).unwrap();
+    let at = open_dir(dir.path()).unwrap();
+    assert_eq!(rename_to_free(&at, "new".as_ref(), "taken".as_ref()), Err(nix::errno::Errno::EEXIST));
+    assert_eq!(files(dir.path()), expect(&[("new", "new"), ("taken", "old")]));
+    rename_to_free(&at, "new".as_ref(), "free".as_ref()).unwrap();
+    assert_eq!(files(dir.path()), expect(&[("free", "new"), ("taken", "old")]));
 }
