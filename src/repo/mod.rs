@@ -319,3 +319,6 @@ pub fn this_process() -> Process {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Process { host, boot: boot.trim().to_owned(), pid: std::process::id(), version: VERSION.to_owned() }
 }
+
+#[cfg(test)]
+mod tests;
