@@ -124,6 +124,9 @@ pub struct GetArgs {
     /// The timeline recovery goes to: parents are cut at their forks
     #[arg(long, value_name = "N")]
     pub timeline: Option<u32>,
+    /// The cluster's system identifier [default: the data directory's, else the newest in the repository]
+    #[arg(long, value_name = "N")]
+    pub system_id: Option<u64>,
 }
 
 /// Flags of `backup`.

@@ -6,8 +6,166 @@
 //! The first step comes before parsing because even a usage error of `archive-get` must stop recovery (`exit.rs`). Nothing below
 //! this module prints, reads the environment or knows about exit codes.
 
+pub mod archive;
 pub mod args;
+pub mod context;
+pub mod demo;
 pub mod exit;
+pub mod init;
 pub mod output;
 pub mod privilege;
 pub mod progress;
+pub mod sql;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use args::{Cli, Command};
+use context::Context;
+use exit::{Caller, Ended};
+use progress::{Talk, Terminal};
+
+/// Runs the program with `args` (the program's name first) and returns its exit code.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let caller = Caller::of(&args);
+    // A panic unwinds to here, so that it ends with the code that its caller reads rightly; the hook has printed where it was.
+    std::panic::catch_unwind(move || parse_and_run(args, caller))
+        .unwrap_or_else(|_| ExitCode::from(caller.panic()))
+}
+
+fn parse_and_run(args: Vec<OsString>, caller: Caller) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e, caller),
+    };
+    log_to_stderr(cli.common.verbose);
+    let json = cli.common.json;
+    match dispatch(cli) {
+        Ok(ended) => ended.into(),
+        Err(e) => {
+            output::error(&e, json);
+            ExitCode::from(caller.failure(e.kind()))
+        }
+    }
+}
+
+/// Help and version are answers; everything else is a usage error, whose code depends on who reads it.
+fn usage(error: &clap::Error, caller: Caller) -> ExitCode {
+    if error.use_stderr() {
+        output::warn(error.render().to_string().trim_end());
+        return ExitCode::from(caller.failure(crate::error::Kind::Usage));
+    }
+    output::say(&error.render().to_string());
+    // PostgreSQL never asks for help: a restore_command that does is wrong, and must not read as "delivered".
+    if caller == Caller::Person {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(caller.failure(crate::error::Kind::Usage))
+    }
+}
+
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    // Fails only if a logger is set already, as in tests.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .try_init();
+}
+
+fn dispatch(cli: Cli) -> Result<Ended, Error> {
+    let common = cli.common;
+    match cli.command {
+        Command::ArchivePush(args) => alone(archive::push(&common, &args)),
+        Command::ArchiveGet(args) => alone(archive::get(&common, &args)),
+        Command::Demo(args) => demo::run(&args, common.json),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pitr", &mut text);
+            output::say(&String::from_utf8_lossy(&text));
+            Ok(Ended::Well)
+        }
+        Command::Man => {
+            let mut text = Vec::new();
+            let render = clap_mangen::Man::new(Cli::command()).render(&mut text);
+            render.map_err(|e| Error::failed("cannot render the manual page").source(e))?;
+            output::say(&String::from_utf8_lossy(&text));
+            Ok(Ended::Well)
+        }
+        Command::Init(args) => init::run(&common, &args),
+        Command::Check(_) | Command::Backup(_) | Command::Restore(_) | Command::Info => {
+            Err(Error::usage("not wired up"))
+        }
+    }
+}
+
+/// Runs on this thread, with SIGTERM and SIGINT at their defaults: what PostgreSQL starts must die when it says so, and starting
+/// more threads costs more than they would gain for one segment.
+fn alone(work: impl Future<Output = Result<Ended, Error>>) -> Result<Ended, Error> {
+    runtime(&mut tokio::runtime::Builder::new_current_thread())?.block_on(work)
+}
+
+/// Runs on several threads; Ctrl-C and SIGTERM cancel, so that nothing half-done is left that could be told apart from a crash.
+pub fn with_threads<F>(work: impl FnOnce(CancellationToken) -> F) -> Result<Ended, Error>
+where
+    F: Future<Output = Result<Ended, Error>>,
+{
+    runtime(&mut tokio::runtime::Builder::new_multi_thread())?.block_on(async {
+        let cancel = CancellationToken::new();
+        let watched = cancel.clone();
+        let signals = tokio::spawn(async move {
+            if wait_for_signal().await.is_ok() {
+                watched.cancel();
+                // A second signal means: at once.
+                if wait_for_signal().await.is_ok() {
+                    std::process::exit(i32::from(crate::error::Kind::Interrupted.exit_code()));
+                }
+            }
+        });
+        let done = work(cancel).await;
+        signals.abort();
+        done
+    })
+}
+
+async fn wait_for_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        biased;
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+fn runtime(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Error> {
+    builder.enable_all().build().map_err(|e| Error::failed("cannot start the runtime").source(e))
+}
+
+/// What a command says besides its result.
+pub fn terminal(common: &args::Common) -> Terminal {
+    let talk = match (common.quiet || common.json, common.verbose) {
+        (true, _) => Talk::Quiet,
+        (false, 0) => Talk::Normal,
+        (false, _) => Talk::Verbose,
+    };
+    Terminal::new(talk)
+}
+
+/// The configuration as an operator's command sees it, with root stepped down.
+pub fn operator(common: &args::Common) -> Result<Context, Error> {
+    let context = Context::load(common, crate::config::load::Caller::Operator)?;
+    context.act_as_owner()?;
+    Ok(context)
+}

@@ -84,3 +84,22 @@ pub fn step_down(account: &Account) -> Result<(), Error> {
     nix::unistd::setgid(gid).map_err(|e| failed("setgid", e))?;
     nix::unistd::setuid(uid).map_err(|e| failed("setuid", e))
 }
+
+/// Runs `work` with the effective user of `account`, then becomes root again: for the one question that must be asked as the
+/// server's user (peer authentication looks at the effective user) while files that only root may write are still to come.
+///
+/// # Errors
+/// If the kernel refuses, or what `work` returns.
+pub fn acting_as<T>(account: &Account, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    if !is_root() || account.uid == 0 {
+        return work();
+    }
+    let failed =
+        |errno: nix::Error| Error::failed(format!("cannot act as {}", account.label())).source(errno);
+    nix::unistd::setegid(Gid::from_raw(account.gid)).map_err(failed)?;
+    nix::unistd::seteuid(Uid::from_raw(account.uid)).map_err(failed)?;
+    let done = work();
+    nix::unistd::seteuid(Uid::from_raw(0)).map_err(failed)?;
+    nix::unistd::setegid(Gid::from_raw(0)).map_err(failed)?;
+    done
+}

@@ -27,6 +27,8 @@ pub struct Initial<'a> {
     pub bin_dir: Option<&'a Path>,
     /// URL of the repository.
     pub url: &'a str,
+    /// The promised recovery point objective, as a duration.
+    pub rpo: &'a str,
 }
 
 impl Initial<'_> {
@@ -43,7 +45,7 @@ impl Initial<'_> {
         };
         let data_dir = path("data_dir", self.data_dir);
         let bin_dir = path("bin_dir", self.bin_dir);
-        let (conninfo, url) = (quoted(self.conninfo), quoted(self.url));
+        let (conninfo, url, rpo) = (quoted(self.conninfo), quoted(self.url), quoted(self.rpo));
         let slot = self.cluster.as_str().replace('-', "_");
         let (state_root, socket_root) = (defaults::STATE_ROOT, defaults::SOCKET_ROOT);
         format!(
@@ -73,7 +75,7 @@ impl Initial<'_> {
              # listen  = \"127.0.0.1:9432\"   # metrics, health, status page\n\
              \n\
              [promise]                 # status, alerts and reports measure against it\n\
-             rpo = \"5m\"                # most that may be lost\n\
+             rpo = {rpo}                # most that may be lost\n\
              # rto = \"2h\"              # longest time a recovery may take\n\
              \n\
              [[repository]]\n\

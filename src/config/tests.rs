@@ -282,7 +282,7 @@ proptest! {
             conninfo: &conninfo,
             data_dir: Some(Path::new(&dir)),
             bin_dir: None,
-            url: &url,
+            url: &url, rpo: "5m",
         }
         .render();
         let config = parse(&text).unwrap();
@@ -313,6 +313,7 @@ fn what_init_shows_as_examples_is_valid_too() {
         data_dir: None,
         bin_dir: None,
         url: "file:///b",
+        rpo: "5m",
     };
     let uncommented: Vec<String> = initial
         .render()

@@ -4,7 +4,10 @@
 //! Operations read as phases: what is checked before anything is written, what is written, and the one small object that makes
 //! it real. A command killed anywhere leaves the repository readable, and repeating it succeeds.
 
+pub mod archive;
 pub mod backup;
+mod failure;
+pub mod init;
 pub mod plan;
 
 /// Where an operation tells how far it is. Implementations must be cheap: `advance` is called for every block.

@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""Whole-process figures: pitr beside cp, zstd, pg_basebackup, tar and Debian's pgBackRest, on the same bytes in one run.
+
+    tests/setup.sh --bench && cargo build --release && benches/whole.py [--segments 16] [--rounds 3] [--scale 40]
+
+Run as root (servers run as user postgres). Two kinds of data, because pgbench's compress 12 to 36 times and hide costs: pgbench
+tables, and rows of hashed text (about 2.6 : 1). Every figure is the median of several rounds, commands in turn; what is printed
+are ratios within this run, since machines differ. CPU is user + system of the whole process tree as the kernel accounts it.
+"""
+import argparse
+import os
+import pwd
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+BIN = "/usr/lib/postgresql/15/bin"
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUILT = os.path.join(ROOT, "target/x86_64-unknown-linux-gnu/release/pitr")
+USER = pwd.getpwnam("postgres")
+
+
+def drop():
+    os.initgroups("postgres", USER.pw_gid)
+    os.setgid(USER.pw_gid)
+    os.setuid(USER.pw_uid)
+
+
+def run(args, cwd="/", ok=True):
+    """Runs as postgres; returns (wall s, cpu s, peak MiB)."""
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(args, cwd=cwd, preexec_fn=drop, stdin=subprocess.DEVNULL, stdout=said,
+                                 stderr=subprocess.STDOUT, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"})
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if ok and child.returncode != 0:
+            said.seek(0)
+            sys.exit(f"{' '.join(args)} ended with {child.returncode}:\n{said.read().decode(errors='replace')}")
+    return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def shell(text, **more):
+    return run(["/bin/sh", "-ec", text], **more)
+
+
+class Bench:
+    def __init__(self, options):
+        self.o = options
+        self.dir = tempfile.mkdtemp(prefix="pitr-bench-", dir=options.dir)
+        os.chown(self.dir, USER.pw_uid, USER.pw_gid)
+        self.pitr = f"{self.dir}/pitr"
+        shutil.copy(BUILT, self.pitr)
+        os.chmod(self.pitr, 0o755)
+        self.data = f"{self.dir}/data"
+        self.wal = f"{self.dir}/wal"
+
+    def make(self, name, text, mode=0o600):
+        path = f"{self.dir}/{name}"
+        with open(path, "w", encoding="utf8") as out:
+            out.write(text)
+        os.chown(path, USER.pw_uid, USER.pw_gid)
+        os.chmod(path, mode)
+        return path
+
+    def sql(self, statement):
+        run([f"{BIN}/psql", "-h", self.dir, "-U", "postgres", "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statement])
+
+    def set_up(self):
+        run([f"{BIN}/initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--locale=C", "-k"])
+        os.mkdir(self.wal)
+        os.chown(self.wal, USER.pw_uid, USER.pw_gid)
+        with open(f"{self.data}/postgresql.conf", "a", encoding="utf8") as conf:
+            conf.write(f"listen_addresses=''\nunix_socket_directories='{self.dir}'\narchive_mode=on\nfsync=off\n"
+                       f"archive_command='cp %p {self.wal}/%f'\nmax_wal_size=8GB\nshared_buffers=256MB\n")
+        self.server("start")
+        self.config = self.make("pitr.toml", f"""cluster = "bench"
+timezone = "UTC"
+state_dir = "{self.dir}/state"
+[postgres]
+conninfo = "host={self.dir} user=postgres"
+data_dir = "{self.data}"
+bin_dir = "{BIN}"
+[[repository]]
+name = "local"
+url = "file://{self.dir}/repository"
+""")
+        run([self.pitr, "--config", self.config, "init"])
+        self.rest = self.make("pgbackrest.conf", f"""[global]
+repo1-path={self.dir}/pgbackrest
+log-path={self.dir}
+lock-path={self.dir}/lock
+spool-path={self.dir}/spool
+log-level-console=error
+compress-type=zst
+compress-level=1
+process-max=2
+start-fast=y
+archive-check=n
+[bench]
+pg1-path={self.data}
+pg1-socket-path={self.dir}
+pg1-user=postgres
+""")
+        self.has_rest = shutil.which("pgbackrest") is not None
+        if self.has_rest:
+            shell(f"pgbackrest --config={self.rest} --stanza=bench stanza-create")
+
+    def server(self, what):
+        run([f"{BIN}/pg_ctl", "-D", self.data, "-w", "-m", "fast", "-l", f"{self.dir}/log", what])
+
+    def segments(self, kind):
+        """Makes WAL of one kind until enough segments were archived; returns their paths."""
+        before = set(os.listdir(self.wal))
+        have = lambda: sorted(n for n in set(os.listdir(self.wal)) - before if len(n) == 24)
+        if kind == "pgbench":
+            run([f"{BIN}/pgbench", "-h", self.dir, "-U", "postgres", "-i", "-q", "-s", str(self.o.scale), "postgres"])
+            before = set(os.listdir(self.wal))
+        else:
+            self.sql("create table text_rows (id bigserial, a text, b text, c text)")
+        while len(have()) < self.o.segments + 2:
+            if kind == "pgbench":
+                run([f"{BIN}/pgbench", "-h", self.dir, "-U", "postgres", "-n", "-N", "-c", "4", "-T", "5", "postgres"])
+            else:
+                self.sql("insert into text_rows (a, b, c) select md5(n::text || random()), sha256((n * random())::text::bytea)::text,"
+                         " md5(random()::text) from generate_series(1, 100000) n")
+        time.sleep(1)
+        # The first may hold the end of what came before.
+        return [f"{self.wal}/{n}" for n in have()[1:self.o.segments + 1]]
+
+    def compare(self, title, commands, reset=None):
+        """commands: name -> function of the round. Prints medians and ratios to the first."""
+        seen = {name: [] for name in commands}
+        for index in range(self.o.rounds + 1):
+            for name, act in commands.items():
+                if reset:
+                    reset()
+                os.sync()
+                figures = act(index)
+                if index:
+                    seen[name].append(figures)
+        print(f"\n### {title}\n\n| | wall | CPU | CPU s | peak MiB |\n|---|---|---|---|---|")
+        medians = {n: [statistics.median(r[i] for r in rows) for i in range(3)] for n, rows in seen.items()}
+        base = next(iter(medians.values()))
+        for name, (wall, cpu, peak) in medians.items():
+            print(f"| {name} | {wall / base[0]:.2f} | {cpu / base[1]:.2f} | {cpu:.3f} | {peak:.0f} |", flush=True)
+
+    def total(self, rows):
+        rows = list(rows)
+        return sum(r[0] for r in rows), sum(r[1] for r in rows), max(r[2] for r in rows)
+
+    def push(self, kind, paths):
+        out = f"{self.dir}/out"
+        rest = f"pgbackrest --config={self.rest} --stanza=bench"
+
+        def clean():
+            shutil.rmtree(out, ignore_errors=True)
+            os.mkdir(out)
+            os.chown(out, USER.pw_uid, USER.pw_gid)
+            for folder in (f"{self.dir}/repository/bench", f"{self.dir}/pgbackrest/archive/bench"):
+                for root, _, names in os.walk(folder):
+                    for name in names:
+                        if len(name) >= 24 and name[:8] == "00000001":
+                            os.unlink(os.path.join(root, name))
+
+        sync = "import os,sys; f=os.open(sys.argv[1],os.O_RDONLY); os.fsync(f)"
+        each = lambda make: lambda _: self.total(run(make(p, os.path.basename(p))) for p in paths)
+        # dd's conv=fsync writes and syncs in one process: the least a copy can cost.
+        commands = {
+            "zstd -1 + fsync": each(lambda p, n: ["/bin/sh", "-ec", f"zstd -q -1 --single-thread -c {p} | dd of={out}/{n} bs=1M conv=fsync iflag=fullblock status=none"]),
+            "cp + fsync": each(lambda p, n: ["dd", f"if={p}", f"of={out}/{n}", "bs=1M", "conv=fsync", "status=none"]),
+            "pitr archive-push": each(lambda p, n: [self.pitr, "--config", self.config, "archive-push", p]),
+        }
+        if self.has_rest:
+            commands["pgBackRest archive-push"] = each(lambda p, n: ["/bin/sh", "-ec", f"{rest} archive-push {p}"])
+        self.compare(f"push of {len(paths)} segments, one at a time, {kind}", commands, clean)
+        del sync
+
+    def get(self, kind, paths):
+        out = f"{self.dir}/out"
+        rest = f"pgbackrest --config={self.rest} --stanza=bench"
+        for p in paths:
+            run([self.pitr, "--config", self.config, "archive-push", p])
+            shell(f"zstd -q -f -1 {p} -o {self.dir}/{os.path.basename(p)}.zst")
+            if self.has_rest:
+                shell(f"{rest} archive-push {p}")
+        each = lambda make: lambda _: self.total(run(make(p, os.path.basename(p)), cwd=self.data) for p in paths)
+        commands = {
+            "zstd -d + fsync": each(lambda p, n: ["/bin/sh", "-ec", f"zstd -q -d -c {self.dir}/{n}.zst | dd of={out}/x bs=1M conv=fsync iflag=fullblock status=none"]),
+            "cp + fsync": each(lambda p, n: ["dd", f"if={p}", f"of={out}/x", "bs=1M", "conv=fsync", "status=none"]),
+            "pitr archive-get": each(lambda p, n: [self.pitr, "--config", self.config, "archive-get", n, f"{out}/x"]),
+        }
+        if self.has_rest:
+            commands["pgBackRest archive-get"] = each(lambda p, n: ["/bin/sh", "-ec", f"{rest} archive-get {n} {out}/x"])
+        self.compare(f"get of {len(paths)} segments, one at a time, {kind}", commands)
+
+    def backup(self):
+        out = f"{self.dir}/base"
+        clean = lambda: shutil.rmtree(out, ignore_errors=True)
+        with open(f"{self.data}/postgresql.auto.conf", "a", encoding="utf8") as conf:
+            conf.write(f"archive_command = '{self.pitr} --config {self.config} archive-push %p'\n")
+        self.server("reload")
+        commands = {
+            "pg_basebackup -Ft, client zstd:1, 2 workers": lambda _: run(
+                [f"{BIN}/pg_basebackup", "-h", self.dir, "-U", "postgres", "-D", out, "-Ft", "-X", "none", "-c", "fast",
+                 "--compress=client-zstd:level=1,workers=2"]),
+            "pitr backup": lambda _: run([self.pitr, "--config", self.config, "backup"]),
+        }
+        if self.has_rest:
+            commands["pgBackRest backup (zst, 2 processes)"] = lambda _: shell(
+                f"pgbackrest --config={self.rest} --stanza=bench --type=full --no-archive-check backup")
+        self.compare("full backup", commands, clean)
+
+    def restore(self):
+        out, archive = f"{self.dir}/restored", f"{self.dir}/base-tar"
+        run([f"{BIN}/pg_basebackup", "-h", self.dir, "-U", "postgres", "-D", archive, "-Ft", "-X", "none", "-c", "fast",
+             "--compress=client-zstd:level=1,workers=2"])
+
+        def clean():
+            shutil.rmtree(out, ignore_errors=True)
+
+        commands = {
+            "tar --zstd -x": lambda _: shell(f"mkdir {out} && tar --zstd -xf {archive}/base.tar.zst -C {out}"),
+            "tar --zstd -x, then sync -f": lambda _: shell(f"mkdir {out} && tar --zstd -xf {archive}/base.tar.zst -C {out} && sync -f {out}"),
+            "pitr restore": lambda _: run([self.pitr, "--config", self.config, "restore", "--immediate", "--copy", "--target-dir", out]),
+        }
+        if self.has_rest:
+            commands["pgBackRest restore (2 processes)"] = lambda _: shell(
+                f"mkdir -m 700 {out} && pgbackrest --config={self.rest} --stanza=bench --pg1-path={out} --type=immediate restore")
+        self.compare("restore of a full backup", commands, clean)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--segments", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=int, default=40, help="pgbench scale; 1 is about 15 MiB")
+    parser.add_argument("--dir", default="/var/tmp")
+    parser.add_argument("--keep", action="store_true")
+    bench = Bench(parser.parse_args())
+    try:
+        bench.set_up()
+        for kind in ("pgbench", "hashed text"):
+            paths = bench.segments(kind)
+            bench.push(kind, paths)
+            bench.get(kind, paths)
+        bench.backup()
+        bench.restore()
+    finally:
+        subprocess.run([f"{BIN}/pg_ctl", "-D", bench.data, "-m", "immediate", "stop"], preexec_fn=drop, check=False,
+                       stdout=subprocess.DEVNULL)
+        if not bench.o.keep:
+            shutil.rmtree(bench.dir, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+//! `archive-push` and `archive-get`: what PostgreSQL runs.
+//!
+//! Their world is the server's: the working directory is the data directory, the environment is bare, signals keep their default
+//! action, and only the exit code is read (`exit.rs`). A standby is the exception of RECOVERY 15: it asks again by itself and never
+//! opens on "absent", while an exit code above 125 would kill it; so with `standby.signal` present, doubt ends as "absent" after a
+//! short wait, with the reason on standard error.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::cli::args::{Common, GetArgs, PushArgs};
+use crate::cli::context::Context;
+use crate::cli::exit::Ended;
+use crate::cli::output;
+use crate::codec;
+use crate::config::load::Caller;
+use crate::config::{ArchiveConfig, Compression};
+use crate::error::{Error, Kind, Result};
+use crate::ops::archive::{Got, get_file, store_file};
+use crate::pgdata::ControlFile;
+use crate::wal::{SystemId, TimelineId, WalFileName};
+
+/// How often, and how long apart, a standby's question is asked again before doubt becomes "absent".
+const STANDBY_TRIES: u32 = 3;
+const STANDBY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs `archive-push`.
+///
+/// # Errors
+/// See [`store_file`].
+pub async fn push(common: &Common, args: &PushArgs) -> Result<Ended> {
+    let context = Context::load(common, Caller::Server)?;
+    context.act_as_owner()?;
+    let repositories = context.repositories()?;
+    let data_dir = context.config.postgres.data_dir.as_deref();
+    let report =
+        store_file(&repositories, &args.path, data_dir, compression(&context.config.archive)).await?;
+    for warning in &report.warnings {
+        output::warn(&format!("warning: {warning}"));
+    }
+    if common.json {
+        let outcomes: Vec<_> = report
+            .outcomes
+            .iter()
+            .map(|(name, stored)| serde_json::json!({ "repository": name, "outcome": format!("{stored:?}") }))
+            .collect();
+        output::json(&serde_json::json!({
+            "schema": "pitr.archive-push.v1",
+            "file": report.name.to_string(),
+            "system_identifier": report.system.to_string(),
+            "bytes": report.size,
+            "stored_bytes": report.stored,
+            "repositories": outcomes,
+            "warnings": report.warnings,
+        }));
+    }
+    Ok(Ended::Well)
+}
+
+/// Runs `archive-get`.
+///
+/// # Errors
+/// Everything that is not proven absence.
+pub async fn get(common: &Common, args: &GetArgs) -> Result<Ended> {
+    let standby = Path::new("standby.signal").exists();
+    let mut tries = 1;
+    loop {
+        let error = match get_once(common, args).await {
+            Ok(ended) => return Ok(ended),
+            Err(e) if !standby || e.kind() == Kind::Usage => return Err(e),
+            Err(e) => e,
+        };
+        if tries >= STANDBY_TRIES || error.kind() == Kind::Corrupt {
+            output::warn(&format!(
+                "{}\nthis is a standby: answering \"not there\", it will ask again",
+                error.report()
+            ));
+            return Ok(Ended::Absent);
+        }
+        tries += 1;
+        crate::clock::sleep(STANDBY_PAUSE).await;
+    }
+}
+
+async fn get_once(common: &Common, args: &GetArgs) -> Result<Ended> {
+    let name = WalFileName::parse(&args.file).map_err(|e| {
+        Error::usage("cannot fetch that")
+            .source(e)
+            .hint("restore_command passes %f and %p: archive-get %f \"%p\"")
+    })?;
+    let timeline = match args.timeline {
+        None => None,
+        Some(n) => Some(TimelineId::new(n).ok_or_else(|| Error::usage("timeline 0 does not exist"))?),
+    };
+    let context = Context::load(common, Caller::Server)?;
+    context.act_as_owner()?;
+    let repositories = context.repositories()?;
+    let system = args.system_id.map(SystemId::new).or_else(working_directory_system);
+    let got = get_file(&repositories, name, &args.destination, system, timeline).await?;
+    if common.json {
+        let (outcome, size) = match &got {
+            Got::Delivered { size, .. } => ("delivered", Some(*size)),
+            Got::Absent => ("absent", None),
+        };
+        output::json(&serde_json::json!({
+            "schema": "pitr.archive-get.v1", "file": args.file, "outcome": outcome, "bytes": size,
+        }));
+    }
+    Ok(match got {
+        Got::Delivered { .. } => Ended::Well,
+        Got::Absent => Ended::Absent,
+    })
+}
+
+/// Whose data directory PostgreSQL started us in, if it did.
+fn working_directory_system() -> Option<SystemId> {
+    let bytes = std::fs::read("global/pg_control").ok()?;
+    ControlFile::parse(&bytes).ok().map(|control| control.system_id)
+}
+
+/// How the configuration wants WAL compressed.
+pub fn compression(config: &ArchiveConfig) -> codec::Compression {
+    match config.compression {
+        Compression::Zstd(level) => codec::Compression::Zstd { level },
+        Compression::None => codec::Compression::Stored,
+    }
+}

@@ -1,0 +1,357 @@
+//! `pitr init`: from a stock server to one that archives, without a file edited by hand.
+//!
+//! ```text
+//!  as root:   ask the server (as its user) ─► write the configuration, make the repository's directory ─► step down for good
+//!  as owner:  identity in every repository ─► settings printed, or made with --apply ─► what to do next
+//! ```
+//! Run by an ordinary user, the same without the change of user: the configuration then needs a place that user may write
+//! (`--config FILE`).
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::cli::args::{Common, InitArgs};
+use crate::cli::context::{self, Context};
+use crate::cli::exit::Ended;
+use crate::cli::output::{self, say};
+use crate::cli::privilege::{self, Account};
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::config::initial::Initial;
+use crate::config::load::{Caller, SYSTEM_FILE, load};
+use crate::durable::{self, Owner};
+use crate::error::{Error, Result};
+use crate::ops::init::facts::{ServerFacts, failed};
+use crate::ops::init::settings::{self, Change};
+use crate::ops::init::{self, RepositoryReport};
+use crate::pgdata::conf;
+use crate::pgwire::{ConnInfo, Deadlines, Environment, Sql, Target};
+use crate::repo::path::ClusterName;
+use crate::store::StoreUrl;
+use crate::wal::SystemId;
+
+/// The cluster's name where none is given.
+const DEFAULT_CLUSTER: &str = "main";
+/// Connection of a host's own server where none is given.
+const DEFAULT_CONNINFO: &str = "host=/var/run/postgresql user=postgres dbname=postgres";
+
+/// What is printed at the end.
+struct Done {
+    config: PathBuf,
+    written: bool,
+    facts: ServerFacts,
+    repositories: Vec<RepositoryReport>,
+    changes: Vec<Change>,
+    applied: bool,
+    role: Vec<String>,
+}
+
+/// Runs `init`.
+///
+/// # Errors
+/// See the module, and [`init::repository`].
+pub fn run(common: &Common, args: &InitArgs) -> Result<Ended> {
+    let environment = context::environment();
+    let found = load(common.config.as_deref().filter(|p| p.exists()), &environment, Caller::Operator)?;
+    let admin = admin_conninfo(args, found.as_ref(), &environment)?;
+    let account = server_account(args, found.as_ref(), &admin);
+    let facts = match &account {
+        Some(account) => privilege::acting_as(account, || ask(&admin))?,
+        None => ask(&admin)?,
+    };
+    let data_dir = args.data_dir.clone().or_else(|| facts.data_dir.clone());
+    let owner = data_dir.as_deref().and_then(Account::owner_of).or(account);
+    let (config, written) = match found {
+        Some(config) => (config, false),
+        None => (write_configuration(common, args, &facts, data_dir.as_deref(), owner.as_ref())?, true),
+    };
+    make_local_roots(&config, owner.as_ref())?;
+    if let Some(owner) = &owner {
+        privilege::step_down(owner)?;
+    }
+    let path = config.path.clone().unwrap_or_else(|| PathBuf::from(SYSTEM_FILE));
+    let context =
+        Context { common: Common { repository: Vec::new(), ..common.clone() }, config, environment };
+    super::with_threads(|_| finish(context, args, facts, admin, path, written))
+}
+
+async fn finish(
+    context: Context,
+    args: &InitArgs,
+    facts: ServerFacts,
+    admin: ConnInfo,
+    config: PathBuf,
+    written: bool,
+) -> Result<Ended> {
+    let confirmed = args.system_id.map(SystemId::new);
+    let mut repositories = Vec::new();
+    for repository in context.repositories()? {
+        repositories.push(init::repository(&repository, &facts, confirmed, &SystemClock).await?);
+    }
+    let binary = own_path()?;
+    let command = conf::archive_command(&binary, &config)
+        .map_err(|e| Error::usage("archive_command cannot name this program and configuration").source(e))?;
+    let changes = settings::changes(&facts, &command, context.config.promise.rpo)?;
+    let role = missing_role(&context, &admin).await?;
+    if args.apply {
+        let mut sql = Sql::connect(&admin, &Deadlines::default()).await.map_err(failed)?;
+        for statement in &role {
+            sql.rows(statement, &[]).await.map_err(failed)?;
+        }
+        init::apply(&mut sql, &changes).await?;
+    }
+    let done = Done { config, written, facts, repositories, changes, applied: args.apply, role };
+    if context.common.json {
+        print_json(&done);
+    } else {
+        print_text(&done);
+    }
+    Ok(Ended::Well)
+}
+
+fn admin_conninfo(
+    args: &InitArgs,
+    found: Option<&Config>,
+    variables: &std::collections::BTreeMap<String, String>,
+) -> Result<ConnInfo> {
+    let configured = found.and_then(|config| config.postgres.conninfo.as_deref());
+    let text =
+        args.superuser.as_deref().or(args.conninfo.as_deref()).or(configured).unwrap_or(DEFAULT_CONNINFO);
+    let account = Account::current();
+    let environment = Environment { variables: variables.clone(), os_user: account.name, home: account.home };
+    ConnInfo::parse(text, &environment)
+        .map_err(|e| Error::usage(format!("the connection {text:?} is wrong")).source(e))
+}
+
+/// The user the server runs as: who owns its data directory, else its socket, else the account called postgres.
+fn server_account(args: &InitArgs, found: Option<&Config>, admin: &ConnInfo) -> Option<Account> {
+    if !privilege::is_root() {
+        return None;
+    }
+    let data = args.data_dir.as_deref().or_else(|| found.and_then(|c| c.postgres.data_dir.as_deref()));
+    let socket = match &admin.target {
+        Target::Socket(directory) => Some(directory.join(format!(".s.PGSQL.{}", admin.port))),
+        Target::DefaultSocket | Target::Abstract(_) | Target::Tcp { .. } => None,
+    };
+    let owner = data.and_then(Account::owner_of).or_else(|| socket.as_deref().and_then(Account::owner_of));
+    owner.filter(|account| account.uid != 0).or_else(|| Account::named("postgres"))
+}
+
+fn ask(admin: &ConnInfo) -> Result<ServerFacts> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Error::failed("cannot start the runtime").source(e))?;
+    runtime.block_on(async {
+        let mut sql = Sql::connect(admin, &Deadlines::default()).await.map_err(|e| {
+            Error::failed("cannot connect to PostgreSQL")
+                .source(e)
+                .hint("is it running? name the connection with --superuser, for example --superuser 'host=/run/postgresql user=postgres'")
+        })?;
+        let facts = ServerFacts::read(&mut sql).await;
+        sql.close().await;
+        facts
+    })
+}
+
+fn write_configuration(
+    common: &Common,
+    args: &InitArgs,
+    facts: &ServerFacts,
+    data_dir: Option<&Path>,
+    owner: Option<&Account>,
+) -> Result<Config> {
+    let url =
+        match common.repository.as_slice() {
+            [url] => url,
+            [] => return Err(Error::usage("no repository is given").hint(
+                "where shall the backups go? --repository file:///var/backups/pitr, or s3://bucket/prefix",
+            )),
+            _ => {
+                return Err(Error::usage("init writes a configuration with one repository")
+                    .hint("add the others to the file and run init again"));
+            }
+        };
+    let name = common.cluster.as_deref().unwrap_or(DEFAULT_CLUSTER);
+    let cluster: ClusterName = name.parse().map_err(|e| Error::usage(format!("--cluster: {e}")))?;
+    let zone = args.timezone.as_deref().unwrap_or(&facts.timezone);
+    let zone = match crate::target::named(zone) {
+        Ok(zone) => Some(zone),
+        Err(e) if args.timezone.is_some() => return Err(Error::usage(format!("--timezone: {e}"))),
+        // The server may know a zone that this host does not; a naive time is then refused until the user names one.
+        Err(_) => None,
+    };
+    let initial = Initial {
+        cluster: &cluster,
+        timezone: zone.as_ref(),
+        conninfo: args.conninfo.as_deref().or(args.superuser.as_deref()).unwrap_or(DEFAULT_CONNINFO),
+        data_dir,
+        bin_dir: facts.bin_dir.as_deref(),
+        url,
+        rpo: &args.rpo,
+    };
+    let path = common.config.clone().unwrap_or_else(|| PathBuf::from(SYSTEM_FILE));
+    let path = std::path::absolute(&path)
+        .map_err(|e| Error::usage("the configuration's path is wrong").source(e))?;
+    let text = initial.render();
+    let config = Config::parse(&text, &path)?;
+    let cannot = |e: &dyn std::fmt::Display| {
+        Error::failed(format!("cannot write the configuration {}", path.display()))
+            .source(e.to_string())
+            .hint("run init as root, or name a place you may write with --config FILE")
+    };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| cannot(&e))?;
+    }
+    // The server's user reads it in archive_command; nobody else needs to.
+    let owner = owner.filter(|_| privilege::is_root()).map(|account| Owner { uid: 0, gid: account.gid });
+    durable::write_replace(&path, text.as_bytes(), 0o640, owner).map_err(|e| cannot(&e))?;
+    Ok(config)
+}
+
+/// Makes the directories of `file://` repositories while root may still make them anywhere.
+fn make_local_roots(config: &Config, owner: Option<&Account>) -> Result<()> {
+    for repository in &config.repositories {
+        let Ok(StoreUrl::File(path)) = repository.url.parse::<StoreUrl>() else { continue };
+        if path.exists() {
+            owned_by(&path, owner)?;
+            continue;
+        }
+        let owner = owner
+            .filter(|_| privilege::is_root())
+            .map(|account| Owner { uid: account.uid, gid: account.gid });
+        durable::Root::new(&path, owner)
+            .make()
+            .map_err(|e| Error::failed(format!("cannot make the repository {}", path.display())).source(e))?;
+    }
+    Ok(())
+}
+
+/// A directory that the server's user cannot write would only show with the first segment.
+fn owned_by(path: &Path, owner: Option<&Account>) -> Result<()> {
+    let (Some(owner), Ok(meta)) = (owner, std::fs::metadata(path)) else { return Ok(()) };
+    if !meta.is_dir() {
+        return Err(Error::usage(format!("{} is not a directory", path.display())));
+    }
+    if meta.uid() == owner.uid || meta.mode() & 0o022 != 0 {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "{} belongs to uid {}, but {} must write it",
+        path.display(),
+        meta.uid(),
+        owner.label()
+    ))
+    .hint(format!("chown {} {}", owner.label(), path.display())))
+}
+
+/// What the configuration's role still lacks, if it is not the one that asks.
+async fn missing_role(context: &Context, admin: &ConnInfo) -> Result<Vec<String>> {
+    let Some(text) = context.config.postgres.conninfo.as_deref() else { return Ok(Vec::new()) };
+    let account = Account::current();
+    let environment =
+        Environment { variables: context.environment.clone(), os_user: account.name, home: account.home };
+    let wanted =
+        ConnInfo::parse(text, &environment).map_err(|e| Error::usage("conninfo is wrong").source(e))?;
+    if wanted.user == admin.user {
+        return Ok(Vec::new());
+    }
+    let mut sql = Sql::connect(admin, &Deadlines::default()).await.map_err(failed)?;
+    let there =
+        sql.rows("select 1 from pg_roles where rolname = $1", &[&wanted.user]).await.map_err(failed)?;
+    Ok(if there.is_empty() { init::role_statements(&wanted.user) } else { Vec::new() })
+}
+
+/// Where this program is, as the server must name it.
+pub fn own_path() -> Result<PathBuf> {
+    std::fs::read_link("/proc/self/exe")
+        .map_err(|e| Error::failed("cannot tell where this program is").source(e))
+}
+
+/// How this host restarts the server: Debian's way where its layout is found.
+fn restart_command(facts: &ServerFacts) -> String {
+    let data = facts.data_dir.clone().unwrap_or_default();
+    let parts: Vec<String> =
+        data.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+    match parts.as_slice() {
+        [.., lib, version, name] if lib == "postgresql" && version.parse::<u32>().is_ok() => {
+            format!("pg_ctlcluster {version} {name} restart")
+        }
+        _ => format!("pg_ctl -D {} restart", data.display()),
+    }
+}
+
+fn print_text(done: &Done) {
+    let facts = &done.facts;
+    let state = if done.written { "written" } else { "found" };
+    let mut text = format!(
+        "server         PostgreSQL {}, system {}, {}\nconfiguration  {} ({state})\n",
+        facts.version,
+        facts.system,
+        facts.data_dir.as_deref().map_or_else(|| "data directory unknown".to_owned(), |d| d.display().to_string()),
+        done.config.display()
+    );
+    for repository in &done.repositories {
+        let state = if repository.created { "cluster created" } else { "cluster there already" };
+        let degraded = if repository.degraded { "; DEGRADED: a second writer could go unseen" } else { "" };
+        text.push_str(&format!(
+            "repository     {} {} ({state}{degraded})\n",
+            repository.name, repository.url
+        ));
+    }
+    for statement in &done.role {
+        text.push_str(&format!("role           {}{statement};\n", if done.applied { "made: " } else { "" }));
+    }
+    for change in &done.changes {
+        let restart = if change.restart { ", takes a restart" } else { "" };
+        let line = if done.applied {
+            format!("{} = '{}' (was '{}'{restart})", change.name, change.value, change.now)
+        } else {
+            format!("{};", change.statement())
+        };
+        text.push_str(&format!("setting        {line}\n"));
+    }
+    let restart = done.changes.iter().any(|c| c.restart);
+    let mut next: Vec<String> = Vec::new();
+    if !done.changes.is_empty() && !done.applied {
+        next.push(
+            "run the statements above as superuser (or `pitr init --apply`), then SELECT pg_reload_conf();"
+                .to_owned(),
+        );
+    }
+    if restart {
+        next.push(format!(
+            "{}   # archive_mode and wal_level change only with a restart",
+            restart_command(facts)
+        ));
+    }
+    next.extend(["pitr check".to_owned(), "pitr backup".to_owned()]);
+    for (index, step) in next.iter().enumerate() {
+        text.push_str(&format!("{:15}{step}\n", if index == 0 { "next" } else { "" }));
+    }
+    say(&text);
+}
+
+fn print_json(done: &Done) {
+    let facts = &done.facts;
+    let changes: Vec<_> = done
+        .changes
+        .iter()
+        .map(|c| serde_json::json!({ "name": c.name, "value": c.value, "was": c.now, "restart": c.restart }))
+        .collect();
+    let repositories: Vec<_> = done
+        .repositories
+        .iter()
+        .map(|r| serde_json::json!({ "name": r.name, "url": r.url, "created": r.created, "degraded": r.degraded }))
+        .collect();
+    output::json(&serde_json::json!({
+        "schema": "pitr.init.v1",
+        "configuration": done.config.display().to_string(),
+        "written": done.written,
+        "system_identifier": facts.system.to_string(),
+        "version": facts.version,
+        "repositories": repositories,
+        "settings": changes,
+        "applied": done.applied,
+        "restart_needed": done.changes.iter().any(|c| c.restart),
+        "role": done.role,
+    }));
+}

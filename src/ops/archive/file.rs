@@ -1,0 +1,225 @@
+//! One file of `pg_wal`, read once: checked, scanned, digested and compressed in the same pass.
+//!
+//! ```text
+//!  first page ─► whose is it?  (system id, segment size)       before anything else is read
+//!  blocks ─┬─ wal::scan        records, CRCs, times
+//!          └─ WalObjectBuilder BLAKE3, zstd                    ► one object, ready for every repository
+//! ```
+//! Invariants: the bytes that were checked are the bytes that are stored, because nothing is read twice; memory is the compressed
+//! file and two buffers. What is refused here, and what is not, is decided in `wal::scan`.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use crate::codec::Compression;
+use crate::error::Error;
+use crate::repo::path::ClusterName;
+use crate::repo::walobject::{Asked, Facts, WalObject, WalObjectBuilder};
+use crate::wal::page::PageHeader;
+use crate::wal::scan::{Keep, ScanError, Scanner, SegmentScan};
+use crate::wal::timeline::{MAX_HISTORY_BYTES, TimelineHistory};
+use crate::wal::{PAGE_SIZE, SegmentName, SegmentSize, SystemId, WalFileName};
+
+/// Read at a time. Large enough that a system call costs nothing, small enough to stay in the second-level cache.
+const BLOCK: usize = 256 * 1024;
+/// Upper bound of a history or backup history file; real ones have some hundred bytes.
+const MAX_SMALL_FILE: u64 = MAX_HISTORY_BYTES as u64;
+
+/// A file that was opened and whose owner is known; its content is not read yet.
+#[derive(Debug)]
+pub struct WalSource {
+    path: PathBuf,
+    file: File,
+    /// Its name.
+    pub name: WalFileName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Who wrote it, and with which segment size; `None` for files that hold no WAL.
+    pub origin: Option<(SystemId, SegmentSize)>,
+    first: Vec<u8>,
+}
+
+/// A file that was read, and what became of it.
+#[derive(Debug)]
+pub struct WalContent {
+    /// The object to store.
+    pub object: WalObject,
+    /// What the scan learned, of a file that holds WAL.
+    pub scan: Option<SegmentScan>,
+}
+
+impl WalSource {
+    /// Opens `path` and looks at its first page.
+    ///
+    /// # Errors
+    /// For a name that is not PostgreSQL's, a file that cannot be read, and a file whose size or first page cannot be a segment's.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let text = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = WalFileName::parse(&text).map_err(|e| {
+            Error::usage(format!("cannot archive {}", path.display()))
+                .source(e)
+                .hint("archive_command passes %p: 'pitr --config FILE archive-push %p'")
+        })?;
+        let file = File::open(path).map_err(|e| unreadable(path, e))?;
+        let size = file.metadata().map_err(|e| unreadable(path, e))?.len();
+        let mut source = Self { path: path.to_owned(), file, name, size, origin: None, first: Vec::new() };
+        match name {
+            WalFileName::Segment(_) | WalFileName::Partial(_) => source.read_first_page()?,
+            WalFileName::History(_) | WalFileName::BackupHistory(..) if size > MAX_SMALL_FILE => {
+                return Err(Error::refused(format!("{name} has {size} bytes, more than any real one")));
+            }
+            WalFileName::History(_) | WalFileName::BackupHistory(..) => {}
+        }
+        Ok(source)
+    }
+
+    fn read_first_page(&mut self) -> Result<(), Error> {
+        let mut page = vec![0_u8; usize::try_from(PAGE_SIZE).unwrap_or(8192)];
+        let read = read_full(&mut self.file, &mut page).map_err(|e| unreadable(&self.path, e))?;
+        page.truncate(read);
+        let name = self.name;
+        let damaged = |what: String| {
+            Error::corrupt(format!("{name} is not a WAL segment: {what}"))
+                .hint("nothing was stored; is the path right, and is the file complete?")
+        };
+        let header = PageHeader::parse(&page).map_err(|e| damaged(e.to_string()))?;
+        let long = header.long.ok_or_else(|| damaged("its first page has no long header".to_owned()))?;
+        let size = SegmentSize::new(u64::from(long.segment_size)).map_err(|e| damaged(e.to_string()))?;
+        if self.size != size.bytes() {
+            let text = format!("{name} has {} bytes, but its first page says {}", self.size, size.bytes());
+            return Err(
+                Error::corrupt(text).hint("the file is truncated or still being written; nothing was stored")
+            );
+        }
+        self.origin = Some((long.system_id, size));
+        self.first = page;
+        Ok(())
+    }
+
+    /// Reads the content in one pass. Blocking; takes a processor for as long as compression takes.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it. Nothing was stored.
+    pub fn read(
+        self,
+        cluster: &ClusterName,
+        system: SystemId,
+        compression: Compression,
+    ) -> Result<WalContent, Error> {
+        let asked = Asked { cluster: cluster.clone(), system, name: self.name };
+        match self.name {
+            WalFileName::Segment(name) => self.read_wal(name, asked, compression),
+            WalFileName::Partial(name) => self.read_wal(name, asked, compression),
+            WalFileName::History(timeline) => {
+                let content = self.read_small()?;
+                TimelineHistory::parse(timeline, &content)
+                    .map_err(|e| Error::corrupt(format!("{} is damaged", self.name)).source(e))?;
+                self.store_small(asked, &content, compression)
+            }
+            WalFileName::BackupHistory(..) => {
+                let content = self.read_small()?;
+                self.store_small(asked, &content, compression)
+            }
+        }
+    }
+
+    fn read_wal(
+        mut self,
+        segment: SegmentName,
+        asked: Asked,
+        compression: Compression,
+    ) -> Result<WalContent, Error> {
+        let name = self.name;
+        let Some((_, size)) = self.origin else {
+            return Err(Error::corrupt(format!("{name} is not a WAL segment")));
+        };
+        let mut builder =
+            WalObjectBuilder::new(asked, self.size, compression).map_err(|e| unbuildable(name, e))?;
+        // A partial segment is never replayed under its full name; damage in it is no reason to lose it.
+        let partial = matches!(name, WalFileName::Partial(_));
+        let mut scanner = Some(Scanner::new(segment, size, Keep::Summary).map_err(|e| refused(&e))?);
+        let mut block = std::mem::take(&mut self.first);
+        loop {
+            if let Some(scan) = scanner.as_mut()
+                && let Err(e) = scan.push(&block)
+            {
+                if !partial {
+                    return Err(refused(&e));
+                }
+                scanner = None;
+            }
+            builder.push(&block).map_err(|e| unbuildable(name, e))?;
+            block.resize(BLOCK, 0);
+            let read = read_full(&mut self.file, &mut block).map_err(|e| unreadable(&self.path, e))?;
+            block.truncate(read);
+            if read == 0 {
+                break;
+            }
+        }
+        let scan = match scanner.map(Scanner::finish) {
+            Some(Ok(scan)) => Some(scan),
+            Some(Err(e)) if !partial => return Err(refused(&e)),
+            Some(Err(_)) | None => None,
+        };
+        let facts = scan.as_ref().map_or(Facts::Unscanned, Facts::Scanned);
+        let object = builder.finish(facts).map_err(|e| unbuildable(name, e))?;
+        Ok(WalContent { object, scan })
+    }
+
+    fn read_small(&self) -> Result<Vec<u8>, Error> {
+        let mut content = Vec::new();
+        (&self.file).take(MAX_SMALL_FILE).read_to_end(&mut content).map_err(|e| unreadable(&self.path, e))?;
+        Ok(content)
+    }
+
+    fn store_small(
+        &self,
+        asked: Asked,
+        content: &[u8],
+        compression: Compression,
+    ) -> Result<WalContent, Error> {
+        let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        let mut builder =
+            WalObjectBuilder::new(asked, size, compression).map_err(|e| unbuildable(self.name, e))?;
+        builder.push(content).map_err(|e| unbuildable(self.name, e))?;
+        let object = builder.finish(Facts::Unscanned).map_err(|e| unbuildable(self.name, e))?;
+        Ok(WalContent { object, scan: None })
+    }
+}
+
+/// As many bytes as fit or the file has.
+fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(n) => filled = filled.saturating_add(n),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
+
+fn unreadable(path: &Path, cause: std::io::Error) -> Error {
+    let error = Error::failed(format!("cannot read {}", path.display()));
+    let hint = match cause.kind() {
+        ErrorKind::NotFound => {
+            "a relative path counts from the data directory, where PostgreSQL starts archive_command"
+        }
+        ErrorKind::PermissionDenied => "run the command as the owner of the data directory",
+        _ => "nothing was stored; PostgreSQL will offer the file again",
+    };
+    error.source(cause).hint(hint)
+}
+
+fn refused(cause: &ScanError) -> Error {
+    Error::corrupt(cause.to_string()).hint(
+        "nothing was stored, and PostgreSQL keeps the file; compare with pg_waldump, and take a new backup if the file is damaged",
+    )
+}
+
+fn unbuildable(name: WalFileName, cause: crate::repo::walobject::WalObjectError) -> Error {
+    Error::failed(format!("cannot make an object of {name}")).source(cause)
+}

@@ -1,0 +1,249 @@
+//! `archive-get`: one file out of the archive, whole and checked, or proven not to be there, or an error.
+//!
+//! ```text
+//!  repositories in turn: GET ─ found ─► open into a private file beside the destination ─► fsync ─► rename
+//!                            └ 404 everywhere ─► absence proven by every repository? ─► "absent"   else an error
+//! ```
+//! PostgreSQL takes "absent" as the end of WAL and opens the database, so it is said only when every repository that was asked is
+//! reachable, shows its identity in the same call, holds no later segment of the timeline, and has not given the file up. With
+//! `--timeline`, what a parent timeline holds past the fork is never delivered: that segment is cut there and padded with zeros
+//! (RECOVERY 7). `.partial` files are never served for their full name.
+
+use std::path::Path;
+
+use crate::durable::{Delivery, DurableError};
+use crate::error::{Error, Result};
+use crate::repo::archive::{Absence, Fetched};
+use crate::repo::{RepoError, Repository, System};
+use crate::wal::{Lsn, SegmentName, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
+
+/// What a get came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Got {
+    /// The file is there, synced.
+    Delivered {
+        /// The repository it came from.
+        repository: String,
+        /// Its size.
+        size: u64,
+    },
+    /// It is in no repository, and that is proven.
+    Absent,
+}
+
+/// The route recovery takes, if it was told.
+#[derive(Debug, Clone)]
+struct Route {
+    history: TimelineHistory,
+    size: SegmentSize,
+}
+
+/// Fetches `name` into `destination`. `system` is the cluster's system identifier if it is known from the data directory; without
+/// it the repository's newest one is meant. `timeline` is where recovery goes.
+///
+/// # Errors
+/// Anything that is not proven absence: an unreachable repository, damage, a hole, WAL that retention gave up, a full disk.
+/// The destination is then untouched.
+pub async fn get_file(
+    repositories: &[Repository],
+    name: WalFileName,
+    destination: &Path,
+    system: Option<SystemId>,
+    timeline: Option<TimelineId>,
+) -> Result<Got> {
+    let mut asked: Vec<System> = Vec::new();
+    let mut failures: Vec<Error> = Vec::new();
+    for repository in repositories {
+        let found = look(repository, name, system, timeline).await;
+        match found {
+            Ok((opened, Some((fetched, cut)))) => match deliver(fetched, destination, cut).await {
+                Ok(size) => {
+                    return Ok(Got::Delivered { repository: opened.repository().name().to_owned(), size });
+                }
+                // A damaged copy here says nothing about the next repository's; a full disk does.
+                Err(e) => failures.push(e),
+            },
+            Ok((opened, None)) => asked.push(opened),
+            Err(e) => failures.push(e.context(format!("repository {}", repository.name()))),
+        }
+    }
+    if let Some(e) = failures.into_iter().next() {
+        return Err(e);
+    }
+    if asked.is_empty() {
+        return Err(Error::usage("no repository is configured"));
+    }
+    for opened in &asked {
+        prove_absent(opened, name, timeline).await?;
+    }
+    Ok(Got::Absent)
+}
+
+/// One repository's answer; the number is where a parent's segment must be cut.
+async fn look(
+    repository: &Repository,
+    name: WalFileName,
+    system: Option<SystemId>,
+    timeline: Option<TimelineId>,
+) -> Result<(System, Option<(Fetched, Option<u64>)>)> {
+    let opened = match system {
+        Some(system) => repository.open(system).await?,
+        None => repository.open_current().await?.ok_or_else(|| {
+            Error::not_found(format!(
+                "repository {} holds no cluster {}",
+                repository.name(),
+                repository.cluster()
+            ))
+            .hint("is this the right repository and cluster name, and is the disk mounted?")
+        })?,
+    };
+    // The history of timeline 1 never exists, and PostgreSQL asks for it after replay is done: no doubt may stop it there.
+    if name == WalFileName::History(TimelineId::FIRST) {
+        return Ok((opened, None));
+    }
+    let cut = match (name, timeline) {
+        (WalFileName::Segment(segment), Some(timeline)) => {
+            let route = route(&opened, timeline).await?;
+            match route.cut(segment)? {
+                Cut::Whole => None,
+                Cut::At(bytes) => Some(bytes),
+                Cut::Off => return Ok((opened, None)),
+            }
+        }
+        _ => None,
+    };
+    let fetched = match opened.fetch_for_recovery(name).await {
+        // The route leaves the timeline inside this segment: what comes later on it is of no interest.
+        Err(RepoError::Unfinished { .. }) if cut.is_some() => opened.fetch_wal(name).await?,
+        fetched => fetched?,
+    };
+    Ok((opened, fetched.map(|fetched| (fetched, cut))))
+}
+
+async fn route(system: &System, timeline: TimelineId) -> Result<Route> {
+    let history = system.history(timeline).await?.ok_or_else(|| {
+        Error::failed(format!(
+            "the history of timeline {timeline}, which recovery goes to, is not in repository {}",
+            system.repository().name()
+        ))
+    })?;
+    Ok(Route { history, size: system.identity().segment_size })
+}
+
+/// What of a segment a route may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// All of it.
+    Whole,
+    /// Its first bytes; the rest belongs to a child.
+    At(u64),
+    /// Nothing: the route left the timeline before it, or never was on it.
+    Off,
+}
+
+impl Route {
+    fn cut(&self, name: SegmentName) -> Result<Cut> {
+        let number = name.number(self.size).map_err(|e| Error::usage(e.to_string()))?;
+        if !self.history.contains(name.timeline()) {
+            return Ok(Cut::Off);
+        }
+        let Some(end): Option<Lsn> = self.history.end(name.timeline()) else { return Ok(Cut::Whole) };
+        let (first, last) = (number.start(self.size), number.end(self.size));
+        Ok(if end >= last {
+            Cut::Whole
+        } else if end <= first {
+            Cut::Off
+        } else {
+            Cut::At(end.bytes_since(first))
+        })
+    }
+}
+
+/// Writes the file beside the destination and renames it into place once all of it was checked and synced.
+async fn deliver(fetched: Fetched, destination: &Path, cut: Option<u64>) -> Result<u64> {
+    let path = destination.to_owned();
+    let work = tokio::task::spawn_blocking(move || write(&fetched, &path, cut));
+    work.await.map_err(|e| Error::failed("writing the file was cut off").source(e))?
+}
+
+fn write(fetched: &Fetched, path: &Path, cut: Option<u64>) -> Result<u64> {
+    let failed = |e: DurableError| {
+        let hint = if e.is_full() {
+            "the disk of the data directory is full"
+        } else {
+            "the destination is untouched"
+        };
+        Error::failed(format!("cannot write {}", path.display())).source(e).hint(hint)
+    };
+    let mut delivery = Delivery::begin(path, None).map_err(failed)?;
+    let mut broken = None;
+    let mut left = cut.unwrap_or(u64::MAX);
+    fetched.open(|bytes| {
+        let whole = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+        let (kept, dropped) = bytes.split_at(whole);
+        left = left.saturating_sub(u64::try_from(kept.len()).unwrap_or(u64::MAX));
+        if broken.is_none() {
+            let zeros = vec![0_u8; dropped.len()];
+            broken = delivery
+                .append(kept)
+                .and_then(|()| if zeros.is_empty() { Ok(()) } else { delivery.append(&zeros) })
+                .err();
+        }
+    })?;
+    if let Some(e) = broken {
+        return Err(failed(e));
+    }
+    delivery.finish().map_err(failed)?;
+    Ok(fetched.header.size)
+}
+
+/// Turns "not found" into proof, or into the error that says why it is none.
+async fn prove_absent(system: &System, name: WalFileName, timeline: Option<TimelineId>) -> Result<()> {
+    // A segment that the route does not see is absent for it whatever lies there.
+    if let (WalFileName::Segment(segment), Some(timeline)) = (name, timeline)
+        && route(system, timeline).await?.cut(segment)? == Cut::Off
+    {
+        return Ok(());
+    }
+    let place = system.repository().name();
+    match system.absence(name).await? {
+        Absence::Proven => Ok(()),
+        Absence::Present => {
+            Err(Error::failed(format!("{name} appeared in repository {place} while it was looked for"))
+                .hint("try again"))
+        }
+        Absence::Expired => Err(RepoError::BelowFloor { repository: place.to_owned(), name }.into()),
+        Absence::Doubt(why) => {
+            Err(Error::failed(format!("{name} is not in repository {place}, but should be: {why}"))
+                .hint("WAL has a hole here; `pitr info` shows what is there"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline(n: u32) -> TimelineId {
+        TimelineId::new(n).unwrap()
+    }
+
+    #[test]
+    fn a_parent_is_seen_up_to_its_fork_and_no_further() {
+        let size = SegmentSize::DEFAULT;
+        let history = TimelineHistory::parse(timeline(3), b"1\t0/3000100\tx\n2\t0/5000000\ty\n").unwrap();
+        let route = Route { history, size };
+        let cut = |tli: u32, n: u64| {
+            let name = SegmentName::new(timeline(tli), crate::wal::SegmentNo::new(n), size);
+            route.cut(name).unwrap()
+        };
+        assert_eq!(cut(1, 2), Cut::Whole);
+        assert_eq!(cut(1, 3), Cut::At(0x100));
+        assert_eq!(cut(1, 4), Cut::Off);
+        // A fork on a border: the segment before it is whole, the one after it is the child's.
+        assert_eq!(cut(2, 4), Cut::Whole);
+        assert_eq!(cut(2, 5), Cut::Off);
+        assert_eq!(cut(3, 9), Cut::Whole);
+        assert_eq!(cut(4, 1), Cut::Off);
+    }
+}

@@ -1,0 +1,62 @@
+//! From what a store or a repository answered to the error a command ends with: its kind, and what to do next.
+//!
+//! The layers below say what is wrong; only here is it known that a person or PostgreSQL will read it. One table, so that the same
+//! failure reads the same in every command.
+
+use crate::error::{Error, Kind};
+use crate::repo::RepoError;
+use crate::store::{StoreError, StoreErrorKind};
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let kind = match error.kind {
+            StoreErrorKind::Credentials | StoreErrorKind::Denied => Kind::Key,
+            StoreErrorKind::Usage => Kind::Usage,
+            StoreErrorKind::Unsupported => Kind::Refused,
+            StoreErrorKind::TooLarge => Kind::Corrupt,
+            _ => Kind::Failed,
+        };
+        let hint = error.hint();
+        let outer = Self::new(kind, error.to_string());
+        match hint {
+            Some(hint) => outer.hint(hint),
+            None => outer,
+        }
+    }
+}
+
+impl From<RepoError> for Error {
+    fn from(error: RepoError) -> Self {
+        let (kind, hint) = match error {
+            RepoError::Store(store) => return store.into(),
+            RepoError::Corrupt { .. } => {
+                (Kind::Corrupt, "nothing was changed; another repository may hold a good copy")
+            }
+            RepoError::Missing { .. } => {
+                (Kind::Corrupt, "the object was deleted by something other than pitr")
+            }
+            RepoError::NoIdentity { .. } => (
+                Kind::NotFound,
+                "run `pitr init` for this cluster; if it was run before, is this the right repository, and is the disk mounted?",
+            ),
+            RepoError::Foreign { .. } => {
+                (Kind::Refused, "is this the right cluster name and repository? see `pitr info`")
+            }
+            RepoError::NewerFormat { .. } => (Kind::Refused, "a newer pitr writes here: use that version"),
+            RepoError::Sealed { .. } => (Kind::Key, "this version reads unencrypted repositories only"),
+            RepoError::Conflict { .. } => (Kind::Refused, "two servers may be writing under one name"),
+            RepoError::BelowFloor { .. } | RepoError::Expired { .. } => {
+                (Kind::NotFound, "retention gave it up; see `pitr info` for what is kept")
+            }
+            RepoError::Abandoned { .. } => (Kind::Failed, "run `pitr backup` again"),
+            RepoError::Busy { .. } => {
+                (Kind::Busy, "wait for it; a dead backup is taken over after 15 minutes")
+            }
+            RepoError::Unfinished { .. } | RepoError::Unstable { .. } => {
+                (Kind::Failed, "try again; if it stays, see `pitr info`")
+            }
+            _ => return Self::failed(error.to_string()),
+        };
+        Self::new(kind, error.to_string()).hint(hint)
+    }
+}
