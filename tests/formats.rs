@@ -47,8 +47,8 @@ fn golden(name: &str, bytes: &[u8]) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
     }
-    let stored =
-        fs::read(&path).unwrap_or_else(|e| panic!("{name}: {e}; PITR_BLESS=1 writes a missing fixture"));
+    assert!(path.exists(), "{name} is missing; PITR_BLESS=1 writes it");
+    let stored = fs::read(&path).unwrap();
     assert!(
         stored == bytes,
         "{name}: the format changed\nstored: {}\n   now: {}",
