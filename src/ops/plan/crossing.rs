@@ -21,10 +21,11 @@ impl Line<'_> {
     fn try_crossing(&self, index: usize) -> Step<Option<Result<Crossing, JoinError>>> {
         let facts = self.summary(index)?;
         let Some(tail) = &facts.tail else { return Ok(None) };
-        if self.links.get(index).is_none_or(|link| link.limit < tail.end) {
+        let Some(first) = self.links.get(index).filter(|link| tail.end <= link.limit) else {
             return Ok(None);
-        }
+        };
         let mut heads: Vec<&Fragment> = Vec::new();
+        let mut last = first.name;
         let mut at = index;
         loop {
             at = at.saturating_add(1);
@@ -34,17 +35,18 @@ impl Line<'_> {
                 break;
             }
             heads.push(head);
+            last = link.name;
             if !head.goes_on() {
                 break;
             }
         }
         // What a record means depends on the version; where it lies does not.
-        let joined = join(tail, &heads, facts.major.unwrap_or(PgMajor::V18));
-        let event = |crossing: Crossing| match facts.major {
-            Some(_) => crossing,
-            None => Crossing { event: None, ..crossing },
+        let joined = || {
+            let crossing = join(tail, &heads, facts.major.unwrap_or(PgMajor::V18))?;
+            let event = crossing.event.filter(|_| facts.major.is_some());
+            Ok(Crossing { event, ..crossing })
         };
-        Ok(Some(joined.map(event)))
+        Ok(Some(self.facts.joins.get_or((first.name, last), joined)))
     }
 
     /// Where the record that crosses out of link `index` ends.

@@ -13,6 +13,7 @@ use super::outcome::{RecoveryPlan, Stop, Warning};
 use super::refusal::{Gap, Moment, Refusal};
 use super::select::{Query, backups_on};
 use super::world::PlanBackup;
+use crate::wal::lsn::Lsn;
 use crate::wal::time::PgTime;
 
 /// Links looked at together on the way back from the end.
@@ -96,7 +97,7 @@ pub(super) fn newest(query: &Query<'_>, line: &Line<'_>) -> Step<Moment> {
     let mut time: Option<PgTime> = backups.into_iter().filter(ended).map(|b| b.stop_time).max();
     for index in (0..line.links.len()).rev() {
         line.settle_behind(index, index % BLOCK)?;
-        if let Some(found) = if_readable(line.largest_time(index))? {
+        if let Some(found) = if_readable(line.largest_time(index, Lsn::ZERO))? {
             time = time.max(Some(found));
             break;
         }

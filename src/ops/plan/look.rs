@@ -194,15 +194,18 @@ impl<'a> Line<'a> {
         Ok(None)
     }
 
-    /// The largest time in link `index` that shows how far the archive goes (RECOVERY.md 3). PREPARE is not one of them.
-    pub(super) fn largest_time(&self, index: usize) -> Step<Option<PgTime>> {
-        let ends = self.commits(index)?;
+    /// The largest time in link `index`, of records that start at or past `from`, that shows how far the archive goes
+    /// (RECOVERY.md 3). PREPARE is not one of them.
+    pub(super) fn largest_time(&self, index: usize, from: Lsn) -> Step<Option<PgTime>> {
         let alive = |event: &Event| match event.kind {
             EventKind::Prepare { .. } => None,
             _ => event.kind.time(),
         };
+        if self.start_of(index) < from {
+            return Ok(self.events(index)?.within(from, Lsn::MAX).filter_map(alive).max());
+        }
         let marks = self.marks(index)?.iter().filter_map(alive).max();
-        Ok(ends.max.max(marks))
+        Ok(self.commits(index)?.max.max(marks))
     }
 }
 

@@ -95,7 +95,7 @@ fn covered(query: &Query<'_>, backup: &PlanBackup, line: &Line<'_>, time: PgTime
         return Ok(true);
     }
     for index in (0..line.links.len()).rev() {
-        if line.largest_time(index)?.is_some_and(|largest| largest >= time) {
+        if line.largest_time(index, backup.start_lsn)?.is_some_and(|largest| largest >= time) {
             return Ok(true);
         }
     }

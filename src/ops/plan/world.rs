@@ -5,11 +5,12 @@
 //! never change an answer. A segment that was listed but is gone when fetched: take it out of [`World::stored`], plan anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 use crate::wal::event::{Event, EventKind};
 use crate::wal::lsn::Lsn;
 use crate::wal::page::{PgMajor, SystemId};
-use crate::wal::scan::{CommitSummary, Fragment, SegmentEnd, SegmentScan};
+use crate::wal::scan::{CommitSummary, Crossing, Fragment, JoinError, SegmentEnd, SegmentScan};
 use crate::wal::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::wal::time::PgTime;
 use crate::wal::timeline::{TimelineHistory, TimelineId};
@@ -53,7 +54,7 @@ pub struct PlanBackup {
     pub restorable: bool,
 }
 
-/// What was fetched so far. Grows from run to run.
+/// What was fetched so far. Grows from run to run; nothing in it is ever replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facts {
     /// What header and annex of a segment tell.
@@ -64,7 +65,38 @@ pub struct Facts {
     pub records: HashMap<(SegmentName, Lsn), Option<RecordSpan>>,
     /// Start of the first record that carries the transaction and lies wholly in the segment.
     pub first_of_xid: HashMap<(SegmentName, u32), Option<Lsn>>,
+    pub(super) joins: Joins,
 }
+
+/// Records put together from fragments, by the segments of tail and last head: every run needs them all again, and checking
+/// their CRCs is the costliest thing planning does. A cache, so it is equal to any other.
+#[derive(Debug, Default)]
+pub(super) struct Joins(Mutex<HashMap<(SegmentName, SegmentName), Result<Crossing, JoinError>>>);
+
+impl Joins {
+    pub(super) fn get_or(
+        &self,
+        key: (SegmentName, SegmentName),
+        join: impl FnOnce() -> Result<Crossing, JoinError>,
+    ) -> Result<Crossing, JoinError> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(key).or_insert_with(join).clone()
+    }
+}
+
+impl Clone for Joins {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Joins {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Joins {}
 
 /// One fact the planner cannot go on without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,6 +3,7 @@
 //! `model` makes worlds and answers wants; `rules` has one test per rule; `oracle` knows the right answer by brute force over
 //! all records and checks plans and refusals of thousands of random worlds.
 
+mod generate;
 mod model;
 mod oracle;
 mod rules;
@@ -12,8 +13,16 @@ use model::Model;
 
 /// Asks until the planner needs nothing more; returns the answer and the rounds it took.
 fn ask(model: &Model, request: &PlanRequest) -> (Result<RecoveryPlan, Box<Refusal>>, usize) {
+    ask_with(model, request, Facts::default())
+}
+
+/// As [`ask`], with facts known from the start.
+fn ask_with(
+    model: &Model,
+    request: &PlanRequest,
+    mut facts: Facts,
+) -> (Result<RecoveryPlan, Box<Refusal>>, usize) {
     let world = model.world();
-    let mut facts = Facts::default();
     for round in 0..60 {
         match plan(request, &world, &facts) {
             Answer::Plan(plan) => return (Ok(*plan), round),
