@@ -282,3 +282,54 @@ pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_le_bytes(*b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn magic_and_number_name_the_same_major() {
+        for major in PgMajor::ALL {
+            assert_eq!(PgMajor::from_magic(major.magic()), Some(major));
+            assert_eq!(PgMajor::from_version_num(major.number() * 10_000 + 7), Some(major));
+            assert_eq!(serde_json::to_string(&major).unwrap(), major.to_string());
+        }
+        assert_eq!((PgMajor::from_magic(0xD121), PgMajor::from_version_num(120_022)), (None, None));
+    }
+
+    #[test]
+    fn system_identifiers_have_one_spelling() {
+        let id: SystemId = "7300000000000000001".parse().unwrap();
+        assert_eq!(serde_json::to_string(&id).unwrap(), "\"7300000000000000001\"");
+        for bad in ["", "07", "+7", " 7", "18446744073709551616", "x"] {
+            assert!(bad.parse::<SystemId>().is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_header_is_read_once_all_of_it_is_there() {
+        let mut bytes = vec![0x10, 0xD1, 0x02, 0, 3, 0, 0, 0];
+        bytes.extend(0x1600_0000_u64.to_le_bytes());
+        bytes.extend([0; 8]);
+        bytes.extend(42_u64.to_le_bytes());
+        bytes.extend((16_u32 << 20).to_le_bytes());
+        bytes.extend(8192_u32.to_le_bytes());
+        let long = LongHeader { system_id: SystemId::new(42), segment_size: 16 << 20, page_size: 8192 };
+        let expected = PageHeader {
+            magic: 0xD110,
+            flags: PageFlags::from_raw(2),
+            timeline: 3,
+            address: Lsn::new(0x1600_0000),
+            remaining: 0,
+            long: Some(long),
+        };
+        assert_eq!(PageHeader::parse(&bytes), Ok(expected));
+        assert_eq!(PageHeader::parse(&bytes[..39]), Err(PageError { needed: 40, found: 39 }));
+        assert_eq!(PageHeader::parse(&bytes[..23]), Err(PageError { needed: 24, found: 23 }));
+        bytes[2] = 0;
+        assert_eq!(
+            PageHeader::parse(&bytes[..24]),
+            Ok(PageHeader { long: None, flags: PageFlags::from_raw(0), ..expected })
+        );
+    }
+}

@@ -253,3 +253,122 @@ fn segment(text: &str) -> Option<SegmentName> {
         seg: text.get(16..24).and_then(hex8)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sizes() -> impl Strategy<Value = SegmentSize> {
+        (20_u32..=30).prop_map(|power| SegmentSize::new(1 << power).unwrap())
+    }
+
+    fn timelines() -> impl Strategy<Value = TimelineId> {
+        (1_u32..).prop_map(|n| TimelineId::new(n).unwrap())
+    }
+
+    #[test]
+    fn names_are_those_of_postgresql() {
+        let name = |lsn: &str, size| {
+            let lsn: Lsn = lsn.parse().unwrap();
+            SegmentName::new(TimelineId::FIRST, SegmentNo::containing(lsn, size), size).to_string()
+        };
+        let small = SegmentSize::new(1 << 20).unwrap();
+        let large = SegmentSize::new(1 << 30).unwrap();
+        assert_eq!(name("A/C3FFFFFF", SegmentSize::DEFAULT), "000000010000000A000000C3");
+        assert_eq!(name("0/FFFFFFFF", SegmentSize::DEFAULT), "0000000100000000000000FF");
+        assert_eq!(name("1/0", SegmentSize::DEFAULT), "000000010000000100000000");
+        assert_eq!(name("0/FFFFFFFF", small), "000000010000000000000FFF");
+        assert_eq!(name("2/C0000000", large), "000000010000000200000003");
+    }
+
+    #[test]
+    fn a_name_of_another_segment_size_is_noticed() {
+        let name = SegmentName::parse("000000010000000000000100").unwrap();
+        let wrong = name.number(SegmentSize::DEFAULT);
+        assert_eq!(wrong, Err(NameError::WrongSize { name: name.to_string(), size: SegmentSize::DEFAULT }));
+        assert!(name.number(SegmentSize::new(1 << 20).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn sizes_no_cluster_can_have_are_refused() {
+        for bytes in [0, 1, 1 << 19, (1 << 20) + 1, 3 << 20, 1 << 31, 1 << 32, u64::MAX] {
+            assert_eq!(SegmentSize::new(bytes), Err(SegmentSizeError(bytes)));
+        }
+    }
+
+    #[test]
+    fn only_the_four_kinds_are_wal_file_names() {
+        let good = [
+            "00000001000000000000000A",
+            "00000001000000000000000A.partial",
+            "00000002.history",
+            "00000001000000000000000A.00000028.backup",
+        ];
+        for text in good {
+            assert_eq!(WalFileName::parse(text).unwrap().to_string(), text);
+        }
+        let bad = [
+            "",
+            "00000001000000000000000a",
+            "00000000000000000000000A",
+            "0000000100000000000000A",
+            "00000001000000000000000A0",
+            "00000000.history",
+            "00000002.History",
+            "00000002.history.gz",
+            "00000001000000000000000A.",
+            "00000001000000000000000A.0000028.backup",
+            "00000001000000000000000A.partial.partial",
+            "+0000001000000000000000A",
+            "../00000002.history",
+            "0000000100000000000000\u{e9}",
+        ];
+        for text in bad {
+            assert!(WalFileName::parse(text).is_err(), "{text:?} was accepted");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_segment_has_one_name(timeline in timelines(), size in sizes(), lsn: u64) {
+            let number = SegmentNo::containing(Lsn::new(lsn), size);
+            let name = SegmentName::new(timeline, number, size);
+            prop_assert_eq!(SegmentName::parse(&name.to_string()), Ok(name));
+            prop_assert_eq!(name.number(size), Ok(number));
+            prop_assert_eq!(name.timeline(), timeline);
+            prop_assert_eq!(u64::from(name.log()), lsn >> 32);
+        }
+
+        #[test]
+        fn containing_and_ending_at_agree_off_boundaries_and_differ_on_them(size in sizes(), segment in 1_u64..1 << 30, offset in 1_u64..1 << 30) {
+            let boundary = SegmentNo::new(segment).start(size);
+            prop_assert_eq!(SegmentNo::containing(boundary, size), SegmentNo::new(segment));
+            prop_assert_eq!(SegmentNo::ending_at(boundary, size), SegmentNo::new(segment - 1));
+            let inside = boundary.saturating_add(offset % size.bytes()).saturating_add(u64::from(offset % size.bytes() == 0));
+            prop_assert_eq!(SegmentNo::containing(inside, size), SegmentNo::ending_at(inside, size));
+        }
+
+        #[test]
+        fn names_sort_as_positions_do(size in sizes(), a in 0_u64..1 << 33, b in 0_u64..1 << 33) {
+            let name = |n| SegmentName::new(TimelineId::FIRST, SegmentNo::new(n % (size.segments_per_log() << 32)), size);
+            let numbers = (name(a).number(size).unwrap(), name(b).number(size).unwrap());
+            prop_assert_eq!(numbers.0.cmp(&numbers.1), name(a).to_string().cmp(&name(b).to_string()));
+        }
+
+        #[test]
+        fn segments_tile_the_stream(size in sizes(), n in 0_u64..1 << 33) {
+            let number = SegmentNo::new(n);
+            prop_assert_eq!(number.end(size), number.next().start(size));
+            prop_assert_eq!(number.next().previous(), number);
+            prop_assert_eq!(SegmentNo::containing(number.end(size).saturating_sub(1), size), number);
+        }
+
+        #[test]
+        fn any_text_is_answered(text in ".{0,60}") {
+            if let Ok(name) = WalFileName::parse(&text) {
+                prop_assert_eq!(name.to_string(), text);
+            }
+        }
+    }
+}

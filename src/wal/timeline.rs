@@ -189,3 +189,101 @@ impl TimelineHistory {
         self.parents.iter().map(|p| p.timeline).chain([self.timeline])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tli(n: u32) -> TimelineId {
+        TimelineId::new(n).unwrap()
+    }
+
+    fn parse(timeline: u32, text: &str) -> Result<TimelineHistory, HistoryError> {
+        TimelineHistory::parse(tli(timeline), text.as_bytes())
+    }
+
+    #[test]
+    fn reads_what_postgresql_writes() {
+        let text = "1\t0/5000148\tbefore 2026-11-20 10:04:35.419003+00\n\n2\t0/70000A0\tno recovery target specified\n";
+        let history = parse(3, text).unwrap();
+        let at = |text: &str| text.parse::<Lsn>().unwrap();
+        assert_eq!(
+            history.parents(),
+            [
+                HistoryEntry { timeline: tli(1), switch: at("0/5000148") },
+                HistoryEntry { timeline: tli(2), switch: at("0/70000A0") }
+            ]
+        );
+        assert_eq!(history.owner(at("0/5000147")), tli(1));
+        assert_eq!(history.owner(at("0/5000148")), tli(2), "a byte at the fork belongs to the child");
+        assert_eq!(history.owner(at("0/70000A0")), tli(3));
+        assert_eq!(history.route().collect::<Vec<_>>(), [tli(1), tli(2), tli(3)]);
+    }
+
+    #[test]
+    fn comments_and_blank_lines_are_skipped_and_counted() {
+        assert!(parse(2, "# a comment\n\n  \n1\t0/5000148\n").is_ok());
+        assert_eq!(parse(2, "# a comment\n\n1 x\n"), Err(HistoryError::Syntax(3)));
+    }
+
+    #[test]
+    fn histories_postgresql_would_not_accept_are_refused() {
+        assert_eq!(parse(2, ""), Err(HistoryError::Empty));
+        assert_eq!(parse(2, "x\t0/1\n"), Err(HistoryError::Syntax(1)));
+        assert_eq!(parse(2, "0\t0/1\n"), Err(HistoryError::Syntax(1)));
+        assert_eq!(parse(2, "2\t0/1\n"), Err(HistoryError::Order(1)), "its own parent");
+        assert_eq!(parse(4, "2\t0/1\n1\t0/2\n"), Err(HistoryError::Order(2)));
+        assert_eq!(parse(4, "1\t0/2\n2\t0/1\n"), Err(HistoryError::Order(2)));
+        let large = vec![b'#'; MAX_HISTORY_BYTES + 1];
+        assert_eq!(
+            TimelineHistory::parse(tli(2), &large),
+            Err(HistoryError::TooLarge(MAX_HISTORY_BYTES + 1))
+        );
+    }
+
+    /// Ascending forks of an ascending subset of timelines.
+    fn histories() -> impl Strategy<Value = TimelineHistory> {
+        proptest::collection::vec((1_u32..5, 0_u64..10_000), 1..8).prop_map(|steps| {
+            let (mut timeline, mut switch, mut text) = (0_u32, 0_u64, String::new());
+            for (up, on) in steps {
+                timeline += up;
+                switch += on;
+                text += &format!("{timeline}\t{}\twhy\n\n", Lsn::new(switch));
+            }
+            parse(timeline + 1, &text).unwrap()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn owner_begin_and_end_tell_one_story(history in histories(), lsn in 0_u64..90_000) {
+            let lsn = Lsn::new(lsn);
+            let owner = history.owner(lsn);
+            let holds = |timeline| {
+                history.begin(timeline).is_some_and(|begin| begin <= lsn)
+                    && history.end(timeline).is_none_or(|end| lsn < end)
+            };
+            prop_assert!(holds(owner));
+            prop_assert_eq!(history.route().filter(|t| holds(*t)).collect::<Vec<_>>(), vec![owner]);
+        }
+
+        #[test]
+        fn each_timeline_begins_where_its_parent_is_left(history in histories()) {
+            let route: Vec<_> = history.route().collect();
+            for pair in route.windows(2) {
+                prop_assert_eq!(history.end(pair[0]), history.begin(pair[1]));
+                prop_assert!(history.contains(pair[0]));
+            }
+            prop_assert_eq!(history.begin(route[0]), Some(Lsn::ZERO));
+            prop_assert_eq!(history.end(history.timeline()), None);
+            let stranger = TimelineId::new(history.timeline().get() + 1).unwrap();
+            prop_assert_eq!((history.contains(stranger), history.begin(stranger)), (false, None));
+        }
+
+        #[test]
+        fn any_content_is_answered(timeline in 1_u32.., content in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = TimelineHistory::parse(tli(timeline), &content); // an answer of any kind, no panic
+        }
+    }
+}
