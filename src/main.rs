@@ -1,5 +1,8 @@
-//! The `pitr` program: hands its arguments to the library and exits with the code that comes back.
+//! The `pitr` program: hands its arguments to [`pitr::cli`] and exits with the code that comes back.
 //!
 //! Everything else lives in the library, so that tests, fuzz targets and benches reach it.
+//! Exit codes are part of the protocol with PostgreSQL; see `cli/exit.rs`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    pitr::cli::main(std::env::args_os().collect())
+}
