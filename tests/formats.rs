@@ -477,3 +477,40 @@ fn the_documents_of_a_backup_look_like_this() {
     assert_eq!(read("backup.json"), Verdict::Complete(Box::new(backup())));
     assert_eq!(read("abandoned.json"), Verdict::Abandoned(abandoned));
 }
+
+/// The script for restoring without pitr, as FORMAT.md prints it, on a small archive.
+#[test]
+fn the_restore_script_of_the_format_page_serves_files_and_reports_absent_ones() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("FORMAT.md")).unwrap();
+    let script = page.split_once("cat > restore.sh <<'END'\n").unwrap().1.split_once("\nEND\n").unwrap().0;
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let log = root.join("wal/00000001/00000000");
+    fs::create_dir_all(&log).unwrap();
+    fs::write(root.join("restore.sh"), script).unwrap();
+    let segment = |n: u8| {
+        wal_object(
+            "000000010000000000000003",
+            &vec![n; 1 << 20],
+            Facts::Scanned(&scan(9600, SegmentEnd::Short)),
+            ZSTD,
+        )
+    };
+    for (file, n) in [("03.wal", 1), ("03.2.wal", 2), ("03.10.wal", 10), ("03.partial.wal", 9), ("04.wal", 4)]
+    {
+        fs::write(log.join(format!("0000000100000000000000{file}")), segment(n)).unwrap();
+    }
+    fs::copy(fixture("history.wal"), root.join("wal/00000002.history")).unwrap();
+    let get = |name: &str| {
+        let to = root.join("restored");
+        fs::remove_file(&to).ok();
+        let status =
+            Command::new("sh").arg(root.join("restore.sh")).arg(root).args([name]).arg(&to).status().unwrap();
+        (status.code(), fs::read(&to).ok().map(|bytes| (bytes.first().copied().unwrap(), bytes.len())))
+    };
+    assert_eq!(get("000000010000000000000003"), (Some(0), Some((10, 1 << 20))), "the longest copy");
+    assert_eq!(get("000000010000000000000004"), (Some(0), Some((4, 1 << 20))));
+    assert_eq!(get("000000010000000000000005"), (Some(1), None));
+    assert_eq!(get("00000002.history"), (Some(0), Some((b'1', 42))));
+    assert_eq!(get("00000003.history"), (Some(1), None));
+}

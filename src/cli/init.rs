@@ -286,7 +286,10 @@ fn print_text(done: &Done) {
         "server         PostgreSQL {}, system {}, {}\nconfiguration  {} ({state})\n",
         facts.version,
         facts.system,
-        facts.data_dir.as_deref().map_or_else(|| "data directory unknown".to_owned(), |d| d.display().to_string()),
+        facts
+            .data_dir
+            .as_deref()
+            .map_or_else(|| "data directory unknown".to_owned(), |d| d.display().to_string()),
         done.config.display()
     );
     for repository in &done.repositories {
