@@ -4,7 +4,7 @@
 //!  text  ─► settings ─┐
 //!  PG*   ─► settings ─┴► known, allowed?  ─► ConnInfo (typed)
 //! ```
-//! Pure: the environment is handed in. Every keyword of libpq is in [`KEYWORDS`] with what pitr does about it: used, harmless to
+//! Pure: the environment is handed in. Every keyword of libpq is in `KEYWORDS` with what pitr does about it: used, harmless to
 //! ignore, or refused, because ignoring it would connect in another way than the user asked for. Source of truth: `fe-connect.c`
 //! (`PQconninfoOptions`, `conninfo_parse`, `conninfo_uri_parse`).
 

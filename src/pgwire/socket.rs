@@ -4,7 +4,7 @@
 //!  out ──► one write per request            buffer (256 KiB) ◄── reads as large as the kernel has
 //!                                           └─ split ─► Message; copy data stays in place
 //! ```
-//! Invariants: [`Wire::receive`] keeps all its state in the buffer, so dropping it in `select!` loses nothing, and its patience goes
+//! Invariants: `Wire::receive` keeps all its state in the buffer, so dropping it in `select!` loses nothing, and its patience goes
 //! on counting; a request is sent only when the answer to the one before was read to its end. Closing the socket is how a walsender
 //! is cancelled. Source of truth: `protocol.sgml`.
 
@@ -32,6 +32,8 @@ const MAX_ANSWER: usize = 64 << 20;
 const MAX_NOTICES: usize = 200;
 /// Least time to look at the socket, even if the patience ran out while nobody was looking.
 const LAST_LOOK: Duration = Duration::from_secs(1);
+/// What a patience beyond the end of the clock amounts to.
+const A_LONG_TIME: Duration = Duration::from_secs(365 * 86_400);
 
 /// How long to wait for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,9 +251,11 @@ impl Wire {
     /// A server that closes the connection has often said why before.
     async fn last_words(&mut self, source: io::Error) -> ConnError {
         self.busy = true;
-        while let Ok(message) = self.receive(LAST_LOOK, "explain itself").await {
-            if let Message::Error(notice) = message {
-                return ConnError::Server(notice);
+        for _ in 0..MAX_NOTICES {
+            match self.receive(LAST_LOOK, "explain itself").await {
+                Ok(Message::Error(notice)) => return ConnError::Server(notice),
+                Ok(_) => {}
+                Err(_) => break,
             }
         }
         ConnError::Lost { at: self.at.clone(), source }
@@ -276,7 +280,8 @@ impl Wire {
             }
             let now = Instant::now();
             let since = *self.waiting_since.get_or_insert(now);
-            let until = since.checked_add(patience).unwrap_or(now).max(now + LAST_LOOK.min(patience));
+            let patient = since.checked_add(patience).unwrap_or(now + A_LONG_TIME);
+            let until = patient.max(now + LAST_LOOK.min(patience));
             match timeout_at(until, self.fill()).await {
                 Err(_) => return Err(self.timed_out(what, patience)),
                 Ok(Err(source)) => return Err(ConnError::Lost { at: self.at.clone(), source }),
