@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod facts;
 mod failure;
 pub mod init;
 pub mod plan;

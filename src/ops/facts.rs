@@ -1,0 +1,315 @@
+//! What the planner knows: one repository's view of one cluster, and the facts it asks for.
+//!
+//! ```text
+//!  listings, verdicts, histories, floor ─► World ─┐
+//!                                                 ├─► planner ─► answer
+//!  header + annex (one small GET), or a scan ─► Facts ◄── "I need these" ─┘
+//! ```
+//! The planner is pure and asks for what decides; [`Archive::resolve`] fetches that and asks again, until it has an answer. Used by
+//! `restore` for plans and by `info` for windows. Invariants: a segment that is gone when it is fetched is taken out of the world,
+//! so that the answer is that of an archive without it; every other failure ends the planning. Source of truth: `ops::plan`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::StreamExt as _;
+
+use crate::error::{Error, Kind, Result};
+use crate::ops::plan::{
+    self, Answer, Facts, PlanBackup, PlanRequest, RecordSpan, RecoveryPlan, Refusal, RefusalClass,
+    SegmentFacts, Want, World,
+};
+use crate::repo::System;
+use crate::repo::annex::kind;
+use crate::repo::archive::{Fetched, SegmentInfo};
+use crate::repo::catalog::{BackupState, Catalog, Run, runs, wal_complete};
+use crate::repo::objects::{Backup, Floor, Verdict};
+use crate::repo::walobject::WalEnd;
+use crate::wal::scan::{Keep, RecordInfo, Scanner, SegmentEnd};
+use crate::wal::{PgMajor, PgTime, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+
+/// Small reads in flight: they are all latency.
+const SUMMARY_READERS: usize = 16;
+/// Segments that are scanned at a time: each is held whole.
+const BODY_READERS: usize = 2;
+/// Rounds of asking. Each takes at least one fact nobody has; real plans need a handful.
+const MAX_ROUNDS: usize = 10_000;
+
+/// A repository's view of a cluster, listed.
+#[derive(Debug, Clone)]
+pub struct Archive {
+    /// Where it was read.
+    pub system: System,
+    /// Its backups.
+    pub catalog: Catalog,
+    /// What the planner sees.
+    pub world: World,
+    /// What was fetched so far.
+    pub facts: Facts,
+    /// Bytes of each segment in the store.
+    pub stored_bytes: BTreeMap<SegmentName, u64>,
+}
+
+impl Archive {
+    /// Lists everything a plan begins with: a few requests per timeline and one per backup.
+    ///
+    /// # Errors
+    /// If one of the objects cannot be read: a plan without it could be another one.
+    pub async fn read(system: &System) -> Result<Self> {
+        let size = system.identity().segment_size;
+        let (catalog, timelines, floor) =
+            (system.catalog().await?, system.timelines().await?, system.floor().await?);
+        let mut histories = BTreeMap::new();
+        let mut stored: BTreeMap<TimelineId, BTreeSet<SegmentNo>> = BTreeMap::new();
+        let mut stored_bytes = BTreeMap::new();
+        for (timeline, found) in timelines {
+            if found.history
+                && let Some(history) = system.history(timeline).await?
+            {
+                histories.insert(timeline, history);
+            }
+            if !found.wal {
+                continue;
+            }
+            for listed in system.segments(timeline).await? {
+                let kept = floor.as_ref().is_none_or(|f| f.keeps(listed.name));
+                if let Some(number) = listed.name.number(size).ok().filter(|_| kept) {
+                    stored.entry(timeline).or_default().insert(number);
+                    stored_bytes.insert(listed.name, listed.stored);
+                }
+            }
+        }
+        let world = World {
+            system_id: system.identity().system,
+            segment_size: size,
+            backups: backups(&catalog, &stored, size),
+            histories,
+            stored,
+            floor: floors(floor.as_ref(), size),
+        };
+        Ok(Self { system: system.clone(), catalog, world, facts: Facts::default(), stored_bytes })
+    }
+
+    /// The verdict of a complete backup.
+    pub fn backup(&self, id: &str) -> Option<&Backup> {
+        self.catalog.complete().find(|b| b.id.as_str() == id)
+    }
+
+    /// Plans a recovery.
+    ///
+    /// # Errors
+    /// Kind `Unreachable` or `NotFound` for a refusal, with what can be reached as the hint; else as the store answers.
+    pub async fn plan(&mut self, request: &PlanRequest) -> Result<RecoveryPlan> {
+        let answer = self
+            .resolve(|world, facts| match plan::plan(request, world, facts) {
+                Answer::Need(wants) => Err(wants),
+                Answer::Plan(plan) => Ok(Ok(plan)),
+                Answer::Refuse(refusal) => Ok(Err(refusal)),
+            })
+            .await?;
+        answer.map(|plan| *plan).map_err(|refusal| refused(&refusal))
+    }
+
+    /// Asks until there is an answer; what is needed for it is fetched in between.
+    ///
+    /// # Errors
+    /// As the store answers.
+    pub async fn resolve<T>(&mut self, ask: impl Fn(&World, &Facts) -> Result<T, Vec<Want>>) -> Result<T> {
+        for _ in 0..MAX_ROUNDS {
+            match ask(&self.world, &self.facts) {
+                Ok(answer) => return Ok(answer),
+                Err(wants) if wants.is_empty() => break,
+                Err(wants) => self.fetch(wants).await?,
+            }
+        }
+        Err(Error::failed("planning does not end").hint("this is a fault of pitr: please report it"))
+    }
+
+    async fn fetch(&mut self, wants: Vec<Want>) -> Result<()> {
+        let mut bodies: BTreeMap<SegmentName, Vec<Want>> = BTreeMap::new();
+        let mut summaries = Vec::new();
+        for want in wants {
+            match want {
+                Want::Summary(name) => summaries.push(name),
+                other => bodies.entry(other.segment()).or_default().push(other),
+            }
+        }
+        let system = self.system.clone();
+        let read = |name: SegmentName| {
+            let system = system.clone();
+            async move { (name, system.segment_info(name).await) }
+        };
+        let mut infos = futures_util::stream::iter(summaries).map(read).buffer_unordered(SUMMARY_READERS);
+        let mut gone = Vec::new();
+        while let Some((name, info)) = infos.next().await {
+            match info? {
+                Some(info) => {
+                    self.facts.summaries.insert(name, segment_facts(&info));
+                }
+                None => gone.push(name),
+            }
+        }
+        let scan = |(name, wants): (SegmentName, Vec<Want>)| {
+            let system = system.clone();
+            async move { (name, learn(&system, name, wants).await) }
+        };
+        let mut scans = futures_util::stream::iter(bodies).map(scan).buffer_unordered(BODY_READERS);
+        while let Some((name, learned)) = scans.next().await {
+            match learned? {
+                Some(learned) => learned.into_facts(&mut self.facts),
+                None => gone.push(name),
+            }
+        }
+        for name in gone {
+            self.forget(name);
+        }
+        Ok(())
+    }
+
+    /// A segment that was listed and is gone.
+    fn forget(&mut self, name: SegmentName) {
+        self.stored_bytes.remove(&name);
+        if let (Some(line), Ok(number)) =
+            (self.world.stored.get_mut(&name.timeline()), name.number(self.world.segment_size))
+        {
+            line.remove(&number);
+        }
+    }
+}
+
+fn backups(
+    catalog: &Catalog,
+    stored: &BTreeMap<TimelineId, BTreeSet<SegmentNo>>,
+    size: SegmentSize,
+) -> Vec<PlanBackup> {
+    let mut lines: BTreeMap<TimelineId, Vec<Run>> = BTreeMap::new();
+    for (timeline, numbers) in stored {
+        let names = numbers.iter().map(|number| SegmentName::new(*timeline, *number, size));
+        lines.insert(*timeline, runs(names, size));
+    }
+    let planned = |info: &crate::repo::catalog::BackupInfo| {
+        let Some(Verdict::Complete(backup)) = &info.verdict else { return None };
+        if info.state == BackupState::Garbage {
+            return None;
+        }
+        let line = lines.get(&backup.timeline).map(Vec::as_slice).unwrap_or_default();
+        let wal = wal_complete(line, backup.timeline, size, backup.start_lsn, backup.stop_lsn);
+        Some(PlanBackup {
+            id: backup.id.to_string(),
+            timeline: backup.timeline,
+            start_lsn: backup.start_lsn,
+            stop_lsn: backup.stop_lsn,
+            started_at: pg_time(backup.started_at),
+            stop_time: pg_time(backup.stop_time),
+            latest_commit_inside: backup.window_earliest.map(pg_time),
+            restorable: info.state == BackupState::Complete && wal.is_ok(),
+        })
+    };
+    catalog.backups.iter().filter_map(planned).collect()
+}
+
+fn pg_time(time: jiff::Timestamp) -> PgTime {
+    PgTime::from_unix_micros(time.as_microsecond())
+}
+
+fn floors(floor: Option<&Floor>, size: SegmentSize) -> BTreeMap<TimelineId, SegmentNo> {
+    let lines = floor.map(|f| f.timelines.as_slice()).unwrap_or_default();
+    lines.iter().filter_map(|line| Some((line.timeline, line.first.number(size).ok()?))).collect()
+}
+
+/// What header and annex of a segment tell the planner. What nobody looked for is marked as such, never as "none".
+pub fn segment_facts(info: &SegmentInfo) -> SegmentFacts {
+    let annex = &info.annex;
+    let span = annex.span;
+    let last = span.and_then(|s| Some(RecordSpan { lsn: s.last_record?, end: s.last_record_end? }));
+    let end = match info.header.valid.map(|v| v.end) {
+        Some(WalEnd::Full) => SegmentEnd::Full,
+        Some(WalEnd::Switch) => SegmentEnd::Switch,
+        Some(WalEnd::Short | WalEnd::Damaged) | None => SegmentEnd::Short,
+    };
+    SegmentFacts {
+        major: annex.writer.and_then(|w| PgMajor::from_number(u32::from(w.major))),
+        decoded: annex.looked_for(kind::COMMITS),
+        valid_to: info.header.valid.map(|v| v.to).or_else(|| info.header.segment_start()).unwrap_or_default(),
+        end,
+        head: annex.head.clone(),
+        tail: annex.tail.clone(),
+        last_record: last,
+        commits: annex.commits.unwrap_or_default(),
+        events: annex.events.clone(),
+        events_complete: kind::LISTS.iter().all(|list| annex.complete(*list)),
+    }
+}
+
+/// What a scan of one segment's body answered.
+#[derive(Debug, Default)]
+struct Learned {
+    events: Option<(SegmentName, Vec<crate::wal::Event>)>,
+    records: Vec<((SegmentName, crate::wal::Lsn), Option<RecordSpan>)>,
+    first_of_xid: Vec<((SegmentName, u32), Option<crate::wal::Lsn>)>,
+}
+
+impl Learned {
+    fn into_facts(self, facts: &mut Facts) {
+        facts.events.extend(self.events);
+        facts.records.extend(self.records);
+        facts.first_of_xid.extend(self.first_of_xid);
+    }
+}
+
+async fn learn(system: &System, name: SegmentName, wants: Vec<Want>) -> Result<Option<Learned>> {
+    let fetched = system.fetch_wal(WalFileName::Segment(name)).await?;
+    let Some(fetched) = fetched else { return Ok(None) };
+    let size = system.identity().segment_size;
+    // Decompressing and scanning take a processor for long: not on the reactor.
+    let scanned = tokio::task::spawn_blocking(move || scan(&fetched, name, size, &wants)).await;
+    scanned.map_err(|e| Error::failed(format!("the scan of {name} ended early")).source(e))?.map(Some)
+}
+
+fn scan(fetched: &Fetched, name: SegmentName, size: SegmentSize, wants: &[Want]) -> Result<Learned> {
+    let events = wants.iter().any(|want| matches!(want, Want::Events(_)));
+    let mut learned = Learned::default();
+    for want in wants {
+        match want {
+            Want::RecordEndingBy(name, lsn) => learned.records.push(((*name, *lsn), None)),
+            Want::FirstRecordOf(name, xid) => learned.first_of_xid.push(((*name, *xid), None)),
+            Want::Summary(_) | Want::Events(_) => {}
+        }
+    }
+    let unreadable = |e: crate::wal::scan::ScanError| Error::corrupt(format!("{name}: {e}")).source(e);
+    let keep = if events { Keep::All } else { Keep::Summary };
+    let mut scanner = Scanner::new(name, size, keep).map_err(unreadable)?;
+    let mut failed = None;
+    let mut observe = |record: &RecordInfo<'_>| {
+        for ((_, by), found) in &mut learned.records {
+            if record.end <= *by {
+                *found = Some(RecordSpan { lsn: record.lsn, end: record.end });
+            }
+        }
+        for ((_, xid), first) in &mut learned.first_of_xid {
+            if record.header.xid == *xid {
+                first.get_or_insert(record.lsn);
+            }
+        }
+    };
+    let opened = fetched.open(|bytes| {
+        if failed.is_none() {
+            failed = scanner.push_observed(bytes, &mut observe).err();
+        }
+    });
+    opened?;
+    let scan = match failed {
+        Some(error) => return Err(unreadable(error)),
+        None => scanner.finish().map_err(unreadable)?,
+    };
+    learned.events = events.then_some((name, scan.events));
+    Ok(learned)
+}
+
+/// A refusal as the program's error.
+pub fn refused(refusal: &Refusal) -> Error {
+    let kind = match refusal.class() {
+        RefusalClass::Unreachable => Kind::Unreachable,
+        RefusalClass::NotFound => Kind::NotFound,
+    };
+    Error::new(kind, refusal.to_string()).hint(refusal.hint())
+}
