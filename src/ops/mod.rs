@@ -10,6 +10,7 @@ pub mod facts;
 mod failure;
 pub mod init;
 pub mod plan;
+pub mod restore;
 
 /// Where an operation tells how far it is. Implementations must be cheap: `advance` is called for every block.
 pub trait Progress: Send + Sync {

@@ -1,0 +1,338 @@
+//! The restore itself: what was decided is done, in an order that a kill at any point leaves harmless.
+//!
+//! ```text
+//!  pin ─► old contents aside ─► marker ─► directories, empty files ─► restore_command tried ─► packs ─► settings ─► fsync ─► pg_control
+//!                               └ from here on the directory is "unfinished"                                        and no longer ┘
+//! ```
+//! Without `global/pg_control` PostgreSQL refuses to start; a repeated restore knows the marker and begins anew. Invariants: nothing
+//! is overwritten that the marker does not prove ours; `pg_control` appears only when every other byte is durable and every digest
+//! matched; old tablespaces are moved before a marker can name their places. Source of truth: RECOVERY.md 21 to 23.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use nix::sys::stat::UtimensatFlags;
+use nix::sys::time::TimeSpec;
+
+use crate::durable::{self, DurableError, Owner, TreeWriter};
+use crate::error::{Error, Result};
+use crate::ops::Progress;
+use crate::pgdata::paths::required_directories;
+use crate::repo::path::PinKind;
+use crate::repo::pins::Pinned;
+
+use super::Purpose;
+use super::directory::{State, cannot, durable_error, stamp};
+use super::fetch::{self, Sink};
+use super::image::{Image, Piece, RowKind};
+use super::layout::{self, Destination, Layout};
+use super::marker::{self, Marker};
+use super::outside::Home;
+use super::prepare::{LOG_DIR, Prepared, SOCKET_DIR};
+use super::tablespaces::{self, Room};
+use super::trial::Trial;
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The restored directory.
+    pub target: PathBuf,
+    /// Files written.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Where the old contents are.
+    pub aside: Option<PathBuf>,
+    /// Files written outside the data directory.
+    pub outside: Vec<PathBuf>,
+    /// The backup could not be kept from expiring while it was read.
+    pub unpinned: bool,
+}
+
+/// Performs a restore.
+///
+/// Dropped or killed, it leaves an unfinished directory (see the module) and a pin that runs out by itself.
+///
+/// # Errors
+/// As store and file system answer; kind `Corrupt` if stored bytes are damaged.
+pub async fn perform(
+    prepared: &Prepared,
+    jobs: usize,
+    now: Timestamp,
+    progress: &dyn Progress,
+) -> Result<Report> {
+    let verdict = prepared.stored.verdict();
+    let system = prepared.stored.system();
+    let note = format!("restore to {}", prepared.place.path.display());
+    let pinned = system.pin(PinKind::Reader, &verdict.id, verdict.wal_floor, &note, now).await;
+    let pinned = pinned?;
+    let done = Work { prepared, jobs, now, progress }.run().await;
+    if let Pinned::Yes(id) = &pinned
+        && let Err(error) = system.release(id).await
+    {
+        progress.note(&format!("the pin {id} could not be released and runs out in three days: {error}"));
+    }
+    done.map(|report| Report { unpinned: pinned == Pinned::NotAllowed, ..report })
+}
+
+struct Work<'a> {
+    prepared: &'a Prepared,
+    jobs: usize,
+    now: Timestamp,
+    progress: &'a dyn Progress,
+}
+
+impl Work<'_> {
+    async fn run(&self) -> Result<Report> {
+        let p = self.prepared;
+        self.clear()?;
+        let trees = Trees::new(p);
+        self.skeleton(&trees)?;
+        self.try_command().await?;
+        let image = &p.image;
+        let wanted: Vec<Piece> =
+            image.pieces().iter().filter(|piece| trees.destination(piece.row).is_some()).copied().collect();
+        let total = wanted.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.len));
+        self.progress.begin("restoring files", Some(total));
+        let trees = Arc::new(trees);
+        fetch::fetch(&p.stored, image, &wanted, self.jobs, &trees, self.progress).await?;
+        self.progress.end();
+        let outside = self.own_files(&trees)?;
+        trees.links(image)?;
+        trees.times(image)?;
+        self.progress.begin("making it durable", None);
+        self.sync().await?;
+        self.progress.end();
+        marker::finish(&p.place.path, &p.control, p.access.file_mode(), p.owner())?;
+        let files = image.rows().iter().filter(|row| row.kind == RowKind::File).count();
+        Ok(Report {
+            target: p.place.path.clone(),
+            files: u64::try_from(files).unwrap_or(u64::MAX),
+            bytes: total,
+            aside: p.aside.clone(),
+            outside,
+            unpinned: false,
+        })
+    }
+
+    /// Makes target and tablespaces empty, and puts the marker down.
+    fn clear(&self) -> Result<()> {
+        let p = self.prepared;
+        let root = TreeWriter::new(&p.place.path, p.owner());
+        let mut marked = match p.place.state {
+            State::Leftover => {
+                let known = Marker::read(&p.place.path).map(|m| m.tablespaces).unwrap_or_default();
+                [known, tablespaces::mapped_in(&p.place.path, p.stored.verdict().major)].concat()
+            }
+            _ => Vec::new(),
+        };
+        for (tablespace, room) in &p.tablespaces {
+            let (Some(place), Some(version)) = (&tablespace.place, &p.version_folder) else { continue };
+            let inside = place.join(version);
+            match room {
+                Room::Free => {}
+                Room::Leftover => {
+                    std::fs::remove_dir_all(&inside).map_err(|e| cannot("remove", &inside, e))?;
+                }
+                Room::Old => {
+                    let kept = place.join(format!("{version}.before-{}", stamp(self.now)));
+                    durable::move_aside(&inside, &kept).map_err(durable_error)?;
+                }
+            }
+            if !marked.contains(place) {
+                marked.push(place.clone());
+            }
+        }
+        let aside = p.aside.as_deref().unwrap_or(&p.place.path);
+        p.place.clear(aside, &root, p.access.directory_mode())?;
+        Marker::new(p.stored.verdict().id.as_str(), marked).write(&p.place.path, p.owner())
+    }
+
+    /// All directories, and all files without their bytes.
+    fn skeleton(&self, trees: &Trees) -> Result<()> {
+        let p = self.prepared;
+        let mode = p.access.directory_mode();
+        for writer in trees.writers.iter().skip(1) {
+            writer.make_root(0o700).map_err(durable_error)?;
+        }
+        let root = trees.root();
+        for dir in required_directories(p.stored.verdict().major) {
+            root.create_dir(Path::new(dir), mode).map_err(durable_error)?;
+        }
+        if p.purpose == Purpose::Copy {
+            for dir in [SOCKET_DIR, LOG_DIR] {
+                root.create_dir(Path::new(dir), 0o700).map_err(durable_error)?;
+            }
+        }
+        for row in p.image.rows() {
+            let Some((tree, path)) = trees.layout.destination(p.image.path(row)) else { continue };
+            let Some(writer) = trees.writers.get(tree) else { continue };
+            match row.kind {
+                RowKind::Directory => writer.create_dir(&path, row.mode).map_err(durable_error)?,
+                RowKind::File => create(writer, &path, row.mode, mode).map_err(durable_error)?,
+                RowKind::Symlink => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_command(&self) -> Result<()> {
+        let p = self.prepared;
+        let Some(segment) = p.plan.segments.first() else { return Ok(()) };
+        let trial = Trial {
+            command: &p.settings.restore_command,
+            root: &p.place.path,
+            segment: *segment,
+            size: p.stored.verdict().segment_size,
+            owner: p.owner(),
+        };
+        trial.run().await
+    }
+
+    /// Writes settings, markers and the tablespace map; returns what was written outside the data directory.
+    fn own_files(&self, trees: &Trees) -> Result<Vec<PathBuf>> {
+        let p = self.prepared;
+        let root = trees.root();
+        let write = |path: &Path, bytes: &[u8], mode| {
+            durable::write_replace(path, bytes, mode, p.owner()).map_err(durable_error)
+        };
+        for file in &p.files {
+            let path = root.resolve(&file.path).map_err(durable_error)?;
+            write(&path, &file.bytes, p.access.file_mode())?;
+        }
+        if !p.tablespaces.is_empty() {
+            let known: Vec<_> = p.tablespaces.iter().map(|(t, _)| t.clone()).collect();
+            write(
+                &root.root().join(layout::TABLESPACE_MAP),
+                &tablespaces::map_bytes(&known, p.stored.verdict().major)?,
+                p.access.file_mode(),
+            )?;
+        }
+        let Home::Written { files, .. } = &p.home else { return Ok(Vec::new()) };
+        let mut written = Vec::new();
+        for (path, bytes) in files {
+            let above = path.parent().unwrap_or_else(|| Path::new("/"));
+            let made = make_dirs(above, p.owner()).and_then(|()| write(path, bytes, 0o640));
+            match made {
+                Ok(()) => written.push(path.clone()),
+                Err(error) => {
+                    self.progress.note(&format!("{} could not be written: {error}", path.display()));
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    async fn sync(&self) -> Result<()> {
+        let places = self.prepared.tablespaces.iter().filter_map(|(t, _)| t.place.clone());
+        let roots: Vec<PathBuf> = std::iter::once(self.prepared.place.path.clone()).chain(places).collect();
+        let threads = self.jobs;
+        let synced = tokio::task::spawn_blocking(move || {
+            roots.iter().try_for_each(|root| durable::sync_tree(root, threads))
+        });
+        synced
+            .await
+            .map_err(|e| Error::failed("a syncing thread ended early").source(e))?
+            .map_err(durable_error)
+    }
+}
+
+/// A file without its bytes; makes its directory if no row did.
+fn create(writer: &TreeWriter, path: &Path, mode: u32, dir_mode: u32) -> Result<(), DurableError> {
+    match writer.create_file(path, mode) {
+        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => {
+            if let Some(above) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+                writer.create_dir(above, dir_mode)?;
+            }
+            writer.create_file(path, mode).map(|_| ())
+        }
+        other => other.map(|_| ()),
+    }
+}
+
+/// Directories of a configuration outside the data directory, from the first that is missing on.
+fn make_dirs(dir: &Path, owner: Option<Owner>) -> Result<()> {
+    let exists = dir.ancestors().find(|p| p.is_dir()).unwrap_or_else(|| Path::new("/"));
+    match dir.strip_prefix(exists) {
+        Ok(missing) if !missing.as_os_str().is_empty() => {
+            TreeWriter::new(exists, owner).create_dir(missing, 0o755).map_err(durable_error)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The trees that are written: the data directory and each tablespace elsewhere.
+struct Trees {
+    layout: Layout,
+    writers: Vec<TreeWriter>,
+    /// Where each file goes, by row: worked out once, since every frame of a large file needs it. A copy of the paths, because
+    /// writing threads outlive borrows.
+    goes: Vec<Option<Destination>>,
+}
+
+impl Trees {
+    fn new(p: &Prepared) -> Self {
+        let places = p.tablespaces.iter().filter_map(|(t, _)| t.place.as_ref());
+        let roots = std::iter::once(&p.place.path).chain(places);
+        let writers = roots.map(|root| TreeWriter::new(root, p.owner())).collect();
+        let goes = p.image.rows().iter().map(|row| match row.kind {
+            RowKind::File => p.layout.destination(p.image.path(row)),
+            RowKind::Directory | RowKind::Symlink => None,
+        });
+        Self { layout: p.layout.clone(), writers, goes: goes.collect() }
+    }
+
+    /// The data directory.
+    fn root(&self) -> &TreeWriter {
+        self.writers.first().expect("new() puts the data directory first")
+    }
+
+    fn destination(&self, row: u32) -> Option<&Destination> {
+        self.goes.get(usize::try_from(row).ok()?)?.as_ref()
+    }
+
+    /// Symbolic links come last, so that no file can be written through one. Those of tablespaces are PostgreSQL's to make.
+    fn links(&self, image: &Image) -> Result<()> {
+        for row in image.rows().iter().filter(|row| row.kind == RowKind::Symlink) {
+            let path = image.path(row);
+            if path.starts_with(b"pg_tblspc/") {
+                continue;
+            }
+            if let Some((0, path)) = self.layout.destination(path) {
+                use std::os::unix::ffi::OsStrExt as _;
+                let target = Path::new(std::ffi::OsStr::from_bytes(image.target(row)));
+                self.root().create_symlink(&path, target).map_err(durable_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Modification times, for later comparisons (`--delta`) and for people.
+    fn times(&self, image: &Image) -> Result<()> {
+        for (row, goes) in image.rows().iter().zip(&self.goes) {
+            let Some((tree, path)) = goes else { continue };
+            let Some(writer) = self.writers.get(*tree) else { continue };
+            let path = writer.resolve(path).map_err(durable_error)?;
+            let time = TimeSpec::new(row.mtime, 0);
+            nix::sys::stat::utimensat(
+                nix::fcntl::AT_FDCWD,
+                &path,
+                &time,
+                &time,
+                UtimensatFlags::NoFollowSymlink,
+            )
+            .map_err(|e| cannot("set the time of", &path, e.into()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Trees {
+    fn put(&self, row: u32, at: u64, bytes: &[u8]) -> Result<()> {
+        let Some((tree, path)) = self.destination(row) else { return Ok(()) };
+        let Some(writer) = self.writers.get(*tree) else { return Ok(()) };
+        let file = writer.open_file(path).map_err(durable_error)?;
+        file.write_at(at, bytes).map_err(durable_error)
+    }
+}

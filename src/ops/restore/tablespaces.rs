@@ -1,0 +1,268 @@
+//! Tablespaces of a restore: where each goes, and the `tablespace_map` that tells PostgreSQL so.
+//!
+//! ```text
+//!  tablespace_map of the backup        --tablespace /srv/fast=/srv/copy/fast       tablespace_map that is written
+//!  16385 /srv/fast                ───► contents below /srv/copy/fast/PG_15_…  ───► 16385 /srv/copy/fast
+//! ```
+//! The links in `pg_tblspc` are made by PostgreSQL itself when it reads the map. Invariants: a copy never writes to where the
+//! original's tablespaces are; nothing that a live cluster may use is replaced or moved.
+//! Source of truth: `read_tablespace_map` in `xlogrecovery.c`; facts/wal-recovery 8.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::pgdata::TablespaceMap;
+use crate::pgdata::label::TablespaceLink;
+use crate::wal::PgMajor;
+
+use super::Purpose;
+
+/// `--tablespace OLD=NEW`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// Where the tablespace was on the server.
+    pub old: PathBuf,
+    /// Where it goes.
+    pub new: PathBuf,
+}
+
+impl Move {
+    /// Parses `OLD=NEW`; an equals sign in a path is written `\=`, as `pg_basebackup` takes it.
+    ///
+    /// # Errors
+    /// Kind `Usage`.
+    pub fn parse(text: &str) -> Result<Self> {
+        let bad = |why: &str| {
+            Error::usage(format!("--tablespace {text}: {why}"))
+                .hint("write --tablespace /old/place=/new/place")
+        };
+        let mut parts: Vec<String> = vec![String::new()];
+        let mut chars = text.chars().peekable();
+        while let Some(c) = chars.next() {
+            let escaped = c == '\\' && chars.peek() == Some(&'=');
+            match (c, parts.last_mut()) {
+                ('=', _) => parts.push(String::new()),
+                (_, Some(part)) => part.push(if escaped { chars.next().unwrap_or(c) } else { c }),
+                (_, None) => {}
+            }
+        }
+        let [old, new] = parts.as_slice() else { return Err(bad("it is not OLD=NEW")) };
+        let (old, new) = (clean(Path::new(old)), clean(Path::new(new)));
+        if !old.is_absolute() || !new.is_absolute() {
+            return Err(bad("both paths must be absolute"));
+        }
+        Ok(Self { old, new })
+    }
+}
+
+/// One tablespace and where its contents go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tablespace {
+    /// Its OID.
+    pub oid: u32,
+    /// Where it was on the server.
+    pub original: PathBuf,
+    /// Where it goes; `None` for one that lies inside the data directory.
+    pub place: Option<PathBuf>,
+}
+
+/// Decides where every tablespace goes.
+///
+/// # Errors
+/// Kind `Usage` for a `--tablespace` that names none of them, `Refused` for a copy that would write where the original is.
+pub fn locate(
+    map: &TablespaceMap,
+    moves: &[Move],
+    purpose: Purpose,
+    target: &Path,
+) -> Result<Vec<Tablespace>> {
+    let original = |link: &TablespaceLink| clean(Path::new(OsStr::from_bytes(&link.path)));
+    let originals: Vec<PathBuf> = map.links.iter().map(original).collect();
+    if let Some(stray) = moves.iter().find(|m| !originals.contains(&m.old)) {
+        return Err(Error::usage(format!("the backup has no tablespace at {}", stray.old.display()))
+            .hint(known(&originals)));
+    }
+    let mut found = Vec::new();
+    for (link, original) in map.links.iter().zip(&originals) {
+        let moved = moves.iter().find(|m| m.old == *original).map(|m| m.new.clone());
+        let place = original.is_absolute().then(|| moved.unwrap_or_else(|| original.clone()));
+        found.push(Tablespace { oid: link.oid, original: original.clone(), place });
+    }
+    if purpose == Purpose::Copy {
+        refuse_originals(&found)?;
+    }
+    for (index, one) in found.iter().enumerate() {
+        let Some(place) = &one.place else { continue };
+        if place.starts_with(target) || target.starts_with(place) {
+            return Err(Error::refused(format!(
+                "tablespace {} would be inside the data directory: {}",
+                one.oid,
+                place.display()
+            )));
+        }
+        let earlier = found.iter().take(index).filter_map(|t| t.place.as_ref());
+        if earlier.into_iter().any(|other| other == place) {
+            return Err(Error::usage(format!("two tablespaces would be at {}", place.display())));
+        }
+    }
+    Ok(found)
+}
+
+/// A copy must not write where the original's tablespaces are.
+fn refuse_originals(all: &[Tablespace]) -> Result<()> {
+    let taken = |t: &&Tablespace| t.place.as_ref().is_some_and(|p| all.iter().any(|o| o.original == *p));
+    let unmapped: Vec<String> = all.iter().filter(taken).map(|t| t.original.display().to_string()).collect();
+    if unmapped.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(format!("a copy needs new places for the tablespaces at {}", unmapped.join(", ")))
+        .hint(unmapped.iter().map(|p| format!("--tablespace {p}=/new/place")).collect::<Vec<_>>().join(" ")))
+}
+
+fn known(originals: &[PathBuf]) -> String {
+    if originals.is_empty() {
+        return "it has none".to_owned();
+    }
+    let list: Vec<String> = originals.iter().map(|p| p.display().to_string()).collect();
+    format!("it has: {}", list.join(", "))
+}
+
+/// The map for the restored directory.
+///
+/// # Errors
+/// Kind `Usage` for a place that PostgreSQL cannot read back.
+pub fn map_bytes(tablespaces: &[Tablespace], major: PgMajor) -> Result<Vec<u8>> {
+    let links = tablespaces.iter().map(|t| TablespaceLink {
+        oid: t.oid,
+        path: t.place.as_ref().unwrap_or(&t.original).as_os_str().as_bytes().to_vec(),
+    });
+    let map = TablespaceMap { links: links.collect() };
+    map.to_bytes(major).map_err(|e| Error::usage(e.to_string()).source(e))
+}
+
+/// What is at the place of a tablespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Room {
+    /// Free: the place is absent, or without contents of this PostgreSQL version.
+    Free,
+    /// A killed restore of ours wrote there.
+    Leftover,
+    /// It belongs to the data directory that is moved aside.
+    Old,
+}
+
+/// Looks whether a tablespace can be put at `place`, where its contents will be in `version` (`PG_15_202209061`).
+///
+/// # Errors
+/// Kind `Refused` if something of this version is there that is neither ours nor the old directory's.
+pub fn look(place: &Path, version: &str, leftovers: &[PathBuf], old: &[PathBuf]) -> Result<Room> {
+    let inside = place.join(version);
+    let above = place.parent().unwrap_or_else(|| Path::new("/"));
+    if !place.exists() && !above.is_dir() {
+        return Err(Error::not_found(format!("{} does not exist", above.display()))
+            .hint("is a file system not mounted? otherwise make the directory first"));
+    }
+    let occupied = match std::fs::read_dir(&inside) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(super::directory::cannot("list", &inside, e)),
+    };
+    let same = |known: &PathBuf| known == place || known.canonicalize().ok() == place.canonicalize().ok();
+    match occupied {
+        false => Ok(Room::Free),
+        true if leftovers.iter().any(same) => Ok(Room::Leftover),
+        true if old.iter().any(same) => Ok(Room::Old),
+        true => Err(Error::refused(format!("tablespace directory {} is not empty", inside.display()))
+            .hint("choose another place with --tablespace OLD=NEW, or empty it")),
+    }
+}
+
+/// The tablespaces that a data directory links to.
+pub fn linked_from(data_dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(data_dir.join("pg_tblspc")) else { return Vec::new() };
+    let targets = entries.flatten().filter_map(|e| std::fs::read_link(e.path()).ok());
+    targets.filter(|t| t.is_absolute()).map(|t| clean(&t)).collect()
+}
+
+/// The tablespaces that an unfinished restore in `data_dir` wrote to, by the map it had put there.
+pub fn mapped_in(data_dir: &Path, major: PgMajor) -> Vec<PathBuf> {
+    let map = std::fs::read(data_dir.join("tablespace_map")).ok();
+    let map = map.and_then(|bytes| TablespaceMap::parse(&bytes, major).ok()).unwrap_or_default();
+    map.links.iter().map(|l| clean(Path::new(OsStr::from_bytes(&l.path)))).collect()
+}
+
+/// Without trailing slashes and `.` parts, so that equal paths compare equal.
+fn clean(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    fn map(paths: &[&str]) -> TablespaceMap {
+        let links =
+            paths.iter().zip(16385..).map(|(p, oid)| TablespaceLink { oid, path: p.as_bytes().to_vec() });
+        TablespaceMap { links: links.collect() }
+    }
+
+    fn moves(texts: &[&str]) -> Vec<Move> {
+        texts.iter().map(|t| Move::parse(t).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_move_is_two_absolute_paths() {
+        let parsed = Move::parse("/a\\=b/=/c").unwrap();
+        assert_eq!((parsed.old, parsed.new), (PathBuf::from("/a=b"), PathBuf::from("/c")));
+        for bad in ["", "/a", "/a=b", "a=/b", "/a=/b=/c"] {
+            assert_eq!(Move::parse(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_copy_names_every_tablespace_that_has_no_new_place() {
+        let target = Path::new("/srv/copy");
+        let map = map(&["/srv/a", "/srv/b"]);
+        let refused = locate(&map, &moves(&["/srv/a=/new/a"]), Purpose::Copy, target).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Refused);
+        assert!(refused.message().ends_with("/srv/b") && !refused.message().contains("/srv/a,"), "{refused}");
+        // Swapping two of the original's places writes into them all the same.
+        let swapped = locate(&map, &moves(&["/srv/a=/srv/b", "/srv/b=/srv/a"]), Purpose::Copy, target);
+        assert_eq!(swapped.unwrap_err().kind(), Kind::Refused);
+        let good = locate(&map, &moves(&["/srv/a=/new/a", "/srv/b/=/new/b"]), Purpose::Copy, target).unwrap();
+        assert_eq!(map_bytes(&good, PgMajor::V15).unwrap(), b"16385 /new/a\n16386 /new/b\n");
+    }
+
+    #[test]
+    fn a_replacement_uses_the_original_places() {
+        let found = locate(&map(&["/srv/a"]), &[], Purpose::Replace, Path::new("/srv/main")).unwrap();
+        assert_eq!(found.first().and_then(|t| t.place.clone()), Some(PathBuf::from("/srv/a")));
+        for inside in ["/srv/main/ts", "/srv"] {
+            let moved = moves(&[&format!("/srv/a={inside}")]);
+            assert!(locate(&map(&["/srv/a"]), &moved, Purpose::Replace, Path::new("/srv/main")).is_err());
+        }
+        let stray =
+            locate(&map(&[]), &moves(&["/x=/y"]), Purpose::Replace, Path::new("/srv/main")).unwrap_err();
+        assert_eq!(stray.kind(), Kind::Usage);
+    }
+
+    #[test]
+    fn only_what_is_ours_or_the_old_clusters_may_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("ts");
+        let version = "PG_15_202209061";
+        assert_eq!(look(&place, version, &[], &[]).unwrap(), Room::Free);
+        std::fs::create_dir_all(place.join(version)).unwrap();
+        std::fs::create_dir_all(place.join("PG_14_202107181/5")).unwrap();
+        assert_eq!(look(&place, version, &[], &[]).unwrap(), Room::Free);
+        std::fs::create_dir_all(place.join(version).join("5")).unwrap();
+        assert_eq!(look(&place, version, &[], &[]).unwrap_err().kind(), Kind::Refused);
+        assert_eq!(look(&place, version, std::slice::from_ref(&place), &[]).unwrap(), Room::Leftover);
+        assert_eq!(look(&place, version, &[], std::slice::from_ref(&place)).unwrap(), Room::Old);
+        let nowhere = look(&dir.path().join("a/b"), version, &[], &[]).unwrap_err();
+        assert_eq!(nowhere.kind(), Kind::NotFound);
+    }
+}
