@@ -15,6 +15,7 @@ pub mod init;
 pub mod output;
 pub mod privilege;
 pub mod progress;
+pub mod restore;
 pub mod sql;
 
 use std::ffi::OsString;
@@ -103,9 +104,8 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
             Ok(Ended::Well)
         }
         Command::Init(args) => init::run(&common, &args),
-        Command::Check(_) | Command::Backup(_) | Command::Restore(_) | Command::Info => {
-            Err(Error::usage("not wired up"))
-        }
+        Command::Restore(args) => with_threads(|cancel| restore::command(&common, &args, cancel)),
+        Command::Check(_) | Command::Backup(_) | Command::Info => Err(Error::usage("not wired up")),
     }
 }
 

@@ -1,0 +1,326 @@
+//! `pitr restore`: from flags to a plan, shown; from a plan to a directory, and what to do next.
+//!
+//! ```text
+//!  flags ─► request, target ─► repository ─► WAL of the old directory stored ─► plan ─► prepare ─┬─► --dry-run: shown
+//!                                                                                                └─► perform ─► next steps
+//! ```
+//! Decisions are `ops::restore`'s; this file chooses the repository, reads times in the operator's zone and speaks. A command that
+//! runs as root stays root: it gives what it writes to the user the server runs as, and tries `restore_command` as that user.
+
+mod show;
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::archive::compression;
+use crate::cli::args::{ActionArg, Common, RestoreArgs, TargetArgs};
+use crate::cli::context::Context;
+use crate::cli::exit::Ended;
+use crate::cli::{output, terminal};
+use crate::clock::{Clock as _, SystemClock};
+use crate::codec::Compression;
+use crate::config::Config;
+use crate::config::load::Caller;
+use crate::error::{Error, Kind, Result};
+use crate::ops::Progress;
+use crate::ops::archive::store_file;
+use crate::ops::facts::Archive;
+use crate::ops::plan::{PlanRequest, RecoveryPlan, RecoveryTarget, Stop, TimelineChoice, Want};
+use crate::ops::restore::directory::Place;
+use crate::ops::restore::stored::StoredBackup;
+use crate::ops::restore::tablespaces::Move;
+use crate::ops::restore::{self, Life, Prepared, Purpose, Request, Site, unarchived};
+use crate::pgdata::recovery::Action;
+use crate::repo::{Repository, System};
+use crate::target::{self, ToSpec};
+use crate::wal::{PgTime, SegmentName, SystemId, TimelineId};
+
+/// Reads in flight at most, by default: each holds about 16 MiB.
+const MOST_JOBS: usize = 8;
+
+/// Runs the command, from its flags on. Interrupted, it leaves an unfinished directory, which PostgreSQL refuses and a repeated
+/// restore takes over.
+///
+/// # Errors
+/// See [`run`].
+pub async fn command(common: &Common, args: &RestoreArgs, cancel: CancellationToken) -> Result<Ended> {
+    let context = Context::load(common, Caller::Operator)?;
+    let repositories = context.repositories()?;
+    let compression = compression(&context.config.archive);
+    let progress = terminal(common);
+    let work = Box::pin(run(args, common, &context.config, &repositories, compression, &progress));
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Error::interrupted("the restore was interrupted")
+            .hint("what is in the target directory is unfinished: repeat the command, or delete the directory")),
+        done = work => done,
+    }
+}
+
+/// Restores. `repositories` are those that `--repository` names, or all, in the order of the configuration.
+///
+/// # Errors
+/// See `ops::restore`: what is refused is refused before anything is written.
+pub async fn run(
+    args: &RestoreArgs,
+    common: &Common,
+    config: &Config,
+    repositories: &[Repository],
+    compression: Compression,
+    progress: &dyn Progress,
+) -> Result<Ended> {
+    let target_dir = target_dir(args, config)?;
+    if args.finish {
+        let finished = restore::finish(&target_dir)?;
+        show::finished(&finished, &target_dir, common.json);
+        return Ok(Ended::Well);
+    }
+    let now = SystemClock.now();
+    let question = question(args, config, now)?;
+    let request = request(args, &target_dir)?;
+    let site = site(config, now)?;
+    let mut archive = choose(repositories, args.system_id, progress).await?;
+    let old = old_wal(&mut archive, &request, args.dry_run, repositories, compression, progress).await?;
+    let plan = plan(&mut archive, &question, request.action).await?;
+    let life = if request.purpose.is_none() { life(&mut archive).await? } else { None };
+    let prepared = prepare(&archive, plan, life, &request, &site, old).await?;
+    if args.dry_run {
+        show::plan(&prepared, &question, common.json);
+        return Ok(Ended::Well);
+    }
+    if !common.json && !common.quiet {
+        show::plan(&prepared, &question, false);
+    }
+    let jobs = args.jobs.filter(|n| *n > 0).unwrap_or_else(default_jobs);
+    let report = restore::perform(&prepared, jobs, now, progress).await?;
+    show::done(&prepared, &report, &question, common);
+    Ok(Ended::Well)
+}
+
+fn target_dir(args: &RestoreArgs, config: &Config) -> Result<PathBuf> {
+    args.target_dir.clone().or_else(|| config.postgres.data_dir.clone()).ok_or_else(|| {
+        Error::usage("no directory to restore into")
+            .hint("give --target-dir DIR; the configuration names no data_dir")
+    })
+}
+
+fn request(args: &RestoreArgs, target_dir: &Path) -> Result<Request> {
+    let purpose = match (args.replace, args.copy) {
+        (true, _) => Some(Purpose::Replace),
+        (false, true) => Some(Purpose::Copy),
+        (false, false) => None,
+    };
+    let action = match args.action {
+        ActionArg::Promote => Action::Promote,
+        ActionArg::Pause => Action::Pause,
+        ActionArg::Shutdown => Action::Shutdown,
+    };
+    let moves = args.tablespace.iter().map(|text| Move::parse(text)).collect::<Result<_>>()?;
+    Ok(Request { target_dir: target_dir.to_owned(), purpose, move_aside: args.move_aside, moves, action })
+}
+
+fn question(args: &RestoreArgs, config: &Config, now: Timestamp) -> Result<PlanRequest> {
+    let timeline = match args.timeline.as_deref() {
+        None => None,
+        Some("latest") => Some(TimelineChoice::Latest),
+        Some(text) => {
+            let number = text.parse().ok().and_then(TimelineId::new);
+            Some(TimelineChoice::Number(number.ok_or_else(|| {
+                Error::usage(format!("--timeline {text}: it is neither a number nor \"latest\""))
+            })?))
+        }
+    };
+    Ok(PlanRequest {
+        target: recovery_target(&args.target, config, now)?,
+        timeline,
+        backup: args.backup.clone(),
+    })
+}
+
+/// The target flags as the planner's question. Clap has made sure that there is at most one.
+fn recovery_target(args: &TargetArgs, config: &Config, now: Timestamp) -> Result<RecoveryTarget> {
+    if let Some(text) = &args.to {
+        let host = TimeZone::system();
+        let context =
+            target::Context { now, configured: config.timezone.as_ref(), host: Some(&host), server: None };
+        let spec = target::parse(text, &context).map_err(|e| Error::from(e).context("--to"))?;
+        return Ok(match spec {
+            ToSpec::Latest => RecoveryTarget::Latest,
+            ToSpec::At(moment) => RecoveryTarget::Time(PgTime::from_unix_micros(moment.as_microsecond())),
+        });
+    }
+    if let Some(text) = &args.to_lsn {
+        return text.parse().map(RecoveryTarget::Lsn).map_err(|e| Error::usage(format!("--to-lsn: {e}")));
+    }
+    Ok(match (args.to_xid, args.to_before_xid, &args.to_name) {
+        (Some(xid), _, _) => RecoveryTarget::Xid(xid),
+        (None, Some(xid), _) => RecoveryTarget::BeforeXid(xid),
+        (None, None, Some(name)) => RecoveryTarget::Name(name.clone()),
+        (None, None, None) if args.immediate => RecoveryTarget::Immediate,
+        (None, None, None) => RecoveryTarget::Latest,
+    })
+}
+
+fn site(config: &Config, now: Timestamp) -> Result<Site> {
+    // Resolved by the kernel: the path that exists now, whatever link or PATH led here.
+    let binary =
+        std::env::current_exe().map_err(|e| Error::failed("cannot tell where this program is").source(e))?;
+    Ok(Site {
+        binary,
+        config: config.path.clone(),
+        data_dir: config.postgres.data_dir.clone(),
+        bin_dir: config.postgres.bin_dir.clone(),
+        rpo: config.promise.rpo,
+        now,
+    })
+}
+
+fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().saturating_mul(2)).min(MOST_JOBS)
+}
+
+/// The first repository that has a restorable backup. One that cannot be read is passed over, and named.
+async fn choose(
+    repositories: &[Repository],
+    system: Option<u64>,
+    progress: &dyn Progress,
+) -> Result<Archive> {
+    let mut empty = None;
+    let mut failed: Option<Error> = None;
+    for repository in repositories {
+        match look(repository, system).await {
+            Ok(Some(archive)) if archive.world.backups.iter().any(|b| b.restorable) => return Ok(archive),
+            Ok(Some(archive)) => empty = empty.or(Some(archive)),
+            Ok(None) => {}
+            Err(error) => {
+                progress.note(&format!("repository {} cannot be read: {error}", repository.name()));
+                failed = failed.or(Some(error));
+            }
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error.context("no repository that can be read has a restorable backup"));
+    }
+    empty.ok_or_else(|| {
+        let names: Vec<&str> = repositories.iter().map(Repository::name).collect();
+        let what = system.map_or_else(|| "this cluster".to_owned(), |id| format!("system {id}"));
+        Error::not_found(format!("{} holds nothing of {what}", names.join(", ")))
+            .hint("are URL and cluster right, and is the disk mounted?")
+    })
+}
+
+async fn look(repository: &Repository, system: Option<u64>) -> Result<Option<Archive>> {
+    let opened: Option<System> = match system {
+        None => repository.open_current().await?,
+        Some(id) => match repository.identity(SystemId::new(id)).await? {
+            Some(_) => Some(repository.open(SystemId::new(id)).await?),
+            None => None,
+        },
+    };
+    match opened {
+        Some(system) => Archive::read(&system).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Stores what only the old data directory holds; returns warnings.
+async fn old_wal(
+    archive: &mut Archive,
+    request: &Request,
+    dry_run: bool,
+    repositories: &[Repository],
+    compression: Compression,
+    progress: &dyn Progress,
+) -> Result<Vec<String>> {
+    let place = Place::inspect(&request.target_dir)?;
+    place.check_free(request.move_aside)?;
+    let files = unarchived::find(&place, &archive.world);
+    if files.is_empty() || request.purpose == Some(Purpose::Copy) {
+        return Ok(Vec::new());
+    }
+    if dry_run {
+        return Ok(vec![format!(
+            "{} files of pg_wal in {} are not archived; a restore stores them first, and may then reach later moments",
+            files.len(),
+            place.path.display()
+        )]);
+    }
+    let mut warnings = Vec::new();
+    let mut stored = 0;
+    for file in &files {
+        match store_file(repositories, file, Some(&place.path), compression).await {
+            Ok(report) => {
+                stored += 1;
+                warnings.extend(report.warnings);
+            }
+            Err(error) => warnings.push(format!("{} could not be stored: {error}", file.display())),
+        }
+    }
+    progress.note(&format!("stored {stored} of {} files of pg_wal that were not archived", files.len()));
+    *archive = Archive::read(&archive.system).await?;
+    Ok(warnings)
+}
+
+/// Plans. PostgreSQL heeds an action only at a target: to pause at the end of WAL, the end becomes one.
+async fn plan(archive: &mut Archive, question: &PlanRequest, action: Action) -> Result<RecoveryPlan> {
+    let plan = archive.plan(question).await?;
+    let (Stop::EndOfWal { lsn }, false) = (&plan.stop, action == Action::Promote) else { return Ok(plan) };
+    let exact = PlanRequest { target: RecoveryTarget::Lsn(*lsn), ..question.clone() };
+    let exact = archive.plan(&exact).await?;
+    Ok(RecoveryPlan { target: plan.target, ..exact })
+}
+
+/// The newest time that stored WAL or a backup carries.
+async fn life(archive: &mut Archive) -> Result<Option<Life>> {
+    let size = archive.world.segment_size;
+    let newest: Vec<SegmentName> = archive
+        .world
+        .stored
+        .iter()
+        .filter_map(|(timeline, line)| Some(SegmentName::new(*timeline, *line.last()?, size)))
+        .collect();
+    let mut times: Vec<PgTime> = archive.world.backups.iter().map(|b| b.stop_time).collect();
+    for name in newest {
+        let facts = archive
+            .resolve(|world, facts| {
+                let listed = world.stored.get(&name.timeline());
+                let there = name.number(size).is_ok_and(|n| listed.is_some_and(|line| line.contains(&n)));
+                match facts.summaries.get(&name) {
+                    Some(summary) => Ok(Some(summary.clone())),
+                    None if there => Err(vec![Want::Summary(name)]),
+                    None => Ok(None),
+                }
+            })
+            .await?;
+        if let Some(facts) = facts {
+            times.extend(facts.commits.max);
+            times.extend(facts.events.iter().filter_map(|event| event.kind.time()));
+        }
+    }
+    let newest = times.into_iter().max().and_then(|t| Timestamp::from_microsecond(t.unix_micros()).ok());
+    Ok(newest.map(|at| Life { at }))
+}
+
+async fn prepare(
+    archive: &Archive,
+    plan: RecoveryPlan,
+    life: Option<Life>,
+    request: &Request,
+    site: &Site,
+    warnings: Vec<String>,
+) -> Result<Prepared> {
+    let verdict = archive.backup(&plan.backup).cloned();
+    let verdict =
+        verdict.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no backup {}", plan.backup)))?;
+    let stored = StoredBackup::new(archive.system.clone(), verdict);
+    let planned: Vec<String> = plan.warnings.iter().map(ToString::to_string).collect();
+    let mut prepared = restore::prepare(stored, plan, life, request, site).await?;
+    prepared.warnings = [planned, warnings, prepared.warnings].concat();
+    for warning in &prepared.warnings {
+        output::warn(&format!("warning: {warning}"));
+    }
+    Ok(prepared)
+}
