@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # All of pitr's checks and tests, on Debian 12 with Rust; .ci/run runs this too. It stops at the first
 # kind of check that fails, but within the tests it runs them all. For one test at a time, run
-# tests/setup.sh once, `cargo build --release`, and then cargo nextest or cargo test as usual.
+# tests/setup.sh once, and then cargo nextest or cargo test as usual.
 #
 #   PITR_TEST_CACHE      where what the tests need is kept (see tests/setup.sh)
-#   PITR_FUZZ_SECONDS    how long each fuzz target runs; 10 by default, 0 to leave the fuzz run out
+#   PITR_FUZZ_SECONDS    how long each fuzz target runs; 5 by default, 0 to leave the fuzz run out
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # The rule of tests/setup.sh, exported so that the tests look in the same place.
 if [[ $EUID == 0 ]]; then cache=/var/cache/pitr-tests; else cache=$HOME/.cache/pitr-tests; fi
 export PITR_TEST_CACHE=${PITR_TEST_CACHE:-$cache}
-fuzz_seconds=${PITR_FUZZ_SECONDS:-10}
+fuzz_seconds=${PITR_FUZZ_SECONDS:-5}
 
 for program in cargo gcc; do
   command -v "$program" >/dev/null || { echo "run: FAILED: no $program; see the README on what is needed" >&2; exit 1; }
@@ -37,8 +37,6 @@ if [[ -z $no_fuzz ]]; then run tests/setup.sh --fuzz; else run tests/setup.sh; f
 run cargo fmt --check
 run cargo clippy --all-targets --all-features --locked -- -D warnings
 RUSTDOCFLAGS='-D warnings' run cargo doc --no-deps --document-private-items --locked
-run cargo build --all-features --locked
-run cargo build --release --locked # the program that the PostgreSQL tests run
 
 # A smoke run: each target starts from the committed seeds and what earlier runs here found, for a
 # few seconds. RUSTFLAGS, which cargo fuzz sets, displaces the static linking of .cargo/config.toml:

@@ -39,7 +39,7 @@ flock 9 # two runs at once would remove each other's half-installed directories
 packages=()
 have() { command -v "$1" >/dev/null; }
 [[ -x /usr/lib/postgresql/15/bin/postgres ]] || packages+=(postgresql-15)
-have zstd || packages+=(zstd)
+for program in zstd strace curl openssl; do have "$program" || packages+=("$program"); done
 have c++ || packages+=(g++) # libFuzzer is C++
 have npm || packages+=(npm) # brings Node.js
 # Debian's Python, by path: one that a version manager keeps in root's home can't be run by others.

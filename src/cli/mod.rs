@@ -8,9 +8,11 @@
 
 pub mod archive;
 pub mod args;
+pub mod check;
 pub mod context;
 pub mod demo;
 pub mod exit;
+pub mod info;
 pub mod init;
 pub mod output;
 pub mod privilege;
@@ -105,7 +107,9 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
         }
         Command::Init(args) => init::run(&common, &args),
         Command::Restore(args) => with_threads(|cancel| restore::command(&common, &args, cancel)),
-        Command::Check(_) | Command::Backup(_) | Command::Info => Err(Error::usage("not wired up")),
+        Command::Check(args) => with_threads(|_| check::run(&common, &args)),
+        Command::Info => with_threads(|_| info::run(&common)),
+        Command::Backup(_) => Err(Error::usage("not wired up")),
     }
 }
 

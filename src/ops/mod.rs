@@ -6,8 +6,10 @@
 
 pub mod archive;
 pub mod backup;
+pub mod check;
 pub mod facts;
 mod failure;
+pub mod info;
 pub mod init;
 pub mod plan;
 pub mod restore;

@@ -1,0 +1,239 @@
+//! `check`: is what was promised still true right now? Fast, and safe to run from cron.
+//!
+//! ```text
+//!  server       archive_mode, archive_command, archive_timeout against the RPO, the archiver's own account of itself
+//!  repository   identity, format, a race of creates
+//!  round trip   one real segment: pushed by the server, fetched, compared with the server's file
+//! ```
+//! Every finding names the thing and the next command. "At risk" is what works now and will not for long; "failed" is what does not
+//! work. Nothing is changed but one WAL switch on an idle server, and probe objects that are deleted again.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::ops::init::{self, facts::ServerFacts, facts::failed, settings};
+use crate::pgwire::Sql;
+use crate::repo::Repository;
+use crate::wal::{SegmentName, WalFileName};
+
+/// How long a switched segment may take to be archived before that is a finding.
+const ARCHIVER_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grade {
+    /// As it should be.
+    Good,
+    /// Works now, and a promise is in danger.
+    Risk,
+    /// Does not work.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad.
+    pub grade: Grade,
+    /// What was looked at.
+    pub what: String,
+    /// What was found.
+    pub found: String,
+    /// What to do, if anything.
+    pub hint: Option<String>,
+}
+
+impl Finding {
+    fn new(grade: Grade, what: &str, found: impl Into<String>) -> Self {
+        Self { grade, what: what.to_owned(), found: found.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// A failure as a finding.
+    pub fn failed(what: &str, error: &Error) -> Self {
+        let found = error
+            .report()
+            .lines()
+            .filter(|l| !l.starts_with("HINT"))
+            .map(str::trim)
+            .collect::<Vec<_>>()
+            .join("; ");
+        let finding = Self::new(Grade::Bad, what, found.trim_start_matches("error: "));
+        match error.advice() {
+            Some(hint) => finding.hint(hint),
+            None => finding,
+        }
+    }
+}
+
+/// Judges the server's settings and its archiver against the promise.
+pub fn server(facts: &ServerFacts, rpo: Duration) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let mode = facts.setting("archive_mode");
+    found.push(match mode {
+        "on" => Finding::new(Grade::Good, "archive_mode", "on"),
+        "always" => Finding::new(Grade::Risk, "archive_mode", "always: standbys archive the same names too")
+            .hint("set it to on"),
+        _ if facts.settings.get("archive_mode").is_some_and(|s| s.pending_restart) => {
+            Finding::new(Grade::Bad, "archive_mode", "a restart is waiting to switch it on")
+                .hint("restart the server")
+        }
+        _ => Finding::new(Grade::Bad, "archive_mode", "off: no WAL is archived")
+            .hint("`pitr init --apply`, then restart the server"),
+    });
+    let command = facts.setting("archive_command");
+    found.push(if command.contains("archive-push") {
+        Finding::new(Grade::Good, "archive_command", command)
+    } else {
+        let text = if command.is_empty() {
+            "empty: WAL piles up in pg_wal".to_owned()
+        } else {
+            format!("{command:?} is not pitr's")
+        };
+        Finding::new(Grade::Bad, "archive_command", text).hint("`pitr init --apply`")
+    });
+    let (timeout, wanted) =
+        (facts.setting("archive_timeout").parse().unwrap_or(0_u64), settings::archive_timeout(rpo));
+    found.push(if timeout == 0 || timeout > rpo.as_secs() {
+        let text = format!(
+            "{timeout} s: a commit on a quiet server is not archived within the promised {} s",
+            rpo.as_secs()
+        );
+        Finding::new(Grade::Risk, "archive_timeout", text)
+            .hint(format!("ALTER SYSTEM SET archive_timeout = {wanted}; SELECT pg_reload_conf();"))
+    } else {
+        Finding::new(
+            Grade::Good,
+            "archive_timeout",
+            format!("{timeout} s for a promised {} s", rpo.as_secs()),
+        )
+    });
+    found.push(archiver(facts, rpo));
+    found
+}
+
+fn archiver(facts: &ServerFacts, rpo: Duration) -> Finding {
+    let archiver = &facts.archiver;
+    let failing = match (archiver.failed_ago, archiver.archived_ago) {
+        (Some(failed), Some(archived)) => failed < archived,
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    let last = archiver.last_archived.as_deref().unwrap_or("nothing yet");
+    if failing {
+        let file = archiver.last_failed.as_deref().unwrap_or("a file");
+        let old = archiver.archived_ago.is_none_or(|ago| ago > rpo.as_secs());
+        let grade = if old { Grade::Bad } else { Grade::Risk };
+        return Finding::new(grade, "archiver", format!("{file} fails; last archived: {last}"))
+            .hint("the server's log shows what archive-push said");
+    }
+    Finding::new(Grade::Good, "archiver", format!("last archived: {last}"))
+}
+
+/// Checks one repository: identity, format, and whether it keeps conditional creates.
+pub async fn repository(repository: &Repository, facts: Option<&ServerFacts>) -> Vec<Finding> {
+    let what = format!("repository {}", repository.name());
+    let mut found = Vec::new();
+    if let Err(e) = identity(repository, facts).await {
+        found.push(Finding::failed(&what, &e));
+        return found;
+    }
+    match init::probe(repository).await {
+        Ok(()) if repository.store().is_unsafe() => {
+            found.push(Finding::new(
+                Grade::Risk,
+                &what,
+                "DEGRADED: it keeps no conditional creates, a second writer could go unseen",
+            ));
+        }
+        Ok(()) => found.push(Finding::new(
+            Grade::Good,
+            &what,
+            format!("{}: writes, reads, one winner of a race", repository.store().url()),
+        )),
+        Err(e) => found.push(Finding::failed(&what, &e)),
+    }
+    found
+}
+
+async fn identity(repository: &Repository, facts: Option<&ServerFacts>) -> Result<()> {
+    repository.check_writable().await?;
+    match facts {
+        Some(facts) => repository.open(facts.system).await.map(|_| ()).map_err(Error::from),
+        None => repository.open_current().await?.map(|_| ()).ok_or_else(|| {
+            Error::not_found(format!("it holds no cluster {}", repository.cluster()))
+                .hint("`pitr init` creates it")
+        }),
+    }
+}
+
+/// One real segment, there and back: the newest archived one, else one that the server is made to switch.
+pub async fn round_trip(sql: &mut Sql, facts: &ServerFacts, repositories: &[Repository]) -> Finding {
+    match try_round_trip(sql, facts, repositories).await {
+        Ok(finding) => finding,
+        Err(e) => Finding::failed("round trip", &e),
+    }
+}
+
+async fn try_round_trip(sql: &mut Sql, facts: &ServerFacts, repositories: &[Repository]) -> Result<Finding> {
+    let Some(name) = archived_segment(sql, facts).await? else {
+        return Ok(Finding::new(
+            Grade::Bad,
+            "round trip",
+            format!("no segment was archived within {} s", ARCHIVER_PATIENCE.as_secs()),
+        )
+        .hint("the server's log shows what archive-push said"));
+    };
+    for repository in repositories.iter().filter(|r| r.is_required()) {
+        let system = repository.open(facts.system).await?;
+        let fetched = system.fetch_wal(WalFileName::Segment(name)).await?.ok_or_else(|| {
+            Error::failed(format!(
+                "the server archived {name}, but repository {} does not have it",
+                repository.name()
+            ))
+            .hint("archive_command reaches another repository, or answers yes without storing")
+        })?;
+        let plain = tokio::task::spawn_blocking(move || fetched.plain());
+        let plain = plain.await.map_err(|e| Error::failed("reading was cut off").source(e))??;
+        let file =
+            facts.data_dir.as_deref().unwrap_or_else(|| Path::new("")).join("pg_wal").join(name.to_string());
+        // Not there any more: recycled. Its digest was checked all the same.
+        if let Ok(bytes) = std::fs::read(&file)
+            && bytes != plain
+        {
+            return Err(Error::corrupt(format!(
+                "{name} in repository {} differs from the server's file",
+                repository.name()
+            )));
+        }
+    }
+    Ok(Finding::new(Grade::Good, "round trip", format!("{name} comes back as it was archived")))
+}
+
+async fn archived_segment(sql: &mut Sql, facts: &ServerFacts) -> Result<Option<SegmentName>> {
+    let newest = facts.archiver.last_archived.as_deref().and_then(|n| SegmentName::parse(n).ok());
+    if newest.is_some() || facts.in_recovery {
+        return Ok(newest);
+    }
+    // Nothing was ever archived: a restore point gives an idle server something to switch.
+    sql.one("select pg_create_restore_point('pitr check')").await.map_err(failed)?;
+    sql.one("select pg_switch_wal()").await.map_err(failed)?;
+    let mut waited = Duration::ZERO;
+    while waited < ARCHIVER_PATIENCE {
+        let last = sql.one("select last_archived_wal from pg_stat_archiver").await.map_err(failed)?;
+        if let Some(name) = last.as_deref().and_then(|n| SegmentName::parse(n).ok()) {
+            return Ok(Some(name));
+        }
+        clock::sleep(LOOK).await;
+        waited = waited.saturating_add(LOOK);
+    }
+    Ok(None)
+}

@@ -1,0 +1,133 @@
+//! `info`: what a repository holds of a cluster, and which moments can be restored from it.
+//!
+//! Listings, verdicts and the headers at the ends of WAL runs; no segment is opened. What is shown as restorable is: a complete
+//! verdict, every pack it names in the listing, and every segment from its start to its stop. Rules: REPOSITORY 4 (verdict, intent,
+//! tombstone), INTERFACE (JSON).
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::ops::facts::Archive;
+use crate::ops::plan::{self, Window};
+use crate::repo::Repository;
+use crate::repo::catalog::{BackupState, Run, runs};
+use crate::repo::objects::{Backup, Identity, Verdict};
+use crate::wal::{PgTime, SegmentName, TimelineId};
+
+/// One backup as shown.
+#[derive(Debug, Clone)]
+pub struct ShownBackup {
+    /// Its identifier.
+    pub id: String,
+    /// Its verdict, if it ever had one that says "complete".
+    pub verdict: Option<Box<Backup>>,
+    /// Everything it needs is there.
+    pub restorable: bool,
+    /// Why not, or what it is.
+    pub state: String,
+}
+
+/// WAL of one timeline.
+#[derive(Debug, Clone)]
+pub struct ShownWal {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Segments without a hole between them, in order.
+    pub runs: Vec<Run>,
+    /// Bytes in the store.
+    pub stored: u64,
+}
+
+/// What one repository holds.
+#[derive(Debug)]
+pub struct RepositoryInfo {
+    /// The repository's name.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// The identity shown.
+    pub identity: Identity,
+    /// Older or other identities under the same name.
+    pub others: Vec<Identity>,
+    /// Backups, oldest first.
+    pub backups: Vec<ShownBackup>,
+    /// WAL per timeline.
+    pub wal: Vec<ShownWal>,
+    /// What can be restored, per timeline.
+    pub windows: Vec<Window>,
+}
+
+impl RepositoryInfo {
+    /// The span of the newest timeline that can be restored: the earliest and the newest moment.
+    pub fn window(&self) -> Option<(Option<PgTime>, Option<PgTime>)> {
+        let window = self.windows.iter().max_by_key(|w| w.timeline)?;
+        let (first, last) = (window.spans.first()?, window.spans.last()?);
+        Some((first.earliest.time, last.latest.time))
+    }
+}
+
+/// Reads one repository.
+///
+/// # Errors
+/// Kind `NotFound` if it holds nothing of the cluster; else what could not be read.
+pub async fn read(repository: &Repository) -> Result<RepositoryInfo> {
+    let mut identities = repository.identities().await?;
+    let identity = identities.pop().ok_or_else(|| {
+        Error::not_found(format!(
+            "repository {} holds no cluster {}",
+            repository.name(),
+            repository.cluster()
+        ))
+        .hint("`pitr init` creates it; is the cluster's name right, and is the disk mounted?")
+    })?;
+    let system = repository.open(identity.system).await?;
+    let mut archive = Archive::read(&system).await?;
+    let windows = archive.resolve(plan::window).await?;
+    let restorable: BTreeMap<&str, bool> =
+        archive.world.backups.iter().map(|b| (b.id.as_str(), b.restorable)).collect();
+    let backups = archive
+        .catalog
+        .backups
+        .iter()
+        .filter(|info| info.state != BackupState::Garbage)
+        .map(|info| {
+            let can = restorable.get(info.id.as_str()).copied().unwrap_or(false);
+            let verdict = match &info.verdict {
+                Some(Verdict::Complete(backup)) => Some(backup.clone()),
+                _ => None,
+            };
+            ShownBackup { id: info.id.to_string(), verdict, restorable: can, state: state(&info.state, can) }
+        })
+        .collect();
+    Ok(RepositoryInfo {
+        name: repository.name().to_owned(),
+        url: repository.store().url().to_string(),
+        wal: wal(&archive),
+        identity,
+        others: identities,
+        backups,
+        windows,
+    })
+}
+
+fn state(state: &BackupState, restorable: bool) -> String {
+    match state {
+        BackupState::Complete if restorable => "restorable".to_owned(),
+        BackupState::Complete => "not restorable: WAL between its start and its stop is missing".to_owned(),
+        BackupState::Damaged(what) => format!("not restorable: {what}"),
+        BackupState::Unfinished => "running, or its writer died".to_owned(),
+        BackupState::Abandoned => "abandoned".to_owned(),
+        BackupState::Expired => "expired".to_owned(),
+        BackupState::Garbage => "left over".to_owned(),
+    }
+}
+
+fn wal(archive: &Archive) -> Vec<ShownWal> {
+    let size = archive.world.segment_size;
+    let shown = |(timeline, numbers): (&TimelineId, &std::collections::BTreeSet<crate::wal::SegmentNo>)| {
+        let names: Vec<SegmentName> = numbers.iter().map(|n| SegmentName::new(*timeline, *n, size)).collect();
+        let stored = names.iter().filter_map(|n| archive.stored_bytes.get(n)).sum();
+        ShownWal { timeline: *timeline, runs: runs(names, size), stored }
+    };
+    archive.world.stored.iter().map(shown).collect()
+}
