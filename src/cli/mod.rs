@@ -8,6 +8,7 @@
 
 pub mod archive;
 pub mod args;
+pub mod backup;
 pub mod check;
 pub mod context;
 pub mod demo;
@@ -106,10 +107,10 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
             Ok(Ended::Well)
         }
         Command::Init(args) => init::run(&common, &args),
+        Command::Backup(args) => backup::run(&common, &args),
         Command::Restore(args) => with_threads(|cancel| restore::command(&common, &args, cancel)),
         Command::Check(args) => with_threads(|_| check::run(&common, &args)),
         Command::Info => with_threads(|_| info::run(&common)),
-        Command::Backup(_) => Err(Error::usage("not wired up")),
     }
 }
 

@@ -1,0 +1,174 @@
+//! `pitr backup`: flags to a request, the report to text or JSON.
+//!
+//! The backup goes to every required repository, or to those that `--repository` names; an optional one is left out and said so, since
+//! it gets its copy later (`pitr copy`).
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::args::{BackupArgs, CheckpointArg, Common};
+use crate::cli::context::Context;
+use crate::cli::exit::Ended;
+use crate::cli::privilege::Account;
+use crate::cli::{operator, output, terminal, with_threads};
+use crate::config::units;
+use crate::error::Error;
+use crate::ops::Progress;
+use crate::ops::backup::{BackupReport, BackupRequest, WAL_PATIENCE, backup};
+use crate::pgwire::{Checkpoint, ConnInfo, Deadlines, Environment};
+use crate::repo::Repository;
+
+/// Limits of BASE_BACKUP's MAX_RATE, in kB/s.
+const RATES: std::ops::RangeInclusive<u64> = 32..=1_048_576;
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`backup`], and for flags that make no sense.
+pub fn run(common: &Common, args: &BackupArgs) -> Result<Ended, Error> {
+    let context = operator(common)?;
+    let progress = terminal(common);
+    with_threads(|cancel| async move { perform(&context, args, &progress, &cancel).await })
+}
+
+async fn perform(
+    context: &Context,
+    args: &BackupArgs,
+    progress: &dyn Progress,
+    cancel: &CancellationToken,
+) -> Result<Ended, Error> {
+    let request = BackupRequest {
+        conninfo: conninfo(context)?,
+        deadlines: Deadlines::default(),
+        data_dir: context.config.postgres.data_dir.clone(),
+        label: args.label.clone().unwrap_or_default(),
+        checkpoint: match args.checkpoint {
+            CheckpointArg::Fast => Checkpoint::Fast,
+            CheckpointArg::Spread => Checkpoint::Spread,
+        },
+        max_rate: args.max_rate.as_deref().map(max_rate).transpose()?,
+        wal_patience: WAL_PATIENCE,
+    };
+    let repositories = chosen(context, progress)?;
+    let report = backup(&request, &repositories, progress, cancel).await?;
+    if context.common.json {
+        output::json(&as_json(&report));
+    } else if !context.common.quiet {
+        output::say(&as_text(&report));
+    }
+    Ok(Ended::Well)
+}
+
+/// The connection of the configuration; without one the socket, as postgres.
+fn conninfo(context: &Context) -> Result<ConnInfo, Error> {
+    let environment = Environment {
+        variables: context.environment.clone(),
+        os_user: Account::current().name,
+        home: Account::current().home,
+    };
+    let text = context.config.postgres.conninfo.as_deref().unwrap_or("user=postgres");
+    ConnInfo::parse(text, &environment)
+        .map_err(|error| Error::usage("the conninfo of the configuration cannot be used").source(error))
+}
+
+/// The repositories that were named, else the required ones.
+fn chosen(context: &Context, progress: &dyn Progress) -> Result<Vec<Repository>, Error> {
+    let all = context.repositories()?;
+    if !context.common.repository.is_empty() {
+        return Ok(all);
+    }
+    let (required, optional): (Vec<_>, Vec<_>) = all.into_iter().partition(Repository::is_required);
+    for repository in optional {
+        let name = repository.name();
+        progress.note(&format!(
+            "repository {name} is optional and gets no copy now; name it with --repository to back up into it"
+        ));
+    }
+    Ok(required)
+}
+
+/// MAX_RATE in kB/s of a size per second.
+fn max_rate(text: &str) -> Result<u32, Error> {
+    let wrong = |why: String| Error::usage(format!("--max-rate {text:?}: {why}"));
+    let bytes = units::parse_size(text).map_err(wrong)?;
+    let rate = bytes / 1024;
+    let rate = Some(rate).filter(|rate| RATES.contains(rate)).and_then(|rate| u32::try_from(rate).ok());
+    rate.ok_or_else(|| wrong("PostgreSQL takes 32KiB to 1GiB per second".to_owned()))
+}
+
+/// Bytes per second; a backup of less than a second counts as one.
+fn rate(report: &BackupReport) -> u64 {
+    report.backup.cluster_bytes / report.took.as_secs().max(1)
+}
+
+fn as_text(report: &BackupReport) -> String {
+    let backup = &report.backup;
+    let from = if backup.from_standby { "a standby of " } else { "" };
+    let rows: Vec<Vec<String>> = [
+        (
+            "cluster",
+            format!("{from}{}, system {}, PostgreSQL {}", backup.cluster, backup.system, backup.major),
+        ),
+        ("WAL", format!("{} to {} on timeline {}", backup.start_lsn, backup.stop_lsn, backup.timeline)),
+        (
+            "size",
+            format!("{} in {} files and directories", output::bytes(backup.cluster_bytes), backup.files),
+        ),
+        ("stored", format!("{} in {} packs", output::bytes(backup.stored_bytes), backup.packs.count)),
+        ("took", format!("{} ({}/s)", output::seconds(report.took.as_secs()), output::bytes(rate(report)))),
+        ("where", report.repositories.join(", ")),
+    ]
+    .into_iter()
+    .map(|(name, value)| vec![format!("  {name}"), value])
+    .collect();
+    let mut text = format!("backup {} is complete\n{}", backup.id, output::table(&rows));
+    for warning in &report.warnings {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    text.push_str(
+        "Next: `pitr info` lists the backups, `pitr restore --dry-run` shows what a restore would do.",
+    );
+    text
+}
+
+fn as_json(report: &BackupReport) -> serde_json::Value {
+    let backup = &report.backup;
+    json!({
+        "schema": "pitr.backup.v1",
+        "cluster": backup.cluster,
+        "system_identifier": backup.system,
+        "id": backup.id,
+        "kind": backup.kind,
+        "label": backup.label,
+        "started_at": backup.started_at,
+        "finished_at": backup.finished_at,
+        "start_lsn": backup.start_lsn,
+        "stop_lsn": backup.stop_lsn,
+        "timeline": backup.timeline,
+        "from_standby": backup.from_standby,
+        "checksums": backup.checksums,
+        "cluster_bytes": backup.cluster_bytes,
+        "new_bytes": backup.new_bytes,
+        "stored_bytes": backup.stored_bytes,
+        "files": backup.files,
+        "packs": backup.packs.count,
+        "seconds": report.took.as_secs_f64(),
+        "bytes_per_second": rate(report),
+        "repositories": report.repositories,
+        "warnings": report.warnings,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_what_base_backup_takes() {
+        assert_eq!(max_rate("50MiB").unwrap(), 51_200);
+        assert_eq!(max_rate("1GiB").unwrap(), 1_048_576);
+        for bad in ["1KiB", "2GiB", "fast"] {
+            assert_eq!(max_rate(bad).unwrap_err().exit_code(), 3, "{bad}");
+        }
+    }
+}

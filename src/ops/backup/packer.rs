@@ -1,0 +1,191 @@
+//! Frames become packs, packs become objects: compression on several threads, order kept, memory bounded.
+//!
+//! ```text
+//!  reader ──► press (blocking threads, FRAMES at most) ──► packer, in order ──► put (PUTS_IN_FLIGHT at most) ──► every repository
+//!             CRC-32C of each file's part, BLAKE3, zstd     pack, extents        one conditional create each
+//! ```
+//! What is in memory at one time: a few frames, one open pack and the packs under way, 256 MiB in the worst case. A pack is closed
+//! once it has 32 MiB. Nothing here knows what the bytes mean. If it is dropped, uploads end where they are: packs
+//! without a verdict are garbage that the next run and `expire` recognise.
+
+use std::num::NonZeroUsize;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+
+use super::assemble::{Frame, Part};
+use super::listing::{Extent, Listing};
+use super::target::Targets;
+use crate::codec::Compression;
+use crate::error::{Error, Result};
+use crate::ops::Progress;
+use crate::repo::pack::{self, CompressedFrame, PackBuilder, PackInfo, compress_frame};
+use crate::repo::path::BackupObject;
+
+/// Packs under way to the repositories at one time.
+const PUTS_IN_FLIGHT: usize = 3;
+/// Most threads that compress: more than a server should spare, and their frames would not fit the memory.
+const MOST_WORKERS: usize = 8;
+/// Of the fastest levels the best for table data; the one pg_basebackup is compared with.
+const COMPRESSION: Compression = Compression::Zstd { level: 1 };
+
+/// Frames that may exist at one time, from the first byte until they are in a pack.
+pub(super) fn frames_in_flight() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    cores.min(MOST_WORKERS).saturating_add(2)
+}
+
+/// A frame whose digests and compression are done.
+#[derive(Debug)]
+pub(super) struct Pressed {
+    frame: CompressedFrame,
+    parts: Vec<Part>,
+    /// CRC-32C of each [`Part::Data`], in order.
+    crcs: Vec<u32>,
+}
+
+/// A frame on its way, with the permit that bounds how many there are.
+#[derive(Debug)]
+pub(super) struct Pressing {
+    work: JoinHandle<Result<Pressed>>,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Pressing {
+    /// Starts the work on a blocking thread.
+    pub(super) fn start(frame: Frame, permit: OwnedSemaphorePermit) -> Self {
+        Self { work: tokio::task::spawn_blocking(move || press(frame)), permit }
+    }
+}
+
+fn press(frame: Frame) -> Result<Pressed> {
+    let Frame { plain, parts } = frame;
+    let crcs = parts
+        .iter()
+        .filter_map(|part| match part {
+            Part::Data { at, len } => {
+                Some(crc32c::crc32c(plain.get(*at..at.saturating_add(*len)).unwrap_or_default()))
+            }
+            Part::Begin(_) | Part::End => None,
+        })
+        .collect();
+    let frame = compress_frame(&plain, COMPRESSION).map_err(unpackable)?;
+    Ok(Pressed { frame, parts, crcs })
+}
+
+/// What the packs hold.
+#[derive(Debug)]
+pub(super) struct Packed {
+    /// All members.
+    pub(super) listing: Listing,
+    /// All packs, by number.
+    pub(super) packs: Vec<PackInfo>,
+}
+
+/// Puts frames into packs and packs into the repositories.
+pub(super) struct Packer<'a> {
+    targets: &'a Targets,
+    progress: &'a dyn Progress,
+    listing: Listing,
+    open: PackBuilder,
+    next: u32,
+    puts: JoinSet<Result<(u32, PackInfo)>>,
+    packs: Vec<(u32, PackInfo)>,
+}
+
+impl<'a> Packer<'a> {
+    /// Packs for these repositories.
+    pub(super) fn new(targets: &'a Targets, progress: &'a dyn Progress) -> Self {
+        Self {
+            targets,
+            progress,
+            listing: Listing::default(),
+            open: PackBuilder::new(pack::TARGET),
+            next: 0,
+            puts: JoinSet::new(),
+            packs: Vec::new(),
+        }
+    }
+
+    /// Takes frames until there are no more, and waits until every pack is stored.
+    ///
+    /// # Errors
+    /// The first failure of a repository, or members that do not add up.
+    pub(super) async fn run(mut self, mut frames: mpsc::Receiver<Pressing>) -> Result<Packed> {
+        while let Some(Pressing { work, permit }) = frames.recv().await {
+            let pressed =
+                work.await.map_err(|error| Error::failed("a compressing thread ended").source(error))??;
+            self.take(pressed).await?;
+            drop(permit);
+            // A repository that failed should end the backup now, not a pack later.
+            while let Some(done) = self.puts.try_join_next() {
+                self.stored(done)?;
+            }
+        }
+        self.close().await?;
+        while let Some(done) = self.puts.join_next().await {
+            self.stored(done)?;
+        }
+        self.packs.sort_unstable_by_key(|(number, _)| *number);
+        let packs = self.packs.into_iter().map(|(_, info)| info).collect();
+        Ok(Packed { listing: self.listing, packs })
+    }
+
+    async fn take(&mut self, pressed: Pressed) -> Result<()> {
+        let Pressed { frame, parts, crcs } = pressed;
+        let plain = frame.plain_len();
+        if self.open.is_full() {
+            self.close().await?;
+        }
+        let base = self.open.plain_len();
+        self.open.push(frame).map_err(unpackable)?;
+        let mut crcs = crcs.into_iter();
+        for part in parts {
+            match part {
+                Part::Begin(member) => self.listing.begin(&member).map_err(not_a_backup)?,
+                Part::Data { at, len } => {
+                    let offset = base.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
+                    let len = u64::try_from(len).unwrap_or(u64::MAX);
+                    self.listing.extend(Extent { pack: self.next, offset, len }, crcs.next().unwrap_or(0));
+                }
+                Part::End => self.listing.end().map_err(not_a_backup)?,
+            }
+        }
+        self.progress.advance(plain);
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        if self.open.is_empty() {
+            return Ok(());
+        }
+        while self.puts.len() >= PUTS_IN_FLIGHT {
+            if let Some(done) = self.puts.join_next().await {
+                self.stored(done)?;
+            }
+        }
+        let pack = std::mem::replace(&mut self.open, PackBuilder::new(pack::TARGET));
+        let number = self.next;
+        self.next = number.saturating_add(1);
+        let targets = self.targets.clone();
+        let pack = pack.finish().map_err(unpackable)?;
+        self.puts.spawn(async move {
+            targets.put(BackupObject::Pack(number), pack.chunks).await?;
+            Ok((number, pack.info))
+        });
+        Ok(())
+    }
+
+    fn stored(&mut self, done: std::result::Result<Result<(u32, PackInfo)>, JoinError>) -> Result<()> {
+        self.packs.push(done.map_err(|error| Error::failed("an upload ended").source(error))??);
+        Ok(())
+    }
+}
+
+fn not_a_backup(error: super::listing::ListingError) -> Error {
+    Error::failed("the server's archives are not a base backup").source(error)
+}
+
+fn unpackable(error: pack::PackError) -> Error {
+    Error::failed("cannot pack a piece of the backup").source(error)
+}

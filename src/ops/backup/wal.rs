@@ -1,0 +1,241 @@
+//! A backup counts only with its WAL: wait until every repository holds each segment from start to stop, then look into them.
+//!
+//! ```text
+//!  missing in a repository? ─► poll ─► there, and it reaches the stop ─► next
+//!        │ a moment later      read from this host's pg_wal, if it is complete there, and stored by the one road into the archive
+//!        │ last segment        ask a primary for a switch, should it still write into it
+//!        └ no progress for the patience ─► fail, with the archiver's own words
+//! ```
+//! The archiver decides nothing here: not `.done`, not pg_stat_archiver, only what the repository holds (REPOSITORY.md 4, W5). A
+//! sign of life is created every ALIVE_EVERY, so that nobody takes the backup for dead.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::facts;
+use super::needed::{self, LargestCommit};
+use super::target::{self, Targets, failure};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::ops::Progress;
+use crate::pgdata::backup_manifest::WalRange;
+use crate::pgwire::Sql;
+use crate::repo::System;
+use crate::repo::annex::Annex;
+use crate::wal::{Lsn, PgTime, SegmentNo, SegmentScan, SegmentSize, TimelineId, WalFileName};
+
+/// Between two looks at the repositories: first often, a healthy archiver needs a second; then seldom.
+const POLLS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
+/// How long the archiver may have before we read `pg_wal` ourselves and say what is missing.
+const ARCHIVER_GRACE: Duration = Duration::from_secs(10);
+/// Between two signs of life; a backup without one for 15 minutes counts as dead.
+const ALIVE_EVERY: Duration = Duration::from_secs(300);
+/// Headers that are read at one time.
+const LOOKS: usize = 8;
+
+/// What is waited for.
+#[derive(Debug)]
+pub(super) struct Wanted<'a> {
+    /// The manifest's ranges.
+    pub(super) ranges: &'a [WalRange],
+    /// Where the backup starts.
+    pub(super) start: Lsn,
+    /// Where it stops.
+    pub(super) stop: Lsn,
+    /// The timeline at its stop, whose history must be there.
+    pub(super) timeline: TimelineId,
+    /// Size of a segment.
+    pub(super) size: SegmentSize,
+    /// The server is a standby.
+    pub(super) in_recovery: bool,
+    /// The data directory, if it is on this host.
+    pub(super) local: Option<PathBuf>,
+    /// How long nothing new may come before it is given up.
+    pub(super) patience: Duration,
+}
+
+/// Waits until every repository has the WAL.
+pub(super) async fn wait(
+    wanted: &Wanted<'_>,
+    sql: &mut Sql,
+    targets: &Targets,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let mut missing = Missing::new(wanted, targets);
+    let began = Instant::now();
+    let (mut last_news, mut last_alive, mut told) = (began, began, false);
+    let mut alive = 0;
+    loop {
+        if missing.look(wanted.stop).await? {
+            last_news = Instant::now();
+        }
+        let Some((name, repository)) = missing.first() else { return Ok(()) };
+        if began.elapsed() >= ARCHIVER_GRACE {
+            if !std::mem::replace(&mut told, true) {
+                progress.note(&missing.message(wanted));
+            }
+            help(wanted, name, sql, targets, progress).await;
+        }
+        if last_news.elapsed() >= wanted.patience {
+            return Err(gave_up(name, &repository, sql).await);
+        }
+        if last_alive.elapsed() >= ALIVE_EVERY {
+            targets.alive(alive).await?;
+            (last_alive, alive) = (Instant::now(), alive.saturating_add(1));
+        }
+        let [often, seldom] = POLLS;
+        clock::sleep(if began.elapsed() < ARCHIVER_GRACE { often } else { seldom }).await;
+    }
+}
+
+/// What each repository still lacks.
+struct Missing<'a> {
+    left: Vec<(&'a System, Vec<WalFileName>)>,
+}
+
+impl<'a> Missing<'a> {
+    fn new(wanted: &Wanted<'_>, targets: &'a Targets) -> Self {
+        let mut names: Vec<WalFileName> =
+            needed::segments(wanted.ranges, wanted.size).into_iter().map(WalFileName::Segment).collect();
+        // Without its history nothing of a timeline can be found by recovery (RECOVERY.md 8).
+        if wanted.timeline > TimelineId::FIRST {
+            names.push(WalFileName::History(wanted.timeline));
+        }
+        Self { left: targets.iter().map(|system| (system, names.clone())).collect() }
+    }
+
+    /// Drops what has arrived; true if something has.
+    async fn look(&mut self, stop: Lsn) -> Result<bool> {
+        let mut news = false;
+        for (system, names) in &mut self.left {
+            let before = names.len();
+            let system: &System = system;
+            *names = stream::iter(std::mem::take(names))
+                .map(|name| async move { Ok::<_, Error>((name, is_stored(system, name, stop).await?)) })
+                .buffered(LOOKS)
+                .try_filter_map(async |(name, stored)| Ok((!stored).then_some(name)))
+                .try_collect()
+                .await?;
+            news |= names.len() < before;
+        }
+        Ok(news)
+    }
+
+    fn first(&self) -> Option<(WalFileName, String)> {
+        self.left
+            .iter()
+            .find_map(|(system, names)| Some((*names.first()?, system.repository().name().to_owned())))
+    }
+
+    fn message(&self, wanted: &Wanted<'_>) -> String {
+        let lacks = |(system, names): &(&System, Vec<WalFileName>)| {
+            let name = names.first()?;
+            let more = names.len().saturating_sub(1);
+            let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+            Some(format!("{name}{rest} in repository {}", system.repository().name()))
+        };
+        let lacking: Vec<String> = self.left.iter().filter_map(lacks).collect();
+        let hint = if wanted.in_recovery {
+            "; on an idle primary run SELECT pg_switch_wal() there, so that the last segment is archived"
+        } else {
+            ""
+        };
+        format!("waiting for WAL that is not stored yet: {}{hint}", lacking.join(", "))
+    }
+}
+
+async fn is_stored(system: &System, name: WalFileName, stop: Lsn) -> Result<bool> {
+    match name {
+        WalFileName::Segment(segment) => {
+            let found = system.segment_info(segment).await.map_err(failure)?;
+            Ok(found.is_some_and(|found| needed::reaches(&found.header, stop)))
+        }
+        other => Ok(system.fetch_wal(other).await.map_err(failure)?.is_some()),
+    }
+}
+
+/// Does what this process can so that `name` arrives. Failures are not errors here: the wait goes on, and ends with its own.
+async fn help(
+    wanted: &Wanted<'_>,
+    name: WalFileName,
+    sql: &mut Sql,
+    targets: &Targets,
+    progress: &dyn Progress,
+) {
+    let current = match wanted.in_recovery {
+        true => None,
+        false => facts::write_position(sql).await.ok(),
+    };
+    let current = current.map(|lsn| SegmentNo::containing(lsn, wanted.size));
+    let number = match name {
+        WalFileName::Segment(segment) => segment.number(wanted.size).ok(),
+        _ => None,
+    };
+    if number.is_some() && number == current {
+        // BASE_BACKUP switches by itself at its end; this is for a server that was interrupted between.
+        facts::switch_segment(sql).await;
+        return;
+    }
+    let Some(data_dir) = &wanted.local else { return };
+    let pg_wal = data_dir.join("pg_wal");
+    let closed = number.is_some_and(|number| current.is_some_and(|current| number < current));
+    if closed || is_offered(&pg_wal, name) {
+        let path = pg_wal.join(name.to_string());
+        if path.exists()
+            && let Err(error) = targets.archive(&path, data_dir).await
+        {
+            progress.note(&format!("cannot store {name} from {}: {error}", pg_wal.display()));
+        }
+    }
+}
+
+/// Whether the server itself calls the file complete.
+fn is_offered(pg_wal: &Path, name: WalFileName) -> bool {
+    let status = pg_wal.join("archive_status");
+    [".ready", ".done"].iter().any(|end| status.join(format!("{name}{end}")).exists())
+}
+
+async fn gave_up(name: WalFileName, repository: &str, sql: &mut Sql) -> Error {
+    let error =
+        Error::failed(format!("WAL {name} did not arrive in repository {repository}; the backup needs it"));
+    match facts::archiver(sql).await {
+        Ok(said) => error.hint(format!("is archive_command working? the server's archiver says: {said}")),
+        Err(_) => error.hint("is archive_command working? look into pg_stat_archiver and the server's log"),
+    }
+}
+
+/// The largest commit time in [start, stop); `None` if nothing was committed, or the WAL was written by a newer PostgreSQL than this
+/// program knows. The first and the last segment are read whole: they hold records of before and after.
+pub(super) async fn window_earliest(wanted: &Wanted<'_>, system: &System) -> Result<Option<PgTime>> {
+    let names = needed::segments(wanted.ranges, wanted.size);
+    let ends = [names.first().copied(), names.last().copied()];
+    let mut largest = LargestCommit::default();
+    let mut pieces = stream::iter(names)
+        .map(|name| async move {
+            if ends.contains(&Some(name)) {
+                return target::scan(system, name).await.map(|scan| Piece::Whole(Box::new(scan)));
+            }
+            let found = system.segment_info(name).await.map_err(failure)?;
+            let name =
+                || format!("{name} was in repository {} and is not any more", system.repository().name());
+            found.map(|found| Piece::Summary(Box::new(found.annex))).ok_or_else(|| Error::corrupt(name()))
+        })
+        .buffered(LOOKS);
+    while let Some(piece) = pieces.try_next().await? {
+        match piece {
+            Piece::Whole(scan) => largest.part(&scan, wanted.start, wanted.stop),
+            Piece::Summary(annex) => largest.segment(&annex),
+        }
+    }
+    Ok(largest.finish())
+}
+
+/// What is read of a segment.
+enum Piece {
+    /// The first and the last: everything.
+    Whole(Box<SegmentScan>),
+    /// Those between.
+    Summary(Box<Annex>),
+}
