@@ -2,7 +2,7 @@
 //!
 //! Plain ustar as PostgreSQL writes it (`src/port/tar.c`); a path or link target of more than 99 bytes is carried by a GNU
 //! long-name entry before the member; a number too large for octal is stored in base 256. Pure: the caller writes the header, the
-//! data, [`padding`](super::tar::padding) zero bytes, and [`END`] after the last member.
+//! data, [`padding`] zero bytes, and [`END`] after the last member.
 
 use super::tar::{BLOCK, Member, MemberKind, TarError, checksum, padding};
 

@@ -1,0 +1,21 @@
+//! Connection strings and password files: any text is answered, and a password that was given is never shown.
+//!
+//! The same text is tried in both roles. Source of truth: `fe-connect.c` of PostgreSQL's libpq.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use pitr::pgwire::passfile::{self, Lookup};
+use pitr::pgwire::{ConnInfo, Environment};
+
+fuzz_target!(|text: &str| {
+    let environment = Environment { os_user: Some("me".into()), ..Environment::default() };
+    if let Ok(info) = ConnInfo::parse(text, &environment) {
+        assert!(info.port > 0 && !info.user.is_empty() && !info.dbname.is_empty());
+        assert!(!info.passfile_hosts().is_empty());
+        let again = ConnInfo { password: None, ..info.clone() };
+        let shown = format!("{info:?}").replace("Some(***)", "None");
+        assert_eq!(shown, format!("{again:?}"));
+    }
+    let wanted = Lookup { hosts: &["localhost"], port: "5432", database: "replication", user: "bob" };
+    assert!(passfile::find(text.as_bytes(), &wanted).is_none_or(|password| !password.contains(&b'\n')));
+});
