@@ -28,7 +28,7 @@ use crate::pgdata::conf;
 use crate::pgwire::{ConnInfo, Deadlines, Environment, Sql, Target};
 use crate::repo::path::ClusterName;
 use crate::store::StoreUrl;
-use crate::wal::SystemId;
+use crate::wal::{SystemId, WalFileName};
 
 /// The cluster's name where none is given.
 const DEFAULT_CLUSTER: &str = "main";
@@ -44,6 +44,7 @@ struct Done {
     changes: Vec<Change>,
     applied: bool,
     role: Vec<String>,
+    adopted: Option<Vec<WalFileName>>,
 }
 
 /// Runs `init`.
@@ -93,20 +94,40 @@ async fn finish(
         .map_err(|e| Error::usage("archive_command cannot name this program and configuration").source(e))?;
     let changes = settings::changes(&facts, &command, context.config.promise.rpo)?;
     let role = missing_role(&context, &admin).await?;
-    if args.apply {
+    let adopted = if args.adopt { Some(adopt(&context, args, &facts).await?) } else { None };
+    let apply = args.apply || args.adopt;
+    if apply {
         let mut sql = Sql::connect(&admin, &Deadlines::default()).await.map_err(failed)?;
         for statement in &role {
             sql.rows(statement, &[]).await.map_err(failed)?;
         }
         init::apply(&mut sql, &changes).await?;
     }
-    let done = Done { config, written, facts, repositories, changes, applied: args.apply, role };
+    let done = Done { config, written, facts, repositories, changes, applied: apply, role, adopted };
     if context.common.json {
         print_json(&done);
     } else {
         print_text(&done);
     }
     Ok(Ended::Well)
+}
+
+/// A copy's histories go into the archive before its segments may.
+async fn adopt(context: &Context, args: &InitArgs, facts: &ServerFacts) -> Result<Vec<WalFileName>> {
+    if facts.in_recovery {
+        return Err(Error::refused(
+            "the server is still in recovery: a copy is adopted after it was promoted",
+        ));
+    }
+    let data_dir = args.data_dir.clone().or_else(|| facts.data_dir.clone());
+    let data_dir = data_dir
+        .ok_or_else(|| Error::usage("--adopt must know the data directory").hint("--data-dir DIR"))?;
+    init::adopt::adopt(
+        &context.repositories()?,
+        &data_dir,
+        super::archive::compression(&context.config.archive),
+    )
+    .await
 }
 
 fn admin_conninfo(
@@ -300,6 +321,10 @@ fn print_text(done: &Done) {
             repository.name, repository.url
         ));
     }
+    if let Some(histories) = &done.adopted {
+        let names: Vec<String> = histories.iter().map(ToString::to_string).collect();
+        text.push_str(&format!("adopted        a primary now; histories stored: {}\n", names.join(", ")));
+    }
     for statement in &done.role {
         text.push_str(&format!("role           {}{statement};\n", if done.applied { "made: " } else { "" }));
     }
@@ -356,5 +381,6 @@ fn print_json(done: &Done) {
         "applied": done.applied,
         "restart_needed": done.changes.iter().any(|c| c.restart),
         "role": done.role,
+        "adopted": done.adopted.as_ref().map(|names| names.iter().map(ToString::to_string).collect::<Vec<_>>()),
     }));
 }

@@ -7,6 +7,7 @@
 //! Everything may be repeated; what is right already is left alone. A server is never restarted. Rules: REPOSITORY 1, 2; INTERFACE,
 //! `init`.
 
+pub mod adopt;
 pub mod facts;
 pub mod settings;
 

@@ -22,8 +22,7 @@ pub const CONTROL: &str = "global/pg_control";
 pub const AUTO_CONF: &str = "postgresql.auto.conf";
 /// Where the tablespaces are.
 pub const TABLESPACE_MAP: &str = "tablespace_map";
-/// The marker of a copy: push and backup refuse a directory that has it.
-pub const COPY_MARKER: &str = "pitr.copy";
+pub use crate::ops::archive::COPY_MARKER;
 /// What the source's configuration files are called in a copy.
 pub const KEPT_SUFFIX: &str = ".source";
 
