@@ -10,6 +10,7 @@
 //! The order of values everywhere: the data is right, then the reader understands, then the machine is fast.
 //! ARCHITECTURE.md draws the paths of the data; FORMAT.md fixes every stored byte.
 
+pub mod account;
 pub mod cli;
 pub mod clock;
 pub mod codec;

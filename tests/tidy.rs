@@ -33,6 +33,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("target", &[]),
     ("error", &[]),
     // The places that touch the world.
+    ("account", &[]),
     ("clock", &[]),
     ("durable", &[]),
     ("store", &["clock", "durable"]),
@@ -43,15 +44,15 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "ops",
         &[
-            "wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error", "target",
-            "config", "ops",
+            "account", "wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error",
+            "target", "config", "ops",
         ],
     ),
     (
         "cli",
         &[
-            "wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error", "target",
-            "config", "ops", "cli",
+            "account", "wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error",
+            "target", "config", "ops", "cli",
         ],
     ),
 ];

@@ -17,7 +17,6 @@ use crate::cli::exit::Ended;
 use crate::cli::output::{say, warn};
 use crate::cli::privilege::{self, Account};
 use crate::error::Error;
-use crate::pgdata::conf::{self, ItemKind};
 
 /// Majors to look for, newest first, where Debian and its derivatives put them.
 const MAJORS: [u32; 6] = [18, 17, 16, 15, 14, 13];
@@ -25,7 +24,7 @@ const MAJORS: [u32; 6] = [18, 17, 16, 15, 14, 13];
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the table holds, as one line that a row lost or changed would alter.
 const FINGERPRINT: &str =
-    "select count(*) || ' orders, ' || sum(amount) || ' in all, newest ' || max(note) from orders";
+    "select count(*) || ' orders, ' || sum(amount) || ' in all, newest ' || max(note) from public.orders";
 
 /// Where everything of the demo lives.
 struct Stage {
@@ -65,15 +64,15 @@ fn play(stage: &Stage, json: bool) -> Result<(), Error> {
     tell("1. a throw-away cluster, with pitr as its archiver");
     stage.make_primary()?;
     tell("2. orders come in; a base backup is taken while they do");
-    stage.sql("primary", "create table orders (id int primary key, amount int, note text)")?;
+    stage.sql("primary", "create table public.orders (id int primary key, amount int, note text)")?;
     stage.sql(
         "primary",
-        "insert into orders select n, n % 97, 'order ' || n from generate_series(1, 20000) n",
+        "insert into public.orders select n, n % 97, 'order ' || n from generate_series(1, 20000) n",
     )?;
     stage.pitr(&["backup", "--label", "demo"], !json)?;
     stage.sql(
         "primary",
-        "insert into orders select n, n % 97, 'order ' || n from generate_series(20001, 30000) n",
+        "insert into public.orders select n, n % 97, 'order ' || n from generate_series(20001, 30000) n",
     )?;
     let before = stage.sql("primary", FINGERPRINT)?;
     let moment = stage.sql(
@@ -84,8 +83,8 @@ fn play(stage: &Stage, json: bool) -> Result<(), Error> {
     // The damage must be later than the moment by more than the clock's grain.
     std::thread::sleep(Duration::from_millis(50));
     tell("3. somebody forgets a where clause");
-    stage.sql("primary", "delete from orders")?;
-    stage.sql("primary", "insert into orders values (0, 0, 'life goes on')")?;
+    stage.sql("primary", "delete from public.orders")?;
+    stage.sql("primary", "insert into public.orders values (0, 0, 'life goes on')")?;
     stage.sql("primary", "select pg_switch_wal()")?;
     stage.wait_for_archiver()?;
     tell("4. the plan, before a byte is written");
@@ -232,8 +231,9 @@ impl Stage {
 
     /// One statement, through pitr's own client: the demo needs no psql.
     fn sql(&self, name: &str, statement: &str) -> Result<String, Error> {
-        let socket = if name == "primary" { self.root.clone() } else { restored_socket(&self.path(name)) };
-        crate::cli::sql::one(&socket, statement)
+        let server = address(&self.path(name))
+            .ok_or_else(|| Error::failed(format!("the {name} server is not running")))?;
+        crate::cli::sql::one(&server.0, server.1, statement)
     }
 
     fn wait_for_archiver(&self) -> Result<(), Error> {
@@ -285,15 +285,12 @@ impl Stage {
     }
 }
 
-/// The socket directory that the restore wrote into the copy's own configuration.
-fn restored_socket(data: &Path) -> PathBuf {
-    let text = std::fs::read(data.join("postgresql.conf")).unwrap_or_default();
-    let items = conf::parse(&text).unwrap_or_default();
-    let socket = items.into_iter().rev().find_map(|item| match item.kind {
-        ItemKind::Setting { name, value } if name == "unix_socket_directories" => Some(PathBuf::from(value)),
-        _ => None,
-    });
-    socket.unwrap_or_else(|| data.to_owned())
+/// Socket directory and port of a running server, from the file by which it says so (`miscadmin.h`, LOCK_FILE_LINE_*).
+fn address(data: &Path) -> Option<(PathBuf, u16)> {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+    let mut lines = text.lines().skip(3);
+    let (port, socket) = (lines.next()?.trim().parse().ok()?, lines.next()?.trim());
+    Some((PathBuf::from(socket), port))
 }
 
 /// Runs a command to its end with no input; failure carries what it printed.

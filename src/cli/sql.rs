@@ -8,14 +8,14 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::pgwire::{ConnInfo, Deadlines, Environment, Sql};
 
-/// Runs `statement` on the server whose socket is in `directory` and returns the first value of the first row, or nothing.
+/// Runs `statement` on the server whose socket for `port` is in `directory` and returns the first value of the first row, or nothing.
 ///
 /// # Errors
 /// What the server or the connection said.
-pub fn one(directory: &Path, statement: &str) -> Result<String> {
+pub fn one(directory: &Path, port: u16, statement: &str) -> Result<String> {
     let failed =
         |e: &dyn std::fmt::Display| Error::failed(format!("SQL failed: {statement}")).source(e.to_string());
-    let text = format!("host={} port=5432 user=postgres dbname=postgres", directory.display());
+    let text = format!("host={} port={port} user=postgres dbname=postgres", directory.display());
     let info = ConnInfo::parse(&text, &Environment::default()).map_err(|e| failed(&e))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(&e))?;

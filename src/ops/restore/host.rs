@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::unistd::{Uid, User};
+use nix::unistd::Uid;
 
+use crate::account::Account;
 use crate::durable::Owner;
 use crate::error::{Error, Result};
 use crate::ops::backup::catalogue::Catalogue;
@@ -143,7 +144,7 @@ fn said(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// The login name of a user id.
 pub fn user_name(uid: u32) -> Option<String> {
-    User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|u| u.name)
+    Account::of_ids(uid, 0).name
 }
 
 /// Who this process is.
@@ -153,8 +154,7 @@ pub fn ourselves() -> Owner {
 
 /// The user `postgres`, where there is one.
 pub fn postgres_user() -> Option<Owner> {
-    let user = User::from_name("postgres").ok().flatten()?;
-    Some(Owner { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
+    Account::named("postgres").map(|user| Owner { uid: user.uid, gid: user.gid })
 }
 
 /// A port on which nobody listens here now.
