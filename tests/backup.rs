@@ -16,13 +16,19 @@ use std::{fs, thread};
 
 use anyhow::{Context as _, Result, ensure};
 use pitr::durable::Owner;
+use pitr::ops::Silent;
+use pitr::ops::backup::catalogue::{Catalogue, ConfigRole};
+use pitr::ops::backup::{BackupRequest, WAL_PATIENCE, backup};
 use pitr::pgdata::backup_manifest::crc32c_hex;
+use pitr::pgwire::{Checkpoint, ConnInfo, Deadlines, Environment};
 use pitr::repo::manifest::FileKind;
 use pitr::repo::objects::{Backup, Verdict};
 use pitr::repo::path::{BackupObject, Sealing};
 use pitr::repo::{NewIdentity, Repository, System};
 use pitr::store::{Store, StoreOptions};
 use pitr::wal::{PgMajor, SegmentSize, SystemId};
+use tokio_util::sync::CancellationToken;
+
 use support::cluster::{Cluster, Install, MAJORS, Options, as_server, give_to_server, run, scratch};
 
 const PITR: &str = env!("CARGO_BIN_EXE_pitr");
@@ -103,6 +109,10 @@ impl World {
                 Verdict::Abandoned(_) => None,
             })
             .collect())
+    }
+
+    fn repository_again(&self) -> Repository {
+        self.system.repository().clone()
     }
 
     fn object(&self, backup: &Backup, object: BackupObject) -> PathBuf {
@@ -336,8 +346,9 @@ fn a_second_backup_meanwhile_is_busy_and_leaves_nothing() -> Result<()> {
         .wait_for("SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase LIKE 'streaming%'", "1")?;
     let second = world.backup()?;
     assert_eq!(second.status.code(), Some(8), "{}", String::from_utf8_lossy(&second.stderr));
+    assert_eq!(world.verdicts()?, [None]);
     ensure!(running.wait()?.success());
-    assert_eq!(world.complete()?.len(), 1);
+    ensure!(matches!(world.verdicts()?.as_slice(), [Some(Verdict::Complete(_))]));
     Ok(())
 }
 
@@ -448,6 +459,89 @@ fn wal_that_the_archiver_does_not_bring_is_taken_from_pg_wal() -> Result<()> {
     world.cluster.psql("SELECT pg_reload_conf()")?;
     let backup = world.good_backup()?;
     assert_wal_is_there(&world, &backup)
+}
+
+#[test]
+fn a_role_with_few_rights_is_enough_and_waiting_for_wal_ends_with_the_archivers_words() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let world = World::new(&install)?;
+    world.cluster.psql("CREATE ROLE backup LOGIN REPLICATION")?;
+    let good = wait(backup(
+        &request(&world, "backup")?,
+        &[world.repository_again()],
+        &Silent,
+        &CancellationToken::new(),
+    ))?;
+    ensure!(good.warnings.iter().any(|w| w.contains("configuration files")), "{:?}", good.warnings);
+    assert_intact(&world, &good.backup)?;
+    world.cluster.psql("ALTER SYSTEM SET archive_command = '/bin/false'")?;
+    world.cluster.psql("SELECT pg_reload_conf()")?;
+    let patient = BackupRequest { wal_patience: Duration::from_secs(4), ..request(&world, "backup")? };
+    let failed = wait(backup(&patient, &[world.repository_again()], &Silent, &CancellationToken::new()));
+    let said = failed.expect_err("no WAL, no backup").report();
+    ensure!(said.contains("did not arrive in repository local") && said.contains("it fails: "), "{said}");
+    ensure!(matches!(
+        world.verdicts()?.as_slice(),
+        [Some(Verdict::Complete(_)), Some(Verdict::Abandoned(_))]
+    ));
+    Ok(())
+}
+
+/// A request of `role`, without a configured data directory.
+fn request(world: &World, role: &str) -> Result<BackupRequest> {
+    let conninfo = world.cluster.conninfo().replace("user=postgres", &format!("user={role}"));
+    Ok(BackupRequest {
+        conninfo: ConnInfo::parse(&conninfo, &Environment::default())?,
+        deadlines: Deadlines::default(),
+        data_dir: None,
+        label: "by the library".into(),
+        checkpoint: Checkpoint::Fast,
+        max_rate: None,
+        wal_patience: WAL_PATIENCE,
+    })
+}
+
+#[test]
+fn the_catalogue_keeps_what_the_files_do_not_say() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let world = World::new(&install)?;
+    world.cluster.psql("CREATE DATABASE \"Kunden\"")?;
+    let backup = world.good_backup()?;
+    let bytes = fs::read(world.object(&backup, BackupObject::Catalogue))?;
+    let catalogue = Catalogue::decode(&bytes)?;
+    let names: Vec<&str> = catalogue.databases.iter().map(|database| database.name.as_str()).collect();
+    ensure!(names.contains(&"Kunden") && names.contains(&"postgres"), "{names:?}");
+    assert_eq!(catalogue.setting("archive_mode"), Some("on"));
+    assert_eq!(catalogue.missing, Vec::<String>::new());
+    let hba = catalogue.files.iter().find(|file| file.role == ConfigRole::Hba).context("pg_hba.conf")?;
+    ensure!(
+        hba.in_data_directory
+            && hba.text == Some(fs::read_to_string(world.cluster.data.join("pg_hba.conf"))?)
+    );
+    Ok(())
+}
+
+#[test]
+fn every_required_repository_gets_the_same_backup_and_an_optional_one_none() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let world = World::new(&install)?;
+    let place = scratch("pitr-more-")?;
+    let (second, optional) = (place.path().join("second"), place.path().join("optional"));
+    let mut text = fs::read_to_string(&world.config)?;
+    for (name, at, required) in [("second", &second, true), ("optional", &optional, false)] {
+        text.push_str(&format!(
+            "[[repository]]\nname = \"{name}\"\nurl = \"file://{}\"\nrequired = {required}\n",
+            at.display()
+        ));
+    }
+    fs::write(&world.config, text)?;
+    let others = [wait(identity(&world.cluster, &second))?, wait(identity(&world.cluster, &optional))?];
+    let backup = world.good_backup()?;
+    let [second, optional] = &others;
+    assert_eq!(wait(second.verdict(&backup.id))?, Some(Verdict::Complete(Box::new(backup.clone()))));
+    assert_eq!(wait(second.segments(backup.timeline))?, wait(world.system.segments(backup.timeline))?);
+    ensure!(wait(optional.verdict(&backup.id))?.is_none());
+    Ok(())
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! The backup goes to every required repository, or to those that `--repository` names; an optional one is left out and said so, since
 //! it gets its copy later (`pitr copy`).
 
+use std::time::Duration;
+
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +22,9 @@ use crate::repo::Repository;
 
 /// Limits of BASE_BACKUP's MAX_RATE, in kB/s.
 const RATES: std::ops::RangeInclusive<u64> = 32..=1_048_576;
+
+/// A day, and what is then still to be written.
+const LONGEST_CHECKPOINT: Duration = Duration::from_secs(25 * 3600);
 
 /// Runs the command.
 ///
@@ -39,7 +44,7 @@ async fn perform(
 ) -> Result<Ended, Error> {
     let request = BackupRequest {
         conninfo: conninfo(context)?,
-        deadlines: Deadlines::default(),
+        deadlines: deadlines(args.checkpoint),
         data_dir: context.config.postgres.data_dir.clone(),
         label: args.label.clone().unwrap_or_default(),
         checkpoint: match args.checkpoint {
@@ -57,6 +62,15 @@ async fn perform(
         output::say(&as_text(&report));
     }
     Ok(Ended::Well)
+}
+
+/// A spread checkpoint takes most of checkpoint_timeout, whose limit is a day; TCP keepalive notices a server that is gone.
+fn deadlines(checkpoint: CheckpointArg) -> Deadlines {
+    let deadlines = Deadlines::default();
+    match checkpoint {
+        CheckpointArg::Fast => deadlines,
+        CheckpointArg::Spread => Deadlines { prepare: LONGEST_CHECKPOINT, ..deadlines },
+    }
 }
 
 /// The connection of the configuration; without one the socket, as postgres.
@@ -122,9 +136,7 @@ fn as_text(report: &BackupReport) -> String {
     .map(|(name, value)| vec![format!("  {name}"), value])
     .collect();
     let mut text = format!("backup {} is complete\n{}", backup.id, output::table(&rows));
-    for warning in &report.warnings {
-        text.push_str(&format!("warning: {warning}\n"));
-    }
+    // Warnings were said when they came up.
     text.push_str(
         "Next: `pitr info` lists the backups, `pitr restore --dry-run` shows what a restore would do.",
     );

@@ -115,6 +115,7 @@ pub async fn backup(
         () = cancel.cancelled() => Err(stopped()),
         // Boxed: the state of a whole backup should not travel with every caller's.
         done = Box::pin(perform(request, &mut server, &targets, progress)) => done,
+        never = targets.heartbeat() => match never {},
     };
     progress.end();
     match done {

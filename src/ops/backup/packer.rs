@@ -4,7 +4,8 @@
 //!  reader ──► press (blocking threads, FRAMES at most) ──► packer, in order ──► put (PUTS_IN_FLIGHT at most) ──► every repository
 //!             CRC-32C of each file's part, BLAKE3, zstd     pack, extents        one conditional create each
 //! ```
-//! What is in memory at one time: a few frames, one open pack and the packs under way, 256 MiB in the worst case. A pack is closed
+//! The packer is a task of its own, so that nothing of this slows the
+//! one that reads the socket. What is in memory at one time: a few frames, one open pack and the packs under way, 256 MiB in the worst case. A pack is closed
 //! once it has 32 MiB. Nothing here knows what the bytes mean. If it is dropped, uploads end where they are: packs
 //! without a verdict are garbage that the next run and `expire` recognise.
 
@@ -18,7 +19,6 @@ use super::listing::{Extent, Listing};
 use super::target::Targets;
 use crate::codec::Compression;
 use crate::error::{Error, Result};
-use crate::ops::Progress;
 use crate::repo::pack::{self, CompressedFrame, PackBuilder, PackInfo, compress_frame};
 use crate::repo::path::BackupObject;
 
@@ -83,9 +83,9 @@ pub(super) struct Packed {
 }
 
 /// Puts frames into packs and packs into the repositories.
-pub(super) struct Packer<'a> {
-    targets: &'a Targets,
-    progress: &'a dyn Progress,
+#[derive(Debug)]
+pub(super) struct Packer {
+    targets: Targets,
     listing: Listing,
     open: PackBuilder,
     next: u32,
@@ -93,12 +93,11 @@ pub(super) struct Packer<'a> {
     packs: Vec<(u32, PackInfo)>,
 }
 
-impl<'a> Packer<'a> {
+impl Packer {
     /// Packs for these repositories.
-    pub(super) fn new(targets: &'a Targets, progress: &'a dyn Progress) -> Self {
+    pub(super) fn new(targets: Targets) -> Self {
         Self {
             targets,
-            progress,
             listing: Listing::default(),
             open: PackBuilder::new(pack::TARGET),
             next: 0,
@@ -133,7 +132,6 @@ impl<'a> Packer<'a> {
 
     async fn take(&mut self, pressed: Pressed) -> Result<()> {
         let Pressed { frame, parts, crcs } = pressed;
-        let plain = frame.plain_len();
         if self.open.is_full() {
             self.close().await?;
         }
@@ -151,7 +149,6 @@ impl<'a> Packer<'a> {
                 Part::End => self.listing.end().map_err(not_a_backup)?,
             }
         }
-        self.progress.advance(plain);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::assemble::{Assembler, Frame, Kept};
@@ -86,7 +87,13 @@ pub(super) async fn transfer(
         let stream = replication.base_backup(options).await.map_err(lost)?;
         read(stream, frames, progress).await
     };
-    let packing = Packer::new(targets, progress).run(packer_end);
+    // A set, because dropping it ends the task.
+    let mut packer = JoinSet::new();
+    packer.spawn(Packer::new(targets.clone()).run(packer_end));
+    let packing = async {
+        let ended = || Error::failed("the packing task ended");
+        packer.join_next().await.ok_or_else(ended)?.map_err(|error| ended().source(error))?
+    };
     let transfer = async { tokio::try_join!(packing, reading) };
     let (transferred, samples) = tokio::join!(transfer, sample_until(over.clone(), sql, in_recovery));
     let (packed, (heard, kept)) = transferred?;
@@ -148,7 +155,9 @@ async fn read(
             BackupEvent::ArchiveData(bytes) => {
                 assembler.push(bytes);
                 while let Some(frame) = assembler.frame().map_err(damaged)? {
+                    let bytes = frame.plain.len();
                     hand_over(frame, &permits, &sink).await?;
+                    progress.advance(u64::try_from(bytes).unwrap_or(u64::MAX));
                 }
             }
             BackupEvent::ManifestData(bytes) => heard.manifest.push(bytes),

@@ -5,6 +5,7 @@
 //! others are told by {abandoned}; only between the first and the last `publish` can one repository have it and another not, which
 //! each verdict says truthfully.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 
 use super::prepare::Server;
-use crate::clock::{Clock as _, SystemClock};
+use crate::clock::{self, Clock as _, SystemClock};
 use crate::codec::Compression;
 use crate::error::{Error, Kind, Result};
 use crate::ops::archive::store_file;
@@ -27,6 +28,8 @@ use crate::wal::{SegmentName, SegmentScan, WalFileName};
 
 /// How long saying {abandoned} may take: a courtesy must not hold up the failure that it follows.
 const FAREWELL: Duration = Duration::from_secs(15);
+/// Between two signs of life; a backup without a new object for 15 minutes counts as dead.
+const ALIVE_EVERY: Duration = Duration::from_secs(300);
 /// How WAL is packed that the archiver did not bring.
 const WAL_COMPRESSION: Compression = Compression::Zstd { level: 1 };
 
@@ -142,20 +145,38 @@ impl Targets {
         try_join_all(each).await.map(drop)
     }
 
-    /// A sign of life, everywhere.
-    pub(super) async fn alive(&self, number: u32) -> Result<()> {
-        let now = SystemClock.now();
-        let each = self.iter().map(|system| async move {
-            system.create_alive(&self.id, self.nonce, number, now).await.map_err(failure)
-        });
-        try_join_all(each).await.map(drop)
+    /// Creates signs of life for as long as it is polled, so that nobody takes the backup for dead: a spread checkpoint, a slow
+    /// transfer or a wait for WAL may go long without another object. One that fails is of no interest here: what the backup
+    /// itself does next meets the same store.
+    pub(super) async fn heartbeat(&self) -> Infallible {
+        for number in 1.. {
+            clock::sleep(ALIVE_EVERY).await;
+            let now = SystemClock.now();
+            join_all(self.iter().map(|system| system.create_alive(&self.id, self.nonce, number, now))).await;
+        }
+        std::future::pending().await
     }
 
     /// Creates the verdict everywhere. The backup exists in each repository whose create is done.
     pub(super) async fn publish(&self, backup: &Backup) -> Result<()> {
-        let each = self.iter().map(|system| async move { system.publish(backup).await.map_err(failure) });
         // All of them to their end: a verdict under way must not be forgotten because another one failed.
-        join_all(each).await.into_iter().collect()
+        let results = join_all(self.iter().map(|system| system.publish(backup))).await;
+        let (mut have, mut failed) = (Vec::new(), None);
+        for (system, result) in self.iter().zip(results) {
+            match result {
+                Ok(()) => have.push(system.repository().name()),
+                Err(error) => failed = Some(failed.unwrap_or_else(|| failure(error))),
+            }
+        }
+        match failed {
+            None => Ok(()),
+            Some(error) if have.is_empty() => Err(error),
+            Some(error) => Err(error.context(format!(
+                "backup {} is complete in {}, but not everywhere",
+                self.id,
+                have.join(", ")
+            ))),
+        }
     }
 
     /// Says that the backup will never be, as far as the repositories still answer. Without it the same follows later from

@@ -6,9 +6,9 @@
 //!        │ last segment        ask a primary for a switch, should it still write into it
 //!        └ no progress for the patience ─► fail, with the archiver's own words
 //! ```
-//! The archiver decides nothing here: not `.done`, not pg_stat_archiver, only what the repository holds (REPOSITORY.md 4, W5). A
-//! sign of life is created every ALIVE_EVERY, so that nobody takes the backup for dead.
+//! The archiver decides nothing here: not `.done`, not pg_stat_archiver, only what the repository holds (REPOSITORY.md 4, W5).
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,6 @@ use crate::wal::{Lsn, PgTime, SegmentNo, SegmentScan, SegmentSize, TimelineId, W
 const POLLS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
 /// How long the archiver may have before we read `pg_wal` ourselves and say what is missing.
 const ARCHIVER_GRACE: Duration = Duration::from_secs(10);
-/// Between two signs of life; a backup without one for 15 minutes counts as dead.
-const ALIVE_EVERY: Duration = Duration::from_secs(300);
 /// Headers that are read at one time.
 const LOOKS: usize = 8;
 
@@ -65,28 +63,26 @@ pub(super) async fn wait(
 ) -> Result<()> {
     let mut missing = Missing::new(wanted, targets);
     let began = Instant::now();
-    let (mut last_news, mut last_alive, mut told) = (began, began, false);
-    let mut alive = 0;
+    let (mut last_news, mut told) = (began, false);
     loop {
         if missing.look(wanted.stop).await? {
             last_news = Instant::now();
         }
         let Some((name, repository)) = missing.first() else { return Ok(()) };
-        if began.elapsed() >= ARCHIVER_GRACE {
-            if !std::mem::replace(&mut told, true) {
-                progress.note(&missing.message(wanted));
-            }
-            help(wanted, name, sql, targets, progress).await;
-        }
         if last_news.elapsed() >= wanted.patience {
             return Err(gave_up(name, &repository, sql).await);
         }
-        if last_alive.elapsed() >= ALIVE_EVERY {
-            targets.alive(alive).await?;
-            (last_alive, alive) = (Instant::now(), alive.saturating_add(1));
-        }
         let [often, seldom] = POLLS;
-        clock::sleep(if began.elapsed() < ARCHIVER_GRACE { often } else { seldom }).await;
+        if began.elapsed() < ARCHIVER_GRACE {
+            clock::sleep(often).await;
+            continue;
+        }
+        if !std::mem::replace(&mut told, true) {
+            progress.note(&missing.message(wanted));
+        }
+        if !help(wanted, &missing.names(), sql, targets, progress).await {
+            clock::sleep(seldom).await;
+        }
     }
 }
 
@@ -129,6 +125,10 @@ impl<'a> Missing<'a> {
             .find_map(|(system, names)| Some((*names.first()?, system.repository().name().to_owned())))
     }
 
+    fn names(&self) -> BTreeSet<WalFileName> {
+        self.left.iter().flat_map(|(_, names)| names.iter().copied()).collect()
+    }
+
     fn message(&self, wanted: &Wanted<'_>) -> String {
         let lacks = |(system, names): &(&System, Vec<WalFileName>)| {
             let name = names.first()?;
@@ -156,39 +156,47 @@ async fn is_stored(system: &System, name: WalFileName, stop: Lsn) -> Result<bool
     }
 }
 
-/// Does what this process can so that `name` arrives. Failures are not errors here: the wait goes on, and ends with its own.
+/// Does what this process can so that the missing arrive; true if it stored something. Failures are not errors here: the wait goes
+/// on, and ends with its own.
 async fn help(
     wanted: &Wanted<'_>,
-    name: WalFileName,
+    missing: &BTreeSet<WalFileName>,
     sql: &mut Sql,
     targets: &Targets,
     progress: &dyn Progress,
-) {
+) -> bool {
     let current = match wanted.in_recovery {
         true => None,
         false => facts::write_position(sql).await.ok(),
     };
     let current = current.map(|lsn| SegmentNo::containing(lsn, wanted.size));
-    let number = match name {
+    let number = |name: &WalFileName| match name {
         WalFileName::Segment(segment) => segment.number(wanted.size).ok(),
         _ => None,
     };
-    if number.is_some() && number == current {
-        // BASE_BACKUP switches by itself at its end; this is for a server that was interrupted between.
+    if current.is_some() && missing.iter().any(|name| number(name) == current) {
+        // BASE_BACKUP switches by itself at its end; this is for a server that did not come to it.
         facts::switch_segment(sql).await;
-        return;
     }
-    let Some(data_dir) = &wanted.local else { return };
+    let Some(data_dir) = &wanted.local else { return false };
     let pg_wal = data_dir.join("pg_wal");
-    let closed = number.is_some_and(|number| current.is_some_and(|current| number < current));
-    if closed || is_offered(&pg_wal, name) {
+    let mut stored = false;
+    for name in missing {
+        let closed = number(name).is_some_and(|number| current.is_some_and(|current| number < current));
         let path = pg_wal.join(name.to_string());
-        if path.exists()
-            && let Err(error) = targets.archive(&path, data_dir).await
-        {
-            progress.note(&format!("cannot store {name} from {}: {error}", pg_wal.display()));
+        if !(closed || is_offered(&pg_wal, *name)) || !path.exists() {
+            continue;
+        }
+        match targets.archive(&path, data_dir).await {
+            Ok(()) => stored = true,
+            // The same reason will stop the others.
+            Err(error) => {
+                progress.note(&format!("cannot store {name} from {}: {error}", pg_wal.display()));
+                break;
+            }
         }
     }
+    stored
 }
 
 /// Whether the server itself calls the file complete.
