@@ -4,6 +4,12 @@
 //! operator would, with the configuration outside the data directory. Then an accident, and `--replace --move-aside` in Debian's
 //! own layout. Needs root and Debian's PostgreSQL 15; otherwise it says why it was skipped.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::panic,
+    reason = "a test says why it is skipped or failed, and writes its own files"
+)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -5,7 +5,7 @@
 //!  len xid prev info rmgr pad crc    │ block refs… origin? toplevel? main-data header │ block data… │ main data
 //!  └ CRC-32C: body first, then these 20 bytes                                                      └ always last
 //! ```
-//! A record arrives in slices (it crosses pages, and callers read in pieces). [`Assembly`] runs the CRC over the slices as
+//! A record arrives in slices (it crosses pages, and callers read in pieces). `Assembly` runs the CRC over the slices as
 //! they pass and copies only the header and, for the few records that become events, a bounded prefix of the body. Pure.
 //! Source of truth: `xlogrecord.h`, `ValidXLogRecord` and `DecodeXLogRecord` in `xlogreader.c`.
 
@@ -83,7 +83,7 @@ pub fn record_crc(body_crc: u32, header: &[u8; RECORD_HEADER]) -> u32 {
 }
 
 /// The transaction and the event in a record whose CRC was checked, or `None` for a record of no interest. `body` is the body,
-/// or a prefix of at least the length that [`Assembly`] keeps; what does not lie in it is not known (see [`xact::decode`]).
+/// or a prefix of at least the length that `Assembly` keeps; what does not lie in it is not known (see `xact::decode`).
 pub fn decode(major: PgMajor, header: &RecordHeader, body: &[u8]) -> Option<(u32, EventKind)> {
     if header.prefix() == 0 {
         return None;
@@ -166,7 +166,7 @@ pub(super) struct Assembly {
     body: Vec<u8>,
 }
 
-/// Where an [`Assembly`] stands after a slice.
+/// Where an `Assembly` stands after a slice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
     /// More bytes are needed.

@@ -39,7 +39,7 @@ const SHORT_RECORD: u64 = 24;
 pub enum Keep {
     /// Their [`CommitSummary`] alone; memory is bounded.
     Summary,
-    /// Also each as an event, and long fragments, so that [`super::join`] finds the xid of a prepared transaction in them. For
+    /// Also each as an event, and long fragments, so that [`super::join()`] finds the xid of a prepared transaction in them. For
     /// one segment at a time, whose commits may number a million per 64 MiB.
     All,
 }
