@@ -80,13 +80,14 @@ pub async fn run(
     }
     let now = SystemClock.now();
     let question = question(args, config, now)?;
-    let request = request(args, &target_dir)?;
+    let mut request = request(args, &target_dir)?;
     let site = site(config, now)?;
     let mut archive = choose(repositories, args.system_id, progress).await?;
+    let purpose = purpose(&mut archive, &request, &site).await?;
+    request.purpose = Some(purpose);
     let old = old_wal(&mut archive, &request, args.dry_run, repositories, compression, progress).await?;
     let plan = plan(&mut archive, &question, request.action).await?;
-    let life = if request.purpose.is_none() { life(&mut archive).await? } else { None };
-    let prepared = prepare(&archive, plan, life, &request, &site, old).await?;
+    let prepared = prepare(&archive, plan, purpose, &request, &site, old).await?;
     if args.dry_run {
         show::plan(&prepared, &question, common.json);
         return Ok(Ended::Well);
@@ -226,6 +227,14 @@ async fn look(repository: &Repository, system: Option<u64>) -> Result<Option<Arc
     }
 }
 
+/// Replacement or copy; looks for signs of life in the archive only where they decide.
+async fn purpose(archive: &mut Archive, request: &Request, site: &Site) -> Result<Purpose> {
+    let place = Place::inspect(&request.target_dir)?;
+    place.check_free(request.move_aside)?;
+    let life = if request.purpose.is_none() { life(archive).await? } else { None };
+    restore::purpose::decide(request.purpose, &place.path, site.data_dir.as_deref(), life, site.rpo, site.now)
+}
+
 /// Stores what only the old data directory holds; returns warnings.
 async fn old_wal(
     archive: &mut Archive,
@@ -307,7 +316,7 @@ async fn life(archive: &mut Archive) -> Result<Option<Life>> {
 async fn prepare(
     archive: &Archive,
     plan: RecoveryPlan,
-    life: Option<Life>,
+    purpose: Purpose,
     request: &Request,
     site: &Site,
     warnings: Vec<String>,
@@ -317,7 +326,7 @@ async fn prepare(
         verdict.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no backup {}", plan.backup)))?;
     let stored = StoredBackup::new(archive.system.clone(), verdict);
     let planned: Vec<String> = plan.warnings.iter().map(ToString::to_string).collect();
-    let mut prepared = restore::prepare(stored, plan, life, request, site).await?;
+    let mut prepared = restore::prepare(stored, plan, purpose, request, site).await?;
     prepared.warnings = [planned, warnings, prepared.warnings].concat();
     for warning in &prepared.warnings {
         output::warn(&format!("warning: {warning}"));

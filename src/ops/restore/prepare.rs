@@ -6,6 +6,8 @@
 //! A [`Prepared`] restore is a plain description; printing it is `--dry-run`. Nothing is written, neither here nor in the
 //! repository. Source of truth: RECOVERY.md 9, 21 to 25.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,7 +34,7 @@ use super::image::{Image, RowKind};
 use super::layout::{self, Layout};
 use super::marker::Marker;
 use super::outside::{self, Home, RestoredFiles};
-use super::purpose::{self, Life};
+use super::purpose;
 use super::settings::{self, Origin, OwnFile, WalSource};
 use super::stored::StoredBackup;
 use super::tablespaces::{self, Move, Room, Tablespace};
@@ -47,7 +49,7 @@ const SPARE_BYTES: u64 = 256 << 20;
 pub struct Request {
     /// Where to restore to.
     pub target_dir: PathBuf,
-    /// Replacement or copy, if it was said.
+    /// Replacement or copy, if it was said: see [`purpose::decide`].
     pub purpose: Option<Purpose>,
     /// Keep what is there under another name.
     pub move_aside: bool,
@@ -139,20 +141,19 @@ struct Seen {
     warnings: Vec<String>,
 }
 
-/// Decides a restore of `stored` by `plan`.
+/// Decides a restore of `stored` by `plan`, as a replacement or a copy ([`purpose::decide`]).
 ///
 /// # Errors
 /// Whatever stands in the way, see the module.
 pub async fn prepare(
     stored: StoredBackup,
     plan: RecoveryPlan,
-    life: Option<Life>,
+    purpose: Purpose,
     request: &Request,
     site: &Site,
 ) -> Result<Prepared> {
     let place = Place::inspect(&request.target_dir)?;
     let configured = site.data_dir.as_deref();
-    let purpose = purpose::decide(request.purpose, &place.path, configured, life, site.rpo, site.now)?;
     place.check_free(request.move_aside)?;
     let user = purpose::server_user(&place, configured)?;
     check_writable(&place)?;
@@ -166,7 +167,7 @@ pub async fn prepare(
     let version_folder = version_folder(&seen.image, &located);
     let rooms =
         look_at_tablespaces(&place, &located, version_folder.as_deref(), purpose, stored.verdict().major)?;
-    check_room(&place, &seen.image)?;
+    check_room(&place, &seen.image, &layout, &located)?;
 
     let mut warnings = seen.warnings;
     warnings.extend(backup_warnings(&stored, seen.catalogue.as_ref()));
@@ -347,16 +348,43 @@ fn look_at_tablespaces(
     located.iter().map(room).collect()
 }
 
-fn check_room(place: &Place, image: &Image) -> Result<()> {
-    let needed = image.bytes().saturating_add(SPARE_BYTES);
-    match directory::free_bytes(&place.path) {
-        Some(free) if free < needed && place.state != State::Leftover => Err(Error::refused(format!(
-            "{} has {free} bytes free, the restore needs {needed}",
-            place.path.display()
-        ))
-        .hint("make room, or restore into a larger file system with --target-dir")),
-        _ => Ok(()),
+/// Room for the files, on each file system that gets some: the data directory's also takes the WAL that recovery fetches.
+fn check_room(place: &Place, image: &Image, layout: &Layout, located: &[Tablespace]) -> Result<()> {
+    if place.state == State::Leftover {
+        return Ok(()); // what is there counts twice; a full disk shows soon enough, and leaves leftovers again
     }
+    let roots: Vec<&Path> = std::iter::once(place.path.as_path())
+        .chain(located.iter().filter_map(|t| t.place.as_deref()))
+        .collect();
+    let mut needed = vec![0_u64; roots.len()];
+    if let Some(first) = needed.first_mut() {
+        *first = SPARE_BYTES;
+    }
+    for row in image.rows() {
+        let tree = layout.destination(image.path(row)).map(|(tree, _)| tree);
+        if let Some(sum) = tree.and_then(|tree| needed.get_mut(tree)) {
+            *sum = sum.saturating_add(row.size);
+        }
+    }
+    let mut systems: BTreeMap<u64, (u64, &Path)> = BTreeMap::new();
+    for (root, bytes) in roots.into_iter().zip(needed) {
+        let device = root.ancestors().find_map(|p| std::fs::metadata(p).ok()).map_or(0, |m| m.dev());
+        let sum = &mut systems.entry(device).or_insert((0, root)).0;
+        *sum = sum.saturating_add(bytes);
+    }
+    for (needed, root) in systems.into_values() {
+        match directory::free_bytes(root) {
+            Some(free) if free < needed => {
+                return Err(Error::refused(format!(
+                    "{} has {free} bytes free, the restore needs {needed}",
+                    root.display()
+                ))
+                .hint("make room, or restore into a larger file system with --target-dir or --tablespace"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// What is read of the store: all of the packs that hold a file, near enough.
