@@ -4,3 +4,4 @@
 //! The real servers come from `tests/setup.sh`; without them a test prints SKIPPED and why.
 
 pub mod cluster;
+pub mod restored;
