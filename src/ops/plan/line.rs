@@ -112,9 +112,9 @@ impl<'a> Line<'a> {
         }
         let last = next.map_or_else(|| SegmentNo::ending_at(begin, size), SegmentNo::previous).max(missing);
         let first = SegmentName::new(history.owner(reached), missing, size);
-        let last_byte = last.end(size).saturating_sub(1).max(reached);
+        let last_from = last.start(size).max(reached);
         let expired = world.floor.get(&first.timeline()).is_some_and(|floor| missing < *floor);
-        LineEnd::Gap(Gap { first, last: SegmentName::new(history.owner(last_byte), last, size), expired })
+        LineEnd::Gap(Gap { first, last: SegmentName::new(history.owner(last_from), last, size), expired })
     }
 
     /// Looks at the summaries of the first links up to and including `upto` (and the one after, which may hold the end of a

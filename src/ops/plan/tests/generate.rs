@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::model::{Model, Rec, size, tli};
 use crate::wal::event::EventKind;
 use crate::wal::lsn::Lsn;
-use crate::wal::segment::SegmentNo;
+use crate::wal::segment::{SegmentName, SegmentNo};
 use crate::wal::time::PgTime;
 use crate::wal::timeline::TimelineId;
 
@@ -284,6 +284,22 @@ pub fn generate(seed: u64) -> Generated {
     Generated { model, steady }
 }
 
+/// Makes the stored copy of a segment end early, after some record.
+fn cut(rng: &mut Rng, model: &mut Model, name: SegmentName) {
+    let number = name.number(size()).unwrap();
+    // A copy that ends with a switch is a whole one.
+    let within = |rec: &&Rec| {
+        let switch = rec.kind == Some(EventKind::Switch);
+        SegmentNo::containing(rec.lsn, size()) == number && !rec.crosses() && !switch
+    };
+    let ends: Vec<Lsn> =
+        model.route(name.timeline()).into_iter().filter(within).map(|rec| rec.end.aligned()).collect();
+    if !ends.is_empty() {
+        let end = *rng.pick(&ends);
+        model.cuts.insert(name, end);
+    }
+}
+
 fn store(rng: &mut Rng, model: &mut Model) {
     model.store_all();
     let timelines: Vec<TimelineId> = model.timelines.keys().copied().collect();
@@ -293,6 +309,8 @@ fn store(rng: &mut Rng, model: &mut Model) {
             let edge = index == 0 || index + 1 == segments.len();
             if rng.chance(if edge { 15 } else { 3 }) {
                 model.lose(timeline.get(), segment.get());
+            } else if rng.chance(3) {
+                cut(rng, model, SegmentName::new(timeline, *segment, size()));
             }
         }
     }

@@ -154,6 +154,8 @@ pub struct Model {
     pub backups: Vec<PlanBackup>,
     pub stored: BTreeMap<TimelineId, BTreeSet<SegmentNo>>,
     pub floor: BTreeMap<TimelineId, SegmentNo>,
+    /// Stored copies that end early, at a record's end.
+    pub cuts: BTreeMap<SegmentName, Lsn>,
 }
 
 impl Model {
@@ -169,6 +171,7 @@ impl Model {
             backups: Vec::new(),
             stored: BTreeMap::new(),
             floor: BTreeMap::new(),
+            cuts: BTreeMap::new(),
         }
     }
 
@@ -242,14 +245,16 @@ impl Model {
     /// Where WAL ends in the file of one segment: its end, or short of it.
     pub fn file_end(&self, name: SegmentName) -> Lsn {
         let number = name.number(size()).unwrap();
-        self.timelines[&name.timeline()].pos.min(number.end(size()))
+        let whole = self.timelines[&name.timeline()].pos.min(number.end(size()));
+        self.cuts.get(&name).map_or(whole, |cut| whole.min(*cut))
     }
 
     pub fn facts_of(&self, name: SegmentName) -> SegmentFacts {
         let number = name.number(size()).unwrap();
         let (start, end) = (number.start(size()), number.end(size()));
         let route = self.route(name.timeline());
-        let starts = |rec: &&Rec| start <= rec.lsn && rec.lsn < end;
+        let here_to = self.file_end(name);
+        let starts = |rec: &&Rec| start <= rec.lsn && rec.lsn < here_to;
         let inside: Vec<&Rec> = route.iter().copied().filter(starts).collect();
         let mut commits = CommitSummary::default();
         let mut events = Vec::new();
@@ -266,7 +271,7 @@ impl Model {
         let head = route.iter().find(into).map(|rec| rec.fragments().1);
         let last = inside.iter().rfind(|rec| !rec.crosses());
         let switched = last.is_some_and(|rec| rec.kind == Some(EventKind::Switch));
-        let short = self.file_end(name) < end;
+        let short = here_to < end;
         let valid_to = if short || switched {
             last.map_or_else(|| head.as_ref().map_or(start, |h| h.end), |rec| rec.end)
         } else {
@@ -295,7 +300,9 @@ impl Model {
     /// Complete records that start in a segment.
     fn complete(&self, name: SegmentName) -> Vec<&Rec> {
         let number = name.number(size()).unwrap();
-        let inside = |rec: &&Rec| SegmentNo::containing(rec.lsn, size()) == number && !rec.crosses();
+        let end = self.file_end(name);
+        let inside =
+            |rec: &&Rec| SegmentNo::containing(rec.lsn, size()) == number && rec.lsn < end && !rec.crosses();
         self.route(name.timeline()).into_iter().filter(inside).collect()
     }
 

@@ -3,11 +3,12 @@
 //! Worlds are written record by record; times are seconds on the test's clock. `base` is a cluster with one backup from second
 //! 10 to second 20, a commit before, one inside and one after it.
 
-use super::model::{Model, SEGMENT, at, tli};
+use super::model::{Model, SEGMENT, at, size, tli};
 use super::{ask, to};
 use crate::ops::plan::*;
 use crate::wal::event::EventKind;
 use crate::wal::lsn::Lsn;
+use crate::wal::segment::{SegmentName, SegmentNo};
 use crate::wal::time::PgTime;
 
 struct Base {
@@ -300,4 +301,32 @@ fn windows_end_at_moments_that_can_be_restored() {
     assert_eq!((*timeline, spans.len()), (tli(1), 1));
     assert_eq!((spans[0].earliest.time, spans[0].latest.time), (Some(at(15)), Some(at(30))));
     assert!(to(&model, RecoveryTarget::Time(at(15))).is_ok());
+}
+
+#[test]
+fn a_parents_copy_that_ends_before_the_stop_is_not_relied_on() {
+    let Base { mut model, after } = base();
+    let fork = model.on(1).pos;
+    model.fork(2, 1, fork);
+    model.on(2).commit(91, at(50));
+    model.store_all();
+    let parents = SegmentName::new(tli(1), SegmentNo::new(1), size());
+    model.cuts.insert(parents, model.backups[0].stop_lsn);
+    let plan = to(&model, RecoveryTarget::Time(at(35))).unwrap();
+    assert_eq!((stop_lsn(&plan), plan.recovery_target_timeline), (after, tli(2)));
+}
+
+#[test]
+fn wal_missing_before_a_fork_is_a_gap_even_if_nothing_later_is_stored() {
+    let Base { mut model, .. } = base();
+    model.on(1).fill(0);
+    model.on(1).commit(4, at(40));
+    let fork = model.on(1).pos;
+    model.fork(2, 1, fork);
+    model.store_all();
+    model.lose(1, 2);
+    let refusal = to(&model, RecoveryTarget::Latest).unwrap_err();
+    let Refusal::Gap { gap, before, .. } = &*refusal else { panic!("{refusal}") };
+    assert_eq!(gap.to_string(), "segment 000000010000000000000002 is missing");
+    assert_eq!(before.unwrap().time, Some(at(30)));
 }
