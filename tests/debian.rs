@@ -184,15 +184,39 @@ fn the_primary_itself_comes_back(debian: &Debian, moment: &str) {
         "no start command in:\n{said}"
     );
     sh(&format!("pg_ctlcluster {VERSION} {CLUSTER} start"));
-    for _ in 0..300 {
-        if debian.sql("select pg_is_in_recovery()") == "f" {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
+    wait_until_open(debian);
     assert_eq!(debian.sql("select count(*) || ' ' || sum(n) from t"), "1500 1125750");
     assert_eq!(debian.sql("select to_regclass('later') is null"), "t");
     debian.ok(&["restore", "--finish"]);
     // The new primary archives on its own timeline, and the next full backup goes through.
     debian.ok(&["backup"]);
+    debian.sql("create table last as select 42 n");
+    debian.sql("select pg_switch_wal()");
+    wait_for_archiver(debian);
+    a_lost_host_comes_back(debian);
+}
+
+/// Data directory and configuration are gone: all there is are the repository and pitr's own configuration.
+fn a_lost_host_comes_back(debian: &Debian) {
+    drop_cluster();
+    assert!(!Path::new(&format!("/etc/postgresql/{VERSION}/{CLUSTER}")).exists());
+    let said = debian.ok(&["restore", "--replace"]);
+    assert!(
+        said.contains(&format!("pg_ctlcluster {VERSION} {CLUSTER} start")),
+        "no start command in:\n{said}"
+    );
+    sh(&format!("pg_ctlcluster {VERSION} {CLUSTER} start"));
+    wait_until_open(debian);
+    assert_eq!(debian.sql("select n from public.last"), "42");
+    assert_eq!(debian.sql("select count(*) from t"), "1500");
+}
+
+fn wait_until_open(debian: &Debian) {
+    for _ in 0..300 {
+        if debian.sql("select pg_is_in_recovery()") == "f" {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    panic!("recovery does not end");
 }

@@ -18,6 +18,7 @@ use nix::sys::time::TimeSpec;
 use crate::durable::{self, DurableError, Owner, TreeWriter};
 use crate::error::{Error, Result};
 use crate::ops::Progress;
+use crate::pgdata::conf::{self, IncludeKind, ItemKind};
 use crate::pgdata::paths::required_directories;
 use crate::repo::path::PinKind;
 use crate::repo::pins::Pinned;
@@ -213,7 +214,10 @@ impl Work<'_> {
         let mut written = Vec::new();
         for (path, bytes) in files {
             let above = path.parent().unwrap_or_else(|| Path::new("/"));
-            let made = make_dirs(above, p.owner()).and_then(|()| write(path, bytes, 0o640));
+            let included = include_directories(above, bytes);
+            let made = make_dirs(above, p.owner())
+                .and_then(|()| included.iter().try_for_each(|dir| make_dirs(dir, p.owner())))
+                .and_then(|()| write(path, bytes, 0o640));
             match made {
                 Ok(()) => written.push(path.clone()),
                 Err(error) => {
@@ -249,6 +253,17 @@ fn create(writer: &TreeWriter, path: &Path, mode: u32, dir_mode: u32) -> Result<
         }
         other => other.map(|_| ()),
     }
+}
+
+/// Directories that a configuration file in `above` includes: PostgreSQL does not start without them, empty or not (Debian's
+/// `conf.d`).
+fn include_directories(above: &Path, text: &[u8]) -> Vec<PathBuf> {
+    let items = conf::parse(text).unwrap_or_default();
+    let included = items.into_iter().filter_map(|item| match item.kind {
+        ItemKind::Include { kind: IncludeKind::Directory, path } => Some(above.join(path)),
+        ItemKind::Include { .. } | ItemKind::Setting { .. } => None,
+    });
+    included.collect()
 }
 
 /// Directories of a configuration outside the data directory, from the first that is missing on.
