@@ -14,10 +14,14 @@ use std::path::Path;
 
 use super::conf::{QuoteError, quote_value};
 use super::control::{ControlFile, WalLevel};
-use crate::wal::PgMajor;
+use crate::wal::{PgMajor, SegmentSize};
 
 /// Longest path of a unix socket (`sun_path` with its NUL byte).
 const MAX_SOCKET_PATH: usize = 107;
+
+/// `DEFAULT_MIN_WAL_SEGS` and `DEFAULT_MAX_WAL_SEGS` of `xlog_internal.h`.
+const INITDB_MIN_SEGMENTS: u64 = 5;
+const INITDB_MAX_SEGMENTS: u64 = 64;
 
 /// Settings of the source that a copy takes over if they work here: they change what a query returns or whether the server
 /// starts, and reach nothing outside.
@@ -157,7 +161,17 @@ fn recovery_needs(control: &ControlFile) -> Vec<Setting> {
         ("track_commit_timestamp", on(control.track_commit_timestamp)),
         ("hot_standby", "on".to_owned()),
     ]);
+    settings.extend(wal_sizes(control.segment_size));
     settings
+}
+
+/// What initdb derives from the segment size: with larger segments a server does not start on the built-in defaults.
+fn wal_sizes(size: SegmentSize) -> Vec<Setting> {
+    if size <= SegmentSize::DEFAULT {
+        return Vec::new();
+    }
+    let segments = |n: u64| format!("{}MB", size.bytes().saturating_mul(n) >> 20);
+    vec![("min_wal_size", segments(INITDB_MIN_SEGMENTS)), ("max_wal_size", segments(INITDB_MAX_SEGMENTS))]
 }
 
 fn taken_over(source: &CopySource<'_>, left_out: &mut Vec<String>) -> Vec<Setting> {
@@ -358,6 +372,15 @@ mod tests {
                 "shared_preload_libraries: $libdir/pg_cron acts on its own and is never loaded by a copy"
             ]
         );
+    }
+
+    #[test]
+    fn segments_above_the_default_get_the_wal_sizes_that_a_server_of_them_needs() {
+        let size = |mib: u64| wal_sizes(SegmentSize::new(mib << 20).unwrap());
+        assert_eq!(size(1), []);
+        assert_eq!(size(16), []);
+        assert_eq!(size(64), [("min_wal_size", "320MB".to_owned()), ("max_wal_size", "4096MB".to_owned())]);
+        assert_eq!(size(1024)[0].1, "5120MB");
     }
 
     #[test]
