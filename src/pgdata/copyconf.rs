@@ -212,6 +212,7 @@ fn libraries(name: &str, list: &str, host: &dyn Host, left_out: &mut Vec<String>
 
 /// Nothing goes out, nothing comes in, nothing of the source is touched.
 fn isolation(major: PgMajor) -> Vec<Setting> {
+    // external_pid_file is left out: its default is none, and an empty one makes every start complain.
     let mut settings = vec![("archive_mode", "off")];
     let empty = [
         "archive_command",
@@ -220,7 +221,6 @@ fn isolation(major: PgMajor) -> Vec<Setting> {
         "primary_conninfo",
         "primary_slot_name",
         "synchronous_standby_names",
-        "external_pid_file",
         "listen_addresses",
     ];
     settings.extend(empty.map(|name| (name, "")));
@@ -348,7 +348,7 @@ mod tests {
             of.map(str::to_owned)
         };
         for (name, want) in [
-            ("external_pid_file", Some("")),
+            ("external_pid_file", None),
             ("archive_cleanup_command", Some("")),
             ("archive_mode", Some("off")),
             ("log_directory", Some("/copy/log")),
