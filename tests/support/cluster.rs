@@ -85,6 +85,11 @@ fn substrate() -> HashMap<String, String> {
         .collect()
 }
 
+/// What `tests/setup.sh` noted under this name, such as where a program is.
+pub fn setting(name: &str) -> Option<String> {
+    substrate().remove(name)
+}
+
 /// A command that runs as the servers' user, with little environment, in a directory that this user can enter.
 pub fn as_server(program: impl AsRef<OsStr>) -> Result<Command> {
     let mut command = Command::new(program);

@@ -4,4 +4,6 @@
 //! The real servers come from `tests/setup.sh`; without them a test prints SKIPPED and why.
 
 pub mod cluster;
+pub mod log;
 pub mod restored;
+pub mod site;
