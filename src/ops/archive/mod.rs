@@ -13,6 +13,7 @@ pub mod get;
 pub mod push;
 
 pub use get::{Got, get_file};
+pub(in crate::ops) use push::store_file_of_copy;
 pub use push::{PushReport, store_file};
 
 use std::path::{Path, PathBuf};
@@ -20,10 +21,10 @@ use std::path::{Path, PathBuf};
 /// A file at the top of a data directory that is a copy: nothing may be archived or backed up from there until `pitr init --adopt`.
 pub const COPY_MARKER: &str = "pitr.copy";
 
-/// Directories that may be the data directory `path` (a file of `pg_wal`) belongs to: where PostgreSQL started us, what the
-/// configuration says, and what the path itself implies. `pg_wal` may be a link to elsewhere, so no single one is right.
+/// Directories that may be the data directory `path` (a file of `pg_wal`) belongs to, the likeliest first: where PostgreSQL started
+/// us, what the path itself implies, and what the configuration says. `pg_wal` may be a link to elsewhere, so no single one is right.
 fn data_directories(path: &Path, configured: Option<&Path>) -> Vec<PathBuf> {
     let implied = path.parent().and_then(Path::parent).map(Path::to_owned);
     let here = path.is_relative().then(|| PathBuf::from("."));
-    here.into_iter().chain(configured.map(Path::to_owned)).chain(implied).collect()
+    here.into_iter().chain(implied).chain(configured.map(Path::to_owned)).collect()
 }

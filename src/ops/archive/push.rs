@@ -10,6 +10,7 @@
 //! again); what is stored is never replaced. Optional repositories that fail are a warning: they are caught up later.
 //! A crash before the PUT leaves nothing; after it, the repeated command finds its own bytes and says yes.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use futures_util::future::join_all;
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::pgdata::ControlFile;
 use crate::repo::archive::Stored;
 use crate::repo::{RepoError, Repository, System};
+use crate::wal::timeline::MAX_HISTORY_BYTES;
 use crate::wal::{SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
 
 /// What a push came to.
@@ -54,8 +56,21 @@ pub async fn store_file(
     data_dir: Option<&Path>,
     compression: Compression,
 ) -> Result<PushReport> {
+    refuse_copies(&data_directories(path, data_dir))?;
+    store_file_of_copy(repositories, path, data_dir, compression).await
+}
+
+/// As [`store_file`], whatever the data directory is marked as: for `init --adopt`, which takes the mark away as its last step.
+///
+/// # Errors
+/// As [`store_file`].
+pub(in crate::ops) async fn store_file_of_copy(
+    repositories: &[Repository],
+    path: &Path,
+    data_dir: Option<&Path>,
+    compression: Compression,
+) -> Result<PushReport> {
     let directories = data_directories(path, data_dir);
-    refuse_copies(&directories)?;
     let source = WalSource::open(path)?;
     let (name, size) = (source.name, source.size);
     let origin = source.origin;
@@ -68,8 +83,8 @@ pub async fn store_file(
         .map(|r| r.cluster().clone())
         .ok_or_else(|| Error::usage("no repository is configured"))?;
     let reading = tokio::task::spawn_blocking(move || source.read(&cluster, system, compression));
-    let (read, ready) =
-        tokio::join!(reading, join_all(repositories.iter().map(|r| prepare(r, name, system, origin))));
+    let preparing = repositories.iter().map(|r| prepare(r, name, system, origin, directory_of(path)));
+    let (read, ready) = tokio::join!(reading, join_all(preparing));
     let content = read.map_err(|e| Error::failed(format!("reading {name} was cut off")).source(e))??;
     let mut report = PushReport {
         name,
@@ -105,6 +120,7 @@ async fn prepare(
     name: WalFileName,
     system: SystemId,
     origin: Option<(SystemId, SegmentSize)>,
+    pg_wal: &Path,
 ) -> Result<(System, Vec<TimelineId>)> {
     let opened = match repository.open(system).await {
         Err(RepoError::NoIdentity { .. }) => return Err(foreign(repository, name, system).await),
@@ -122,7 +138,7 @@ async fn prepare(
     let (writable, above, missing) = tokio::join!(
         repository.check_writable(),
         opened.check_above_floor(name),
-        missing_histories(&opened, name)
+        missing_histories(&opened, name, pg_wal)
     );
     writable?;
     above?;
@@ -149,7 +165,7 @@ async fn foreign(repository: &Repository, name: WalFileName, system: SystemId) -
 
 /// Timelines on the way to `name` whose history is not stored, the segment's own first. Ancestors of a history that is not
 /// stored either are found when it is read from `pg_wal`.
-async fn missing_histories(system: &System, name: WalFileName) -> Result<Vec<TimelineId>> {
+async fn missing_histories(system: &System, name: WalFileName, pg_wal: &Path) -> Result<Vec<TimelineId>> {
     let needs = matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_))
         && name.timeline() != TimelineId::FIRST;
     if !needs {
@@ -158,7 +174,34 @@ async fn missing_histories(system: &System, name: WalFileName) -> Result<Vec<Tim
     let Some(history) = system.history(name.timeline()).await? else {
         return Ok(vec![name.timeline()]);
     };
+    refuse_other_history(&history, pg_wal, system.repository().name())?;
     missing_ancestors(system, &history).await
+}
+
+/// The server's own history of a segment's timeline must be the stored one: of two servers that were promoted to one timeline only
+/// one may archive here. PostgreSQL offers no history of the time when archiving was off (RECOVERY 8), so a segment may be the first
+/// file that could show it. A history that the server removed proves nothing.
+fn refuse_other_history(stored: &TimelineHistory, pg_wal: &Path, repository: &str) -> Result<()> {
+    let name = WalFileName::History(stored.timeline());
+    let Ok(file) = std::fs::File::open(pg_wal.join(name.to_string())) else { return Ok(()) };
+    let mut own = Vec::new();
+    let limit = u64::try_from(MAX_HISTORY_BYTES).unwrap_or(u64::MAX);
+    file.take(limit)
+        .read_to_end(&mut own)
+        .map_err(|e| Error::failed(format!("cannot read {name} in {}", pg_wal.display())).source(e))?;
+    if TimelineHistory::parse(stored.timeline(), &own).is_ok_and(|own| own == *stored) {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "{name} in {} is not the one that is archived in repository {repository}: this server left its parent elsewhere",
+        pg_wal.display()
+    ))
+    .hint("two servers were promoted to the same timeline: only one of them may go on archiving here"))
+}
+
+/// The directory a file of `pg_wal` is in.
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or_else(|| Path::new("."))
 }
 
 async fn missing_ancestors(system: &System, history: &TimelineHistory) -> Result<Vec<TimelineId>> {
@@ -195,7 +238,7 @@ async fn store_histories(
     path: &Path,
     compression: Compression,
 ) -> Result<()> {
-    let pg_wal = path.parent().unwrap_or_else(|| Path::new("."));
+    let pg_wal = directory_of(path);
     let mut wanted_by = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     while let Some(timeline) = missing.pop() {
         let name = WalFileName::History(timeline);
@@ -248,4 +291,36 @@ fn system_of(directories: &[PathBuf], name: WalFileName) -> Result<SystemId> {
     }
     Err(Error::failed(format!("cannot tell which cluster {name} belongs to:\n{}", tried.join("\n")))
         .hint("the configuration's data_dir must be the data directory, and readable"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::write_replace;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_server_whose_own_history_is_another_one_does_not_archive_on_that_timeline() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("00000002.history");
+        let put = |text: &str| write_replace(&own, text.as_bytes(), 0o600, None).unwrap();
+        let timeline = TimelineId::new(2).unwrap();
+        let stored = TimelineHistory::parse(timeline, b"1\t0/3000100\tx\n").unwrap();
+        let check = || refuse_other_history(&stored, dir.path(), "local");
+        check().unwrap();
+        put("1\t0/3000100\tx\n");
+        check().unwrap();
+        for other in ["1\t0/4000100\tx\n", "torn"] {
+            put(other);
+            assert_eq!(check().unwrap_err().kind(), Kind::Refused, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_an_owner_belongs_to_the_directory_it_lies_in() {
+        let found = data_directories(Path::new("/srv/b/pg_wal/00000002.history"), Some(Path::new("/srv/a")));
+        assert_eq!(found, [Path::new("/srv/b"), Path::new("/srv/a")]);
+        let found = data_directories(Path::new("pg_wal/00000002.history"), Some(Path::new("/srv/a")));
+        assert_eq!(found.first().map(PathBuf::as_path), Some(Path::new(".")));
+    }
 }

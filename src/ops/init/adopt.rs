@@ -1,22 +1,23 @@
 //! `init --adopt`: a copy becomes a primary of its own.
 //!
 //! ```text
-//!  pitr.copy removed ─► histories of its timeline stored ─► (settings, by init) ─► a full backup
+//!  histories of its timeline stored ─► pitr.copy removed ─► (settings, by init) ─► a full backup
 //! ```
 //! A copy that was promoted runs on a new timeline whose history nobody archived. Were archiving just switched on, its segments would
-//! be unreachable and the next promotion elsewhere would take the same timeline (RECOVERY 8); so the history goes first. May be
-//! repeated: an absent marker and stored histories are fine.
+//! be unreachable and the next promotion elsewhere would take the same timeline (RECOVERY 8); so the history goes first. The mark
+//! of a copy goes last: one whose history is refused (another server holds the timeline) stays a copy. May be repeated: an absent
+//! marker and stored histories are fine.
 
 use std::path::Path;
 
 use crate::codec::Compression;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::ops::archive::{COPY_MARKER, store_file};
+use crate::ops::archive::{COPY_MARKER, store_file_of_copy};
 use crate::repo::Repository;
 use crate::wal::WalFileName;
 
-/// Takes the marker away and stores every history file of `pg_wal`. Returns the histories.
+/// Stores every history file of `pg_wal`, then takes the marker away. Returns the histories.
 ///
 /// # Errors
 /// Kind `NotFound` if there is no `pg_wal`; another content under a stored history's name is a split brain and refused.
@@ -25,8 +26,6 @@ pub async fn adopt(
     data_dir: &Path,
     compression: Compression,
 ) -> Result<Vec<WalFileName>> {
-    durable::remove_durably(&data_dir.join(COPY_MARKER))
-        .map_err(|e| Error::failed("cannot remove the mark of a copy").source(e))?;
     let pg_wal = data_dir.join("pg_wal");
     let entries = std::fs::read_dir(&pg_wal).map_err(|e| {
         Error::not_found(format!("{} cannot be read", pg_wal.display()))
@@ -40,7 +39,9 @@ pub async fn adopt(
         .collect();
     histories.sort();
     for name in &histories {
-        store_file(repositories, &pg_wal.join(name.to_string()), Some(data_dir), compression).await?;
+        store_file_of_copy(repositories, &pg_wal.join(name.to_string()), Some(data_dir), compression).await?;
     }
+    durable::remove_durably(&data_dir.join(COPY_MARKER))
+        .map_err(|e| Error::failed("cannot remove the mark of a copy").source(e))?;
     Ok(histories)
 }
