@@ -157,6 +157,15 @@ impl Route {
             Cut::At(end.bytes_since(first))
         })
     }
+
+    /// True if the route was on a parent through all of the segment: a child forked off later, so the segment once was there. Its
+    /// absence is a hole even where nothing later of the same timeline is stored.
+    fn goes_past(&self, name: SegmentName) -> Result<bool> {
+        let number = name.number(self.size).map_err(|e| Error::usage(e.to_string()))?;
+        let (begin, end) = (self.history.begin(name.timeline()), self.history.end(name.timeline()));
+        let begun = begin.is_some_and(|begin| begin <= number.start(self.size));
+        Ok(begun && end.is_some_and(|end| number.end(self.size) <= end))
+    }
 }
 
 /// Writes the file beside the destination and renames it into place once all of it was checked and synced.
@@ -200,13 +209,20 @@ fn write(fetched: &Fetched, path: &Path, cut: Option<u64>) -> Result<u64> {
 /// Turns "not found" into proof, or into the error that says why it is none.
 async fn prove_absent(system: &System, name: WalFileName, timeline: Option<TimelineId>) -> Result<()> {
     // A segment that the route does not see is absent for it whatever lies there.
-    if let (WalFileName::Segment(segment), Some(timeline)) = (name, timeline)
-        && route(system, timeline).await?.cut(segment)? == Cut::Off
-    {
-        return Ok(());
+    let mut must_exist = false;
+    if let (WalFileName::Segment(segment), Some(timeline)) = (name, timeline) {
+        let route = route(system, timeline).await?;
+        if route.cut(segment)? == Cut::Off {
+            return Ok(());
+        }
+        must_exist = route.goes_past(segment)?;
     }
     let place = system.repository().name();
     match system.absence(name).await? {
+        Absence::Proven if must_exist => {
+            Err(Error::failed(format!("{name} is not in repository {place}, but the route goes on past it"))
+                .hint("WAL has a hole here; `pitr info` shows what is there"))
+        }
         Absence::Proven => Ok(()),
         Absence::Present => {
             Err(Error::failed(format!("{name} appeared in repository {place} while it was looked for"))
@@ -245,5 +261,12 @@ mod tests {
         assert_eq!(cut(2, 5), Cut::Off);
         assert_eq!(cut(3, 9), Cut::Whole);
         assert_eq!(cut(4, 1), Cut::Off);
+        let goes_past = |tli: u32, n: u64| {
+            let name = SegmentName::new(timeline(tli), crate::wal::SegmentNo::new(n), size);
+            route.goes_past(name).unwrap()
+        };
+        // Whole segments of a parent, the last one up to the fork included; neither a shared one nor the last timeline's.
+        assert!(goes_past(1, 1) && goes_past(1, 2) && goes_past(2, 4));
+        assert!(!goes_past(1, 3) && !goes_past(2, 3) && !goes_past(2, 5) && !goes_past(3, 6));
     }
 }
