@@ -141,7 +141,8 @@ fn admin_conninfo(
     let account = Account::current();
     let environment = Environment { variables: variables.clone(), os_user: account.name, home: account.home };
     ConnInfo::parse(text, &environment)
-        .map_err(|e| Error::usage(format!("the connection {text:?} is wrong")).source(e))
+        // Not shown: it may hold a password. The cause names the keyword.
+        .map_err(|e| Error::usage("the server's connection string is wrong").source(e))
 }
 
 /// The user the server runs as: who owns its data directory, else its socket, else the account called postgres.
