@@ -183,7 +183,8 @@ fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get().saturating_mul(2)).min(MOST_JOBS)
 }
 
-/// The first repository that has a restorable backup. One that cannot be read is passed over, and named.
+/// The first repository that has a restorable backup, the required ones first: an optional one may lack the newest WAL, and nobody
+/// would see it. One that cannot be read is passed over, and named.
 async fn choose(
     repositories: &[Repository],
     system: Option<u64>,
@@ -191,9 +192,19 @@ async fn choose(
 ) -> Result<Archive> {
     let mut empty = None;
     let mut failed: Option<Error> = None;
-    for repository in repositories {
+    let mut candidates: Vec<&Repository> = repositories.iter().collect();
+    candidates.sort_by_key(|repository| !repository.is_required());
+    for repository in candidates {
         match look(repository, system).await {
-            Ok(Some(archive)) if archive.world.backups.iter().any(|b| b.restorable) => return Ok(archive),
+            Ok(Some(archive)) if archive.world.backups.iter().any(|b| b.restorable) => {
+                if !repository.is_required() && repositories.iter().any(Repository::is_required) {
+                    output::warn(&format!(
+                        "warning: repository {} is optional: it may lack WAL that a required one holds",
+                        repository.name()
+                    ));
+                }
+                return Ok(archive);
+            }
             Ok(Some(archive)) => empty = empty.or(Some(archive)),
             Ok(None) => {}
             Err(error) => {
@@ -246,8 +257,11 @@ async fn old_wal(
 ) -> Result<Vec<String>> {
     let place = Place::inspect(&request.target_dir)?;
     place.check_free(request.move_aside)?;
-    let files = unarchived::find(&place, &archive.world);
-    if files.is_empty() || request.purpose == Some(Purpose::Copy) {
+    if request.purpose == Some(Purpose::Copy) || !place.is_occupied() {
+        return Ok(Vec::new());
+    }
+    let files = unarchived::find(&place, &archive.world, &unfinished(archive).await?);
+    if files.is_empty() {
         return Ok(Vec::new());
     }
     if dry_run {
@@ -271,6 +285,20 @@ async fn old_wal(
     progress.note(&format!("stored {stored} of {} files of pg_wal that were not archived", files.len()));
     *archive = Archive::read(&archive.system).await?;
     Ok(warnings)
+}
+
+/// The newest segments of each timeline of which only a copy that ends early is stored: the server may have gone on writing them.
+async fn unfinished(archive: &Archive) -> Result<Vec<SegmentName>> {
+    let mut found = Vec::new();
+    for (timeline, line) in &archive.world.stored {
+        let Some(last) = line.last() else { continue };
+        let name = SegmentName::new(*timeline, *last, archive.world.segment_size);
+        let valid = archive.system.segment_info(name).await?.and_then(|info| info.header.valid);
+        if valid.is_some_and(|valid| valid.end.may_have_longer_copy()) {
+            found.push(name);
+        }
+    }
+    Ok(found)
 }
 
 /// Plans. PostgreSQL heeds an action only at a target: to pause at the end of WAL, the end becomes one.
