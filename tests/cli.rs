@@ -18,7 +18,8 @@ fn program_header_types(elf: &[u8]) -> Vec<u32> {
     let word =
         |at: usize, n: usize| elf[at..at + n].iter().rev().fold(0_u64, |sum, b| sum << 8 | u64::from(*b));
     let (offset, size, count) = (word(0x20, 8), word(0x36, 2), word(0x38, 2));
-    (0..count).map(|i| u32::try_from(word(usize::try_from(offset + i * size).unwrap(), 4)).unwrap()).collect()
+    let at = |i: u64| usize::try_from(offset + i * size).expect("an offset in memory");
+    (0..count).map(|i| u32::try_from(word(at(i), 4)).expect("four bytes")).collect()
 }
 
 #[test]
