@@ -195,6 +195,8 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
         tablespaces: transfer.tablespaces,
         checksums: control.has_checksums(),
         stop_time: transfer.sample.map(|sample| sample.time),
+        checkpoint_time: Timestamp::from_second(control.checkpoint.time)
+            .map_err(|e| damaged("checkpoint time").source(e))?,
         warnings: transfer.warnings,
     })
 }
@@ -210,6 +212,8 @@ struct Verified {
     tablespaces: Vec<TablespaceInfo>,
     checksums: bool,
     stop_time: Option<PgTime>,
+    /// Of the control file: everything committed by then lies before the start. On an idle standby nothing newer is known.
+    checkpoint_time: Timestamp,
     warnings: Vec<String>,
 }
 
@@ -286,8 +290,7 @@ fn verdict(
         stop_lsn: verified.stop.0,
         started_at: server.started_at,
         finished_at: SystemClock.now(),
-        // Without a sample before the stop, the start is the last moment of which everything is known.
-        stop_time: verified.stop_time.and_then(timestamp).unwrap_or(server.started_at),
+        stop_time: verified.stop_time.and_then(timestamp).unwrap_or(verified.checkpoint_time),
         window_earliest: window_earliest.and_then(timestamp),
         wal_floor: SegmentName::new(
             timeline,
