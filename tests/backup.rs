@@ -129,6 +129,10 @@ impl World {
             into.path().display()
         );
         run(as_server("/bin/bash")?.args(["-c", &script]))?;
+        let names = script.replace("tar -x", "tar -t").replace("--no-same-owner", "| tail -n 1");
+        let last = run(as_server("/bin/bash")?.args(["-c", &names]))?;
+        // A standby's copy is consistent only if its control file is younger than all other files.
+        ensure!(last.trim() == "global/pg_control", "the last member is {last}");
         Ok(into)
     }
 }
