@@ -53,7 +53,7 @@ class Bench:
         self.dir = tempfile.mkdtemp(prefix="pitr-bench-", dir=options.dir)
         os.chown(self.dir, USER.pw_uid, USER.pw_gid)
         self.pitr = f"{self.dir}/pitr"
-        shutil.copy(BUILT, self.pitr)
+        shutil.copy(options.pitr, self.pitr)
         os.chmod(self.pitr, 0o755)
         self.data = f"{self.dir}/data"
         self.wal = f"{self.dir}/wal"
@@ -75,7 +75,7 @@ class Bench:
         os.chown(self.wal, USER.pw_uid, USER.pw_gid)
         with open(f"{self.data}/postgresql.conf", "a", encoding="utf8") as conf:
             conf.write(f"listen_addresses=''\nunix_socket_directories='{self.dir}'\narchive_mode=on\nfsync=off\n"
-                       f"archive_command='cp %p {self.wal}/%f'\nmax_wal_size=8GB\nshared_buffers=256MB\n")
+                       "max_wal_size=8GB\nshared_buffers=256MB\n")
         self.server("start")
         self.config = self.make("pitr.toml", f"""cluster = "bench"
 timezone = "UTC"
@@ -89,6 +89,8 @@ name = "local"
 url = "file://{self.dir}/repository"
 """)
         run([self.pitr, "--config", self.config, "init"])
+        # After init, which does not touch a server that archives elsewhere.
+        self.archive_with(f"cp %p {self.wal}/%f")
         self.rest = self.make("pgbackrest.conf", f"""[global]
 repo1-path={self.dir}/pgbackrest
 log-path={self.dir}
@@ -108,6 +110,11 @@ pg1-user=postgres
         self.has_rest = shutil.which("pgbackrest") is not None
         if self.has_rest:
             shell(f"pgbackrest --config={self.rest} --stanza=bench stanza-create")
+
+    def archive_with(self, command):
+        with open(f"{self.data}/postgresql.conf", "a", encoding="utf8") as conf:
+            conf.write(f"archive_command='{command}'\n")
+        self.server("reload")
 
     def server(self, what):
         run([f"{BIN}/pg_ctl", "-D", self.data, "-w", "-m", "fast", "-l", f"{self.dir}/log", what])
@@ -166,7 +173,6 @@ pg1-user=postgres
                         if len(name) >= 24 and name[:8] == "00000001":
                             os.unlink(os.path.join(root, name))
 
-        sync = "import os,sys; f=os.open(sys.argv[1],os.O_RDONLY); os.fsync(f)"
         each = lambda make: lambda _: self.total(run(make(p, os.path.basename(p))) for p in paths)
         # dd's conv=fsync writes and syncs in one process: the least a copy can cost.
         commands = {
@@ -177,7 +183,6 @@ pg1-user=postgres
         if self.has_rest:
             commands["pgBackRest archive-push"] = each(lambda p, n: ["/bin/sh", "-ec", f"{rest} archive-push {p}"])
         self.compare(f"push of {len(paths)} segments, one at a time, {kind}", commands, clean)
-        del sync
 
     def get(self, kind, paths):
         out = f"{self.dir}/out"
@@ -200,9 +205,7 @@ pg1-user=postgres
     def backup(self):
         out = f"{self.dir}/base"
         clean = lambda: shutil.rmtree(out, ignore_errors=True)
-        with open(f"{self.data}/postgresql.auto.conf", "a", encoding="utf8") as conf:
-            conf.write(f"archive_command = '{self.pitr} --config {self.config} archive-push %p'\n")
-        self.server("reload")
+        self.archive_with(f"{self.pitr} --config {self.config} archive-push %p")
         commands = {
             "pg_basebackup -Ft, client zstd:1, 2 workers": lambda _: run(
                 [f"{BIN}/pg_basebackup", "-h", self.dir, "-U", "postgres", "-D", out, "-Ft", "-X", "none", "-c", "fast",
@@ -239,6 +242,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=int, default=40, help="pgbench scale; 1 is about 15 MiB")
     parser.add_argument("--dir", default="/var/tmp")
+    parser.add_argument("--pitr", default=BUILT, help="the program to measure")
     parser.add_argument("--keep", action="store_true")
     bench = Bench(parser.parse_args())
     try:
