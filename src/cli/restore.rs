@@ -279,7 +279,9 @@ async fn old_wal(
                 stored += 1;
                 warnings.extend(report.warnings);
             }
-            Err(error) => warnings.push(format!("{} could not be stored: {error}", file.display())),
+            Err(error) => {
+                warnings.push(format!("{} could not be stored: {}", file.display(), error.report()))
+            }
         }
     }
     progress.note(&format!("stored {stored} of {} files of pg_wal that were not archived", files.len()));

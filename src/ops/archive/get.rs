@@ -113,11 +113,26 @@ async fn look(
         _ => None,
     };
     let fetched = match opened.fetch_for_recovery(name).await {
-        // The route leaves the timeline inside this segment: what comes later on it is of no interest.
-        Err(RepoError::Unfinished { .. }) if cut.is_some() => opened.fetch_wal(name).await?,
+        // The route leaves the timeline inside this segment: what comes later on it is of no interest, if all up to the fork is here.
+        Err(RepoError::Unfinished { valid_to, .. })
+            if cut.is_some_and(|bytes| valid_to.aligned() >= cut_position(&opened, name, bytes)) =>
+        {
+            opened.fetch_wal(name).await?
+        }
         fetched => fetched?,
     };
     Ok((opened, fetched.map(|fetched| (fetched, cut))))
+}
+
+/// The position `bytes` into the segment called `name`.
+fn cut_position(system: &System, name: WalFileName, bytes: u64) -> Lsn {
+    let size = system.identity().segment_size;
+    match name {
+        WalFileName::Segment(segment) => {
+            segment.number(size).map_or(Lsn::MAX, |n| n.start(size).saturating_add(bytes))
+        }
+        WalFileName::Partial(_) | WalFileName::History(_) | WalFileName::BackupHistory(..) => Lsn::MAX,
+    }
 }
 
 async fn route(system: &System, timeline: TimelineId) -> Result<Route> {

@@ -41,6 +41,8 @@ use super::tablespaces::{self, Move, Room, Tablespace};
 
 /// Configuration files of the backup that are looked at.
 const MAX_CONF_FILES: usize = 500;
+/// Bytes of them in all: they are held in memory, beside the packs.
+const MAX_CONF_TOTAL: u64 = 16 << 20;
 /// Room that is kept free beside the files: recovery fetches WAL into `pg_wal`.
 const SPARE_BYTES: u64 = 256 << 20;
 
@@ -261,13 +263,16 @@ async fn look(stored: &StoredBackup, target: &Path) -> Result<Seen> {
 fn interesting(image: &Image) -> Vec<u32> {
     let fixed = [layout::CONTROL, layout::AUTO_CONF, layout::TABLESPACE_MAP];
     let mut rows: Vec<u32> = fixed.iter().filter_map(|path| image.find(path.as_bytes())).collect();
+    let mut total = 0_u64;
     for (row, index) in image.rows().iter().zip(0..) {
         let path = image.path(row);
         let own = |dir: &[u8]| path.starts_with(dir);
         let foreign =
             !(own(b"base/") || own(b"global/") || own(b"log/") || (own(b"pg_") && path.contains(&b'/')));
         let small = row.kind == RowKind::File && row.size <= outside::MAX_CONF_BYTES;
-        if foreign && small && !rows.contains(&index) && rows.len() < MAX_CONF_FILES {
+        let fits = rows.len() < MAX_CONF_FILES && total.saturating_add(row.size) <= MAX_CONF_TOTAL;
+        if foreign && small && fits && !rows.contains(&index) {
+            total = total.saturating_add(row.size);
             rows.push(index);
         }
     }
