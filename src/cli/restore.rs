@@ -280,7 +280,7 @@ async fn old_wal(
                 warnings.extend(report.warnings);
             }
             Err(error) => {
-                warnings.push(format!("{} could not be stored: {}", file.display(), error.report()))
+                warnings.push(format!("{} could not be stored: {}", file.display(), error.report()));
             }
         }
     }
