@@ -45,6 +45,8 @@ if [[ -n $no_fuzz ]]; then
   printf '\nSKIPPED fuzz smoke: %s\n' "$no_fuzz"
 else
   export PATH=$PITR_TEST_CACHE/cargo/bin:$PATH
+  # cargo fuzz knows no --locked: refuse here what it would silently resolve anew.
+  run cargo +nightly fetch --manifest-path fuzz/Cargo.toml --locked --target x86_64-unknown-linux-gnu
   targets=$(cargo +nightly fuzz list)
   for target in $targets; do
     corpora=("$PITR_TEST_CACHE/fuzz-corpus/$target")
