@@ -14,12 +14,15 @@ use super::outcome::Warning;
 use super::refusal::{Branch, Moment, Refusal};
 use super::select::{Query, history_of, timelines};
 use super::world::PlanBackup;
-use crate::wal::event::Event;
+use crate::wal::event::{Event, EventKind};
 use crate::wal::lsn::Lsn;
 use crate::wal::scan::Stamp;
 use crate::wal::segment::SegmentNo;
 use crate::wal::time::PgTime;
 use crate::wal::timeline::TimelineHistory;
+
+/// Microseconds by which the time in a checkpoint record may lie before the checkpoint (`pg_time_t`, whole seconds).
+const CHECKPOINT_GRAIN: i64 = 999_999;
 
 /// Where two routes part; `None` if they have nothing in common.
 pub(super) fn parting(a: &TimelineHistory, b: &TimelineHistory) -> Option<Lsn> {
@@ -101,17 +104,31 @@ fn last_claimed(line: &mut Line<'_>, parted: Lsn, time: PgTime) -> Step<Option<S
     line.last_commit(parted, before)
 }
 
-/// The first time any record carries at or past `parted`.
+/// The first time any record carries at or past `parted`, at its latest: a checkpoint's is in whole seconds, rounded down, and a
+/// server that reached its target opens its timeline with one. Taken as it stands, a timeline would seem to begin before commits
+/// of the line it left. An exact time in the same segment may show that it began earlier within that second.
 fn first_time(line: &Line<'_>, parted: Lsn) -> Step<Option<PgTime>> {
     for index in line.index_near(parted)..line.links.len() {
-        let time = if_readable(
-            line.events(index).map(|events| events.within(parted, Lsn::MAX).find_map(|e| e.kind.time())),
-        )?;
+        let time =
+            if_readable(line.events(index).map(|events| earliest_time(events.within(parted, Lsn::MAX))))?;
         if time.is_some() {
             return Ok(time);
         }
     }
     Ok(None)
+}
+
+fn earliest_time<'a>(events: impl Iterator<Item = &'a Event>) -> Option<PgTime> {
+    let mut rounded: Option<PgTime> = None;
+    for event in events {
+        let Some(time) = event.kind.time() else { continue };
+        if !matches!(event.kind, EventKind::Checkpoint { .. }) {
+            return Some(rounded.map_or(time, |rounded| rounded.min(time)));
+        }
+        let latest = PgTime::from_raw(time.raw().saturating_add(CHECKPOINT_GRAIN));
+        rounded = Some(rounded.map_or(latest, |rounded| rounded.min(latest)));
+    }
+    rounded
 }
 
 /// Other lines on which `lsn` lies too, past the point where they part from the route.

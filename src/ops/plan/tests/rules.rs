@@ -222,6 +222,20 @@ fn the_lost_end_of_a_parent_and_the_child_before_its_first_record_are_two_branch
 }
 
 #[test]
+fn a_child_that_opens_with_a_checkpoint_may_be_a_second_younger_than_it_says() {
+    let Base { mut model, .. } = base();
+    let fork = model.on(1).pos;
+    let later = |micros| PgTime::from_raw(at(35).raw() + micros);
+    model.on(1).commit(90, later(60_000));
+    model.fork(2, 1, fork);
+    model.on(2).push(114, 0, Some(checkpoint(35, fork)));
+    model.on(2).commit(91, at(50));
+    model.store_all();
+    let refusal = to(&model, RecoveryTarget::Time(later(70_000))).unwrap_err();
+    assert!(matches!(&*refusal, Refusal::TwoBranches { .. }), "{refusal}");
+}
+
+#[test]
 fn a_stop_before_the_fork_names_the_parent_so_that_the_new_history_ascends() {
     let Base { mut model, after } = base();
     model.on(1).commit(4, at(40));
