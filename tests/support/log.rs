@@ -6,11 +6,14 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use pitr::wal::Lsn;
 
 use super::cluster::{Cluster, run};
@@ -40,6 +43,12 @@ pub struct Client {
     pub log: Vec<Commit>,
     next: u64,
 }
+
+/// Between two commits beside other work: without it a slow backup drowns in its own load.
+const BREATH: Duration = Duration::from_millis(5);
+
+/// As many rows as an error names.
+const SHOWN: usize = 20;
 
 /// The server's clock in RFC 3339.
 pub const CLOCK: &str = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
@@ -85,7 +94,7 @@ impl Client {
     /// Commits all the time while `work` runs.
     pub fn during<T: Send>(&mut self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 let result = work();
                 done.store(true, Ordering::Release);
@@ -93,6 +102,7 @@ impl Client {
             });
             while !done.load(Ordering::Acquire) && !worker.is_finished() {
                 self.commit()?;
+                thread::sleep(BREATH);
             }
             worker.join().map_err(|_| anyhow::anyhow!("it panicked"))?
         })
@@ -132,15 +142,18 @@ pub fn rows(cluster: &Cluster) -> Result<Vec<u64>> {
 
 /// Fails with the difference, not with thousands of numbers.
 pub fn assert_rows(found: &[u64], expected: &[u64], what: &str) -> Result<()> {
-    let missing: Vec<_> = expected.iter().filter(|n| !found.contains(n)).collect();
-    let surplus: Vec<_> = found.iter().filter(|n| !expected.contains(n)).collect();
-    ensure!(
-        found == expected,
+    if found == expected {
+        return Ok(());
+    }
+    let set = |rows: &[u64]| rows.iter().copied().collect::<BTreeSet<u64>>();
+    let (found, expected) = (set(found), set(expected));
+    let missing: Vec<_> = expected.difference(&found).take(SHOWN).collect();
+    let surplus: Vec<_> = found.difference(&expected).take(SHOWN).collect();
+    bail!(
         "{what}: {} rows, expected {}; missing {missing:?}, too many {surplus:?}",
         found.len(),
         expected.len()
-    );
-    Ok(())
+    )
 }
 
 /// pgbench in the background, until it is dropped.
