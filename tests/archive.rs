@@ -227,6 +227,14 @@ fn what_push_acknowledged_get_returns_and_equal_content_twice_is_success() -> Re
     let (file, data) = (fs::metadata(bench.destination())?, fs::metadata(&bench.site.cluster.data)?);
     ensure!(file.permissions().mode() & 0o7777 == 0o600 && file.uid() == data.uid(), "{file:?}");
     ensure!(file.nlink() == 1, "the server recycles the file in place");
+    if nix::unistd::geteuid().is_root() {
+        // An operator's sudo must not leave the server a file that it cannot read.
+        let mut by_root = std::process::Command::new(bench.site.program());
+        by_root.env_clear().current_dir(&bench.site.cluster.data).arg("--config").arg(&bench.site.config);
+        Answer::of(by_root.args(["archive-get", first, "pg_wal/by-root"]))?.expect(0, &[])?;
+        let file = fs::metadata(bench.site.cluster.data.join("pg_wal/by-root"))?;
+        ensure!((file.uid(), file.gid()) == (data.uid(), data.gid()), "{file:?}");
+    }
     // Relative paths count from the data directory, and `--json` says what happened.
     let said = bench.site.json(&["archive-get", last, "pg_wal/RECOVERYXLOG", "--json"])?;
     ensure!(said["outcome"] == "delivered" && said["bytes"] == MIB, "{said}");
@@ -274,6 +282,36 @@ fn no_segment_is_acknowledged_before_the_histories_of_its_timeline() -> Result<(
     // A history may also be pushed by itself, as PostgreSQL does first of all.
     put("00000005.history", format!("1\t{fork}\tx\n").as_bytes())?;
     bench.push("00000005.history")?.expect(0, &[])
+}
+
+/// RECOVERY 12: with `archive_mode = always` a segment that was restored from a tail is offered while its rest is still to come.
+#[test]
+fn an_unfinished_segment_is_no_answer_once_wal_goes_on_after_it() -> Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let [first, second, third, ..] = bench.segments.as_slice() else { unreachable!() };
+    let (bytes, padded) = (bench.bytes(second)?, |to: usize| -> Result<Vec<u8>> {
+        let mut short = bench.bytes(second)?;
+        short[to..].fill(0);
+        Ok(short)
+    });
+    let (record, size) = a_record(second, &bytes)?;
+    bench.pushed(&[first])?;
+    bench.push_bytes(second, &padded(record)?)?.expect(0, &[])?;
+    ensure!(bench.got(second, &[])? == padded(record)?, "the newest segment may be unfinished");
+    // Cut in the middle of a record it holds the same WAL: nothing to store.
+    let listing = bench.site.listing()?;
+    bench.push_bytes(second, &padded(record + size / 2)?)?.expect(0, &[])?;
+    ensure!(bench.site.listing()? == listing);
+    bench.pushed(&[third])?;
+    bench.doubted(second, second)?;
+    bench.pushed(&[second])?;
+    ensure!(bench.site.object(&format!("{second}.2"))?.exists());
+    ensure!(bench.got(second, &[])? == bytes);
+    // The short copy once more, and one of another history.
+    bench.push_bytes(second, &padded(record)?)?.expect(0, &[])?;
+    bench.push_bytes(second, &rewritten(second, &bytes)?)?.expect(9, &["already archived"])?;
+    ensure!(bench.got(second, &[])? == bytes);
+    Ok(())
 }
 
 #[test]
