@@ -116,6 +116,8 @@ fn life(major: u32, targets: Targets) -> Result<()> {
     let Some(install) = Install::find_or_skip(major) else { return Ok(()) };
     let history = History::make(&install, targets)?;
     let (site, client, marks) = (&history.site, &history.client, &history.marks);
+    // The host is lost; nothing but restores touches the repository from here on.
+    site.cluster.crash()?;
     let before = site.listing()?;
     refusals(&history)?;
 

@@ -268,7 +268,12 @@ fn dead_store(major: u32) -> Result<()> {
     settle(&copy)?;
     // Whether the start is called a success depends on how far recovery has come by then.
     drop(copy.start());
-    until(|| Ok(copy.postmaster_pid().is_none()), || format!("the server goes on:\n{}", copy.log_text()))?;
+    let ended = || {
+        let open = copy.psql("SELECT pg_is_in_recovery()").is_ok_and(|answer| answer == "f");
+        ensure!(!open, "the database opened:\n{}", copy.log_text());
+        Ok(copy.postmaster_pid().is_none())
+    };
+    until(ended, || format!("the server goes on:\n{}", copy.log_text()))?;
     let log = copy.log_text();
     ensure!(away.exists() && log.contains("FATAL") && !log.contains("selected new timeline"), "{log}");
     ensure!(copy.data.join("recovery.signal").exists());
