@@ -486,7 +486,13 @@ impl Decided<'_> {
         if let (Home::Kept(main), Some(dir)) = (&home, conf.value("data_directory"))
             && Path::new(dir) != self.place
         {
-            warnings.push(format!("{} says data_directory = {dir}, which is not the target", main.display()));
+            // The server that this configuration starts would be the old one, past its damage.
+            return Err(Error::refused(format!(
+                "{} says data_directory = {dir}, but the restore goes into {}",
+                main.display(),
+                self.place.display()
+            ))
+            .hint("restore into that directory, change data_directory, or restore with --copy"));
         }
         let too_small = conf.too_small(&control.required);
         for (name, value) in &too_small {
