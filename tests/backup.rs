@@ -96,9 +96,17 @@ impl World {
     }
 
     /// What became of every backup, by its verdict.
+    /// Complete ones first, then abandoned, then those without: within one second the order of ids is chance.
     fn verdicts(&self) -> Result<Vec<Option<Verdict>>> {
         let ids = wait(self.system.repository().store().list_dirs(&self.system.keys().backups_dir()))?;
-        ids.iter().map(|id| Ok(wait(self.system.verdict(&id.parse()?))?)).collect()
+        let found = ids.iter().map(|id| Ok(wait(self.system.verdict(&id.parse()?))?));
+        let mut found: Vec<Option<Verdict>> = found.collect::<Result<_>>()?;
+        found.sort_by_key(|verdict| match verdict {
+            Some(Verdict::Complete(_)) => 0,
+            Some(Verdict::Abandoned(_)) => 1,
+            None => 2,
+        });
+        Ok(found)
     }
 
     fn complete(&self) -> Result<Vec<Backup>> {
