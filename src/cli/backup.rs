@@ -11,13 +11,12 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::args::{BackupArgs, CheckpointArg, Common};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
-use crate::cli::privilege::Account;
 use crate::cli::{operator, output, terminal, with_threads};
 use crate::config::units;
 use crate::error::Error;
 use crate::ops::Progress;
 use crate::ops::backup::{BackupReport, BackupRequest, WAL_PATIENCE, backup};
-use crate::pgwire::{Checkpoint, ConnInfo, Deadlines, Environment};
+use crate::pgwire::{Checkpoint, Deadlines};
 use crate::repo::Repository;
 
 /// Limits of BASE_BACKUP's MAX_RATE, in kB/s.
@@ -43,7 +42,7 @@ async fn perform(
     cancel: &CancellationToken,
 ) -> Result<Ended, Error> {
     let request = BackupRequest {
-        conninfo: conninfo(context)?,
+        conninfo: context.conninfo()?,
         deadlines: deadlines(args.checkpoint),
         data_dir: context.config.postgres.data_dir.clone(),
         label: args.label.clone().unwrap_or_default(),
@@ -71,18 +70,6 @@ fn deadlines(checkpoint: CheckpointArg) -> Deadlines {
         CheckpointArg::Fast => deadlines,
         CheckpointArg::Spread => Deadlines { prepare: LONGEST_CHECKPOINT, ..deadlines },
     }
-}
-
-/// The connection of the configuration; without one the socket, as postgres.
-fn conninfo(context: &Context) -> Result<ConnInfo, Error> {
-    let environment = Environment {
-        variables: context.environment.clone(),
-        os_user: Account::current().name,
-        home: Account::current().home,
-    };
-    let text = context.config.postgres.conninfo.as_deref().unwrap_or("user=postgres");
-    ConnInfo::parse(text, &environment)
-        .map_err(|error| Error::usage("the conninfo of the configuration cannot be used").source(error))
 }
 
 /// The repositories that were named, else the required ones.

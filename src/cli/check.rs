@@ -6,12 +6,11 @@
 use crate::cli::args::{CheckArgs, Common};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
-use crate::cli::privilege::Account;
 use crate::cli::{operator, output};
 use crate::error::{Error, Result};
 use crate::ops::check::{self, Finding, Grade};
 use crate::ops::init::facts::{ServerFacts, failed};
-use crate::pgwire::{ConnInfo, Deadlines, Environment, Sql};
+use crate::pgwire::{Deadlines, Sql};
 
 /// Runs `check`.
 ///
@@ -47,23 +46,10 @@ pub async fn run(common: &Common, args: &CheckArgs) -> Result<Ended> {
 }
 
 async fn connect(context: &Context) -> Result<(Sql, ServerFacts)> {
-    let info = conninfo(context)?;
+    let info = context.conninfo()?;
     let mut sql = Sql::connect(&info, &Deadlines::default()).await.map_err(failed)?;
     let facts = ServerFacts::read(&mut sql).await?;
     Ok((sql, facts))
-}
-
-/// The configured connection, completed from the environment.
-///
-/// # Errors
-/// Kind `Usage` for a connection string that is wrong.
-pub fn conninfo(context: &Context) -> Result<ConnInfo> {
-    let account = Account::current();
-    let environment =
-        Environment { variables: context.environment.clone(), os_user: account.name, home: account.home };
-    let text = context.config.postgres.conninfo.as_deref().unwrap_or("user=postgres dbname=postgres");
-    ConnInfo::parse(text, &environment)
-        .map_err(|e| Error::usage("the configured conninfo is wrong").source(e))
 }
 
 fn show(findings: &[Finding], json: bool) {

@@ -13,6 +13,7 @@ use crate::config::load::{Caller, load};
 use crate::config::{Config, RepositoryConfig};
 use crate::durable::Owner;
 use crate::error::Error;
+use crate::pgwire::{ConnInfo, Environment};
 use crate::repo::Repository;
 use crate::store::{Settings, Store, StoreOptions, StoreUrl, parse_credentials_file};
 
@@ -81,6 +82,16 @@ impl Context {
         data.or_else(local).filter(|account| account.uid != 0).or_else(|| Account::named("postgres"))
     }
 
+    /// The configured connection, completed from the environment.
+    ///
+    /// # Errors
+    /// Kind `Usage` for a connection string that is wrong.
+    pub fn conninfo(&self) -> Result<ConnInfo, Error> {
+        let text = self.config.postgres.conninfo.as_deref().unwrap_or("user=postgres dbname=postgres");
+        ConnInfo::parse(text, &surroundings(&self.environment))
+            .map_err(|e| Error::usage("the configured conninfo is wrong").source(e))
+    }
+
     /// Opens the repositories that `--repository` names, or all.
     ///
     /// # Errors
@@ -133,6 +144,12 @@ impl Context {
 /// The environment as text; names and values that are not UTF-8 are of no use to pitr.
 pub fn environment() -> BTreeMap<String, String> {
     std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
+/// What connection strings are completed from: libpq's variables, the user and its home.
+pub fn surroundings(variables: &BTreeMap<String, String>) -> Environment {
+    let account = Account::current();
+    Environment { variables: variables.clone(), os_user: account.name, home: account.home }
 }
 
 fn local_path(config: &RepositoryConfig) -> Option<PathBuf> {

@@ -25,7 +25,7 @@ use crate::ops::init::facts::{ServerFacts, failed};
 use crate::ops::init::settings::{self, Change};
 use crate::ops::init::{self, RepositoryReport};
 use crate::pgdata::conf;
-use crate::pgwire::{ConnInfo, Deadlines, Environment, Sql, Target};
+use crate::pgwire::{ConnInfo, Deadlines, Sql, Target};
 use crate::repo::path::ClusterName;
 use crate::store::StoreUrl;
 use crate::wal::{SystemId, WalFileName};
@@ -138,8 +138,7 @@ fn admin_conninfo(
     let configured = found.and_then(|config| config.postgres.conninfo.as_deref());
     let text =
         args.superuser.as_deref().or(args.conninfo.as_deref()).or(configured).unwrap_or(DEFAULT_CONNINFO);
-    let account = Account::current();
-    let environment = Environment { variables: variables.clone(), os_user: account.name, home: account.home };
+    let environment = context::surroundings(variables);
     ConnInfo::parse(text, &environment)
         // Not shown: it may hold a password. The cause names the keyword.
         .map_err(|e| Error::usage("the server's connection string is wrong").source(e))
@@ -267,12 +266,10 @@ fn owned_by(path: &Path, owner: Option<&Account>) -> Result<()> {
 
 /// What the configuration's role still lacks, if it is not the one that asks.
 async fn missing_role(context: &Context, admin: &ConnInfo) -> Result<Vec<String>> {
-    let Some(text) = context.config.postgres.conninfo.as_deref() else { return Ok(Vec::new()) };
-    let account = Account::current();
-    let environment =
-        Environment { variables: context.environment.clone(), os_user: account.name, home: account.home };
-    let wanted =
-        ConnInfo::parse(text, &environment).map_err(|e| Error::usage("conninfo is wrong").source(e))?;
+    if context.config.postgres.conninfo.is_none() {
+        return Ok(Vec::new());
+    }
+    let wanted = context.conninfo()?;
     if wanted.user == admin.user {
         return Ok(Vec::new());
     }

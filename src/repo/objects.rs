@@ -429,7 +429,7 @@ pub struct Backup {
     pub start_lsn: Lsn,
     /// Where it is consistent.
     pub stop_lsn: Lsn,
-    /// When it started, by this host's clock.
+    /// When it started, by the server's clock: what is older than this cannot be reached from it.
     pub started_at: Timestamp,
     /// When it was finished, by this host's clock.
     pub finished_at: Timestamp,
