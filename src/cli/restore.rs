@@ -357,7 +357,7 @@ async fn prepare(
     let stored = StoredBackup::new(archive.system.clone(), verdict);
     let planned: Vec<String> = plan.warnings.iter().map(ToString::to_string).collect();
     let mut prepared = restore::prepare(stored, plan, purpose, request, site).await?;
-    prepared.warnings = [planned, warnings, prepared.warnings].concat();
+    prepared.warnings = [planned, archive.unreadable_warnings(), warnings, prepared.warnings].concat();
     for warning in &prepared.warnings {
         output::warn(&format!("warning: {warning}"));
     }

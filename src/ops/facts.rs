@@ -99,6 +99,7 @@ impl Archive {
     /// # Errors
     /// Kind `Unreachable` or `NotFound` for a refusal, with what can be reached as the hint; else as the store answers.
     pub async fn plan(&mut self, request: &PlanRequest) -> Result<RecoveryPlan> {
+        self.refuse_unreadable(request)?;
         let answer = self
             .resolve(|world, facts| match plan::plan(request, world, facts) {
                 Answer::Need(wants) => Err(wants),
@@ -106,7 +107,33 @@ impl Archive {
                 Answer::Refuse(refusal) => Ok(Err(refusal)),
             })
             .await?;
-        answer.map(|plan| *plan).map_err(|refusal| refused(&refusal))
+        answer.map(|plan| *plan).map_err(|refusal| self.with_unreadable(refused(&refusal)))
+    }
+
+    /// What a person should know of backups that cannot be read.
+    pub fn unreadable_warnings(&self) -> Vec<String> {
+        self.catalog.unreadable().map(|(id, what)| format!("backup {id} cannot be used: {what}")).collect()
+    }
+
+    /// A backup that was asked for by name, and is damaged.
+    fn refuse_unreadable(&self, request: &PlanRequest) -> Result<()> {
+        let named = request.backup.as_deref().unwrap_or_default();
+        match self.catalog.unreadable().find(|(id, _)| id.as_str() == named) {
+            Some((id, what)) => Err(Error::corrupt(format!("backup {id} is unreadable: {what}"))
+                .hint("leave --backup out to use another backup; another repository may hold a good copy of the object")),
+            None => Ok(()),
+        }
+    }
+
+    /// A backup that cannot be read may be the one that would have reached the target.
+    fn with_unreadable(&self, error: Error) -> Error {
+        let warnings = self.unreadable_warnings();
+        if warnings.is_empty() {
+            return error;
+        }
+        let hint =
+            error.advice().into_iter().map(str::to_owned).chain(warnings).collect::<Vec<_>>().join("\n");
+        error.hint(hint)
     }
 
     /// Asks until there is an answer; what is needed for it is fetched in between.

@@ -119,6 +119,7 @@ fn state(state: &BackupState, restorable: bool) -> String {
         BackupState::Abandoned => "abandoned".to_owned(),
         BackupState::Expired => "expired".to_owned(),
         BackupState::Garbage => "left over".to_owned(),
+        BackupState::Unreadable(what) => format!("unreadable: {what}"),
     }
 }
 

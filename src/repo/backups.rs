@@ -172,7 +172,18 @@ impl System {
     /// # Errors
     /// [`RepoError`].
     pub async fn intent(&self, id: &BackupId) -> Result<Option<Intent>, RepoError> {
-        self.repository.get_document(&self.keys.backup(id, BackupObject::Intent)).await
+        let key = self.keys.backup(id, BackupObject::Intent);
+        let Some(intent) = self.repository.get_document::<Intent>(&key).await? else { return Ok(None) };
+        self.check_own(&key, id, &intent.id).map(|()| Some(intent))
+    }
+
+    /// An object in a backup's folder must say that it is that backup's.
+    fn check_own(&self, key: &str, id: &BackupId, found: &BackupId) -> Result<(), RepoError> {
+        if found == id {
+            Ok(())
+        } else {
+            Err(self.repository.corrupt(key, &format!("it is that of backup {found}")))
+        }
     }
 
     /// The backup's verdict.
@@ -183,7 +194,16 @@ impl System {
         let key = self.keys.backup(id, BackupObject::Verdict);
         let limit = super::objects::MAX_DOCUMENT;
         let Some(bytes) = self.store().get_limited(&key, limit).await? else { return Ok(None) };
-        Verdict::decode(&bytes).map(Some).map_err(|e| self.repository.document_error(&key, &e))
+        let verdict = Verdict::decode(&bytes).map_err(|e| self.repository.document_error(&key, &e))?;
+        self.check_own(&key, id, verdict.id()).map(|()| Some(verdict))
+    }
+
+    /// Whether the backup has a verdict, of whichever kind, readable or not: its writer is done.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn has_verdict(&self, id: &BackupId) -> Result<bool, RepoError> {
+        Ok(self.store().head(&self.keys.backup(id, BackupObject::Verdict)).await?.is_some())
     }
 
     /// The manifest of a complete backup, checked against its verdict.
@@ -210,10 +230,11 @@ impl System {
         }
     }
 
-    /// Everything a listing of the backups tells, with every intent, verdict and tombstone.
+    /// Everything a listing of the backups tells, with every intent, verdict and tombstone. One that was read and is damaged makes
+    /// its own backup unreadable, and no other.
     ///
     /// # Errors
-    /// [`RepoError`] if one of them cannot be read.
+    /// [`RepoError`] if the store does not answer.
     pub async fn catalog(&self) -> Result<Catalog, RepoError> {
         let mut files = std::collections::BTreeMap::<BackupId, BackupFiles>::new();
         for object in self.store().list(&self.keys.backups_dir()).await? {
@@ -225,8 +246,8 @@ impl System {
         let mut results = futures_util::stream::iter(reads).buffered(READERS);
         let mut catalog = Catalog::default();
         while let Some(read) = results.next().await {
-            let (id, files, intent, verdict) = read?;
-            catalog.add(id, files, intent, verdict);
+            let (id, files, intent, verdict, unreadable) = read?;
+            catalog.add(id, files, intent, verdict, unreadable);
         }
         catalog.judge();
         Ok(catalog)
@@ -236,9 +257,32 @@ impl System {
         &self,
         id: BackupId,
         files: BackupFiles,
-    ) -> Result<(BackupId, BackupFiles, Option<Intent>, Option<Verdict>), RepoError> {
-        let intent = if files.has(BackupObject::Intent) { self.intent(&id).await? } else { None };
-        let verdict = if files.has(BackupObject::Verdict) { self.verdict(&id).await? } else { None };
-        Ok((id, files, intent, verdict))
+    ) -> Result<(BackupId, BackupFiles, Option<Intent>, Option<Verdict>, Option<String>), RepoError> {
+        let mut damage = None;
+        let intent = if files.has(BackupObject::Intent) {
+            unless_damaged(self.intent(&id).await, &mut damage)?
+        } else {
+            None
+        };
+        let verdict = if files.has(BackupObject::Verdict) {
+            unless_damaged(self.verdict(&id).await, &mut damage)?
+        } else {
+            None
+        };
+        Ok((id, files, intent, verdict, damage))
+    }
+}
+
+/// What was read, or nothing and the damage in `damage`. Every other failure is one: nothing is known then.
+fn unless_damaged<T>(
+    read: Result<Option<T>, RepoError>,
+    damage: &mut Option<String>,
+) -> Result<Option<T>, RepoError> {
+    match read {
+        Err(error) if error.is_damage() => {
+            damage.get_or_insert(error.to_string());
+            Ok(None)
+        }
+        read => read,
     }
 }

@@ -6,7 +6,9 @@
 //!  yes     complete   yes                                      expired
 //!  yes     none                                                unfinished: running, or its writer died
 //!  any     abandoned                                           abandoned
-//!  no/other nonce                                              garbage, never listed
+//!  no      complete   no          all there                    damaged: the intent was lost
+//!  no      complete               not all there                garbage, never listed
+//!  one of the two was read and is not intact, or they do not belong together: unreadable, listed, never used
 //! ```
 //! Pure: from keys, sizes and documents that were read to values. Source of truth: FORMAT.md, "Backups".
 
@@ -76,6 +78,8 @@ pub enum BackupState {
     Expired,
     /// Left over from a deletion, or never anybody's.
     Garbage,
+    /// Its intent or its verdict is damaged: what became of it cannot be told. Which object, and what is wrong with it.
+    Unreadable(String),
 }
 
 /// One backup.
@@ -89,6 +93,8 @@ pub struct BackupInfo {
     pub intent: Option<Intent>,
     /// Its verdict.
     pub verdict: Option<Verdict>,
+    /// Which of the two was read and is damaged, and how; that one is then `None` above.
+    pub unreadable: Option<String>,
     /// What became of it.
     pub state: BackupState,
 }
@@ -118,8 +124,9 @@ impl Catalog {
         files: BackupFiles,
         intent: Option<Intent>,
         verdict: Option<Verdict>,
+        unreadable: Option<String>,
     ) {
-        self.backups.push(BackupInfo { id, files, intent, verdict, state: BackupState::Garbage });
+        self.backups.push(BackupInfo { id, files, intent, verdict, unreadable, state: BackupState::Garbage });
     }
 
     /// Decides what became of each backup.
@@ -141,23 +148,44 @@ impl Catalog {
     pub fn complete(&self) -> impl Iterator<Item = &Backup> {
         self.backups.iter().filter_map(BackupInfo::complete)
     }
+
+    /// The backups whose intent or verdict is damaged, and what is wrong with it.
+    pub fn unreadable(&self) -> impl Iterator<Item = (&BackupId, &str)> {
+        self.backups.iter().filter_map(|backup| match &backup.state {
+            BackupState::Unreadable(what) => Some((&backup.id, what.as_str())),
+            _ => None,
+        })
+    }
 }
 
 fn state_of(backup: &BackupInfo, packs: &BTreeMap<BackupId, BTreeSet<u32>>) -> BackupState {
-    let files = &backup.files;
-    let verdict = match (&backup.verdict, &backup.intent) {
-        (Some(Verdict::Abandoned(_)), _) => return BackupState::Abandoned,
-        (Some(Verdict::Complete(verdict)), Some(intent)) if verdict.nonce == intent.nonce => verdict,
-        (Some(Verdict::Complete(_)), _) | (None, None) => return BackupState::Garbage,
-        (None, Some(_)) if files.has(BackupObject::Expired) => return BackupState::Expired,
-        (None, Some(_)) => return BackupState::Unfinished,
-    };
-    if files.has(BackupObject::Expired) {
-        return BackupState::Expired;
-    }
-    match missing_of(verdict, files, packs) {
-        Some(what) => BackupState::Damaged(what),
-        None => BackupState::Complete,
+    let expired = backup.files.has(BackupObject::Expired);
+    match (&backup.verdict, &backup.intent) {
+        (Some(Verdict::Abandoned(_)), _) => BackupState::Abandoned,
+        // What a tombstone says of it is true whatever the others say.
+        (Some(Verdict::Complete(_)) | None, Some(_)) if expired => BackupState::Expired,
+        _ if expired && backup.unreadable.is_some() => BackupState::Expired,
+        _ if backup.unreadable.is_some() => {
+            BackupState::Unreadable(backup.unreadable.clone().unwrap_or_default())
+        }
+        (Some(Verdict::Complete(verdict)), Some(intent)) if verdict.nonce != intent.nonce => {
+            BackupState::Unreadable(format!(
+                "intent.json and backup.json of backup {} do not belong together: their nonces differ",
+                backup.id
+            ))
+        }
+        (Some(Verdict::Complete(verdict)), Some(_)) => match missing_of(verdict, &backup.files, packs) {
+            Some(what) => BackupState::Damaged(what),
+            None => BackupState::Complete,
+        },
+        // A writer that slept past its own deletion leaves a verdict alone; where all else is there, the intent was lost.
+        (Some(Verdict::Complete(verdict)), None)
+            if !expired && missing_of(verdict, &backup.files, packs).is_none() =>
+        {
+            BackupState::Damaged("intent.json is missing".to_owned())
+        }
+        (Some(Verdict::Complete(_)) | None, None) => BackupState::Garbage,
+        (None, Some(_)) => BackupState::Unfinished,
     }
 }
 

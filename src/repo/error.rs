@@ -5,7 +5,7 @@
 //! Advice belongs to the callers, who know what was being tried.
 
 use crate::clock::NoRandomness;
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreErrorKind};
 use crate::wal::{Lsn, SystemId, WalFileName};
 
 use super::path::{BackupId, ClusterName};
@@ -138,4 +138,16 @@ pub enum RepoError {
     /// No random bytes for a nonce.
     #[error(transparent)]
     Random(#[from] NoRandomness),
+}
+
+impl RepoError {
+    /// True if the object itself was read and is not what it must be: asking again would teach nothing. False for everything else,
+    /// a store that does not answer above all: doubt is neither damage nor absence (I8).
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } | Self::Foreign { .. } | Self::NewerFormat { .. } => true,
+            Self::Store(store) => store.kind == StoreErrorKind::TooLarge,
+            _ => false,
+        }
+    }
 }

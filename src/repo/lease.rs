@@ -52,7 +52,7 @@ impl System {
         let next = n.saturating_add(1);
         let lease = self.repository.get_document::<Lease>(&object.key).await?;
         let lease = lease.ok_or_else(|| self.repository.missing(&object.key))?;
-        if self.verdict(&lease.backup).await?.is_some() {
+        if self.has_verdict(&lease.backup).await? {
             return Ok(LeaseState::Free { next });
         }
         if is_gone(&lease.process, &this_process()) {

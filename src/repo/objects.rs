@@ -357,6 +357,14 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The backup.
+    pub fn id(&self) -> &BackupId {
+        match self {
+            Self::Complete(backup) => &backup.id,
+            Self::Abandoned(abandoned) => &abandoned.id,
+        }
+    }
+
     /// The nonce of who decided.
     pub fn nonce(&self) -> Nonce {
         match self {

@@ -416,13 +416,84 @@ async fn a_verdict_without_its_intent_is_garbage() {
     let system = opened().await;
     store_backup(&system, 1).await;
     system.store().delete(&system.keys().backup(&id(1), BackupObject::Intent)).await.unwrap();
+    assert_eq!(state(&system, 1).await, BackupState::Damaged("intent.json is missing".to_owned()));
+    system.store().delete(&system.keys().backup(&id(1), BackupObject::Pack(0))).await.unwrap();
     assert_eq!(state(&system, 1).await, BackupState::Garbage);
     let (ours, theirs) = (intent(2), intent(2));
     system.create_intent(&ours).await.unwrap();
     system.publish(&backup(&theirs)).await.unwrap();
-    assert_eq!(state(&system, 2).await, BackupState::Garbage, "another nonce");
+    let BackupState::Unreadable(what) = state(&system, 2).await else { panic!("another nonce") };
+    assert!(what.contains("their nonces differ"), "{what}");
     assert!(system.usable_parent(&id(2)).await.unwrap().is_none());
     assert!(matches!(system.create_intent(&theirs).await, Err(RepoError::Conflict { .. })));
+}
+
+/// What an object may have become: cut off, overwritten, written by a later pitr, another backup's.
+fn damages(bytes: &[u8], other: &[u8]) -> [(&'static str, Bytes); 5] {
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let newer =
+        text.replacen(" 1\",", " 2\",", 1).lines().filter(|l| !l.contains("\"sum\"")).collect::<String>();
+    [
+        ("cut off", Bytes::copy_from_slice(&bytes[..bytes.len() / 2])),
+        ("empty", Bytes::new()),
+        ("garbage", Bytes::from(vec![0xA5; bytes.len()])),
+        ("newer", newer.replacen(",}", "}", 1).into()),
+        ("another's", Bytes::copy_from_slice(other)),
+    ]
+}
+
+#[tokio::test]
+async fn a_damaged_intent_or_verdict_takes_its_own_backup_away_and_no_other() {
+    for object in [BackupObject::Intent, BackupObject::Verdict] {
+        for n in 0..5 {
+            let system = opened().await;
+            store_backup(&system, 1).await;
+            store_backup(&system, 2).await;
+            let key = |n: u32| system.keys().backup(&id(n), object);
+            let read = async |n: u32| system.store().get(&key(n)).await.unwrap().unwrap();
+            let (how, bytes) = damages(&read(1).await, &read(2).await)[n].clone();
+            system.store().delete(&key(1)).await.unwrap();
+            system.store().create(&key(1), bytes).await.unwrap();
+            let catalog = system.catalog().await.unwrap();
+            let BackupState::Unreadable(what) = &catalog.get(&id(1)).unwrap().state else {
+                panic!("{how}: {:?}", catalog.get(&id(1)))
+            };
+            assert!(what.contains(&key(1)), "{how}: {what}");
+            assert_eq!(catalog.complete().map(|b| &b.id).collect::<Vec<_>>(), [&id(2)], "{how}");
+            system.expire(&id(1), "test", now()).await.unwrap();
+            assert_eq!(state(&system, 1).await, BackupState::Expired, "{how}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lease_whose_verdict_is_damaged_is_free() {
+    let system = opened().await;
+    let intent = intent(1);
+    system.begin_backup(&intent, &LeaseState::Free { next: 1 }, now()).await.unwrap();
+    let key = system.keys().backup(&id(1), BackupObject::Verdict);
+    system.store().create(&key, "{}").await.unwrap();
+    assert_eq!(system.lease_state().await.unwrap(), LeaseState::Free { next: 2 });
+}
+
+#[cfg(feature = "testing")]
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_answer_makes_no_backup_unreadable() {
+    let system = opened().await;
+    store_backup(&system, 1).await;
+    let (store, faults) = system.store().with_faults(crate::store::Policy::default());
+    let faulty = Repository::new(store, "cloud", "main".parse().unwrap(), true);
+    let faulty = faulty.open(SystemId::new(SYSTEM)).await.unwrap();
+    for rule in [
+        "fail@open/intent.json:1+",
+        "fail@open/backup.json:1+",
+        "deny@open/intent.json:1+",
+        "short@open/backup.json:1+",
+    ] {
+        faults.clear();
+        faults.add(rule).unwrap();
+        assert!(matches!(faulty.catalog().await, Err(RepoError::Store(_))), "{rule}");
+    }
 }
 
 #[tokio::test]
