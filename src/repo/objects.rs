@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  { "pitr": "intent 1", ... }        first member: kind and format
-//!  { ..., "mac": "<32 hex>" }         last member in a sealed folder
+//!  { ..., "sum": "<32 hex>" }         last member: half the BLAKE3 of all bytes before the comma that precedes it
+//!  { ..., "mac": "<32 hex>" }         in a sealed folder instead
 //! ```
 //! Invariants: an object is at most [`MAX_DOCUMENT`] bytes; a reader refuses another kind and a newer format by name, and
-//! skips members that it does not know. Times are RFC 3339 in UTC and inform people: nothing is deleted because of one. Pure.
+//! skips members that it does not know. A changed bit is seen by the sum; an object without one is read all the same, so that a person
+//! can mend it by hand, and only `verify` minds. Times are RFC 3339 in UTC and inform people: nothing is deleted because of one. Pure.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::path::{BackupId, ClusterName, MAX_PACKS, PinId, PinKind};
-use crate::codec::{Digest, hex, unhex};
+use crate::codec::{Digest, ShortDigest, hex, unhex};
 use crate::wal::{Lsn, PgMajor, SegmentName, SegmentSize, SystemId, TimelineId};
 
 /// Largest JSON object: a verdict that refers to every pack of 10,000 backups stays far below.
@@ -60,12 +62,34 @@ pub enum DocumentError {
     },
 }
 
-/// The bytes of `document`: indented JSON, `pitr` first.
+/// The bytes of `document`: indented JSON, `pitr` first, `sum` last.
 pub fn encode<D: Document>(document: &D) -> Vec<u8> {
     let body =
         serde_json::to_string_pretty(document).expect("these structs hold nothing that JSON cannot say");
     let rest = body.strip_prefix('{').expect("a struct is a JSON object");
-    format!("{{\n  \"pitr\": \"{} {}\",{rest}\n", D::KIND, D::FORMAT).into_bytes()
+    let covered = rest.strip_suffix(CLOSE).expect("a pretty object that is not empty ends so");
+    let mut text = format!("{{\n  \"pitr\": \"{} {}\",{covered}", D::KIND, D::FORMAT);
+    let sum = Digest::of(text.as_bytes()).short();
+    text.push_str(&format!("{SUM}{sum}\"{CLOSE}\n"));
+    text.into_bytes()
+}
+
+/// How an indented object ends, and what precedes the sum's digits.
+const CLOSE: &str = "\n}";
+const SUM: &str = ",\n  \"sum\": \"";
+
+/// The sum that a document states, and the one it should.
+fn sums(bytes: &[u8]) -> Option<(ShortDigest, ShortDigest)> {
+    let rest = bytes.strip_suffix(b"\n")?.strip_suffix(CLOSE.as_bytes())?.strip_suffix(b"\"")?;
+    let (before, digits) = rest.split_at_checked(rest.len().checked_sub(32)?)?;
+    let covered = before.strip_suffix(SUM.as_bytes())?;
+    let stated = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some((stated, Digest::of(covered).short()))
+}
+
+/// Whether a document carries a sum, as all do that pitr writes.
+pub fn has_sum(bytes: &[u8]) -> bool {
+    sums(bytes).is_some()
 }
 
 /// Reads what [`encode`] wrote, here or in another version.
@@ -85,6 +109,10 @@ fn check_head(bytes: &[u8], kind: &'static str, known: u32) -> Result<(), Docume
     #[derive(Deserialize)]
     struct Head {
         pitr: String,
+    }
+    // The sum first, which is the same in every format: a changed bit must not pass for a later one.
+    if sums(bytes).is_some_and(|(stated, found)| stated != found) {
+        return Err(DocumentError::Damaged { kind, what: "its sum differs".to_owned() });
     }
     let head: Head =
         serde_json::from_slice(bytes).map_err(|e| DocumentError::Damaged { kind, what: e.to_string() })?;

@@ -32,6 +32,9 @@ fn an_object_says_first_what_it_is() {
 #[test]
 fn members_of_the_future_are_skipped_and_formats_of_the_future_refused() {
     let text = String::from_utf8(encode(&expired())).unwrap();
+    let (before, _) = text.split_once(",\n  \"sum\"").unwrap();
+    let text = format!("{before}\n}}\n");
+    assert!(!has_sum(text.as_bytes()));
     let sealed = text.replace("\n}", ",\n  \"mac\": \"00112233445566778899aabbccddeeff\"\n}");
     assert_eq!(decode::<Expired>(sealed.as_bytes()), Ok(expired()));
     let newer = text.replace("expired 1", "expired 2");
@@ -39,6 +42,21 @@ fn members_of_the_future_are_skipped_and_formats_of_the_future_refused() {
         decode::<Expired>(newer.as_bytes()).unwrap_err().to_string(),
         "the expired object has format 2, this pitr reads up to 1"
     );
+}
+
+#[test]
+fn every_changed_bit_of_an_object_is_seen() {
+    let bytes = encode(&expired());
+    assert!(has_sum(&bytes) && bytes.ends_with(b"\"\n}\n"));
+    for bit in 0..bytes.len() * 8 {
+        let mut bad = bytes.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        // A bit in the sum's own name leaves an object without one, which readers take and `verify` does not.
+        assert!(decode::<Expired>(&bad).is_err() || !has_sum(&bad), "bit {bit}");
+    }
+    for len in 0..bytes.len() {
+        assert!(decode::<Expired>(&bytes[..len]).is_err() || !has_sum(&bytes[..len]), "{len} bytes");
+    }
 }
 
 #[test]
