@@ -129,6 +129,13 @@ impl Source {
         self.cluster.wait_for(&format!("SELECT last_archived_wal >= '{name}' FROM pg_stat_archiver"), "t")
     }
 
+    /// The folder of this cluster in the repository.
+    pub fn folder(&self) -> Result<PathBuf> {
+        let main = self.repository.join("main");
+        let mut folders = fs::read_dir(&main)?.filter_map(|e| Some(e.ok()?.path()));
+        folders.find(|path| path.join("identity.json").exists()).with_context(|| main.display().to_string())
+    }
+
     /// A path for a restore.
     pub fn target(&self, name: &str) -> PathBuf {
         self.place.path().join(name)
