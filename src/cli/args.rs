@@ -68,6 +68,17 @@ pub enum Command {
     },
     /// Print the manual page
     Man,
+    /// Become a user with all its groups, then another program: what `restore` tries restore_command with
+    #[command(hide = true)]
+    ExecAs {
+        /// User id
+        uid: u32,
+        /// Group id
+        gid: u32,
+        /// The program and its arguments
+        #[arg(last = true, required = true)]
+        program: Vec<std::ffi::OsString>,
+    },
 }
 
 /// Flags of `init`.
@@ -176,6 +187,9 @@ pub struct RestoreArgs {
     /// Keep what is in the target directory under another name
     #[arg(long)]
     pub move_aside: bool,
+    /// Go on although WAL of the old data directory cannot be stored: its newest commits are then lost
+    #[arg(long)]
+    pub without_old_wal: bool,
     /// Timeline to follow [default: the newest]
     #[arg(long, value_name = "N|latest")]
     pub timeline: Option<String>,

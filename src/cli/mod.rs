@@ -106,6 +106,9 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
             output::say(&String::from_utf8_lossy(&text));
             Ok(Ended::Well)
         }
+        Command::ExecAs { uid, gid, program } => {
+            Err(privilege::exec_as(&privilege::Account::of_ids(uid, gid), &program))
+        }
         Command::Init(args) => init::run(&common, &args),
         Command::Backup(args) => backup::run(&common, &args),
         Command::Restore(args) => with_threads(|cancel| restore::command(&common, &args, cancel)),

@@ -33,6 +33,17 @@ pub fn step_down(account: &Account) -> Result<(), Error> {
     nix::unistd::setuid(uid).map_err(|e| failed("setuid", e))
 }
 
+/// Becomes `account` and then `program` (a path and its arguments). Returns only if that fails.
+pub fn exec_as(account: &Account, program: &[std::ffi::OsString]) -> Error {
+    use std::os::unix::process::CommandExt as _;
+    let Some((name, arguments)) = program.split_first() else { return Error::usage("no program is named") };
+    if let Err(error) = step_down(account) {
+        return error;
+    }
+    let cause = std::process::Command::new(name).args(arguments).exec();
+    Error::failed(format!("cannot run {}", name.display())).source(cause)
+}
+
 /// Runs `work` with the effective user of `account`, then becomes root again: for the one question that must be asked as the
 /// server's user (peer authentication looks at the effective user) while files that only root may write are still to come.
 ///

@@ -7,6 +7,7 @@
 //! Decisions are `ops::restore`'s; this file chooses the repository, reads times in the operator's zone and speaks. A command that
 //! runs as root stays root: it gives what it writes to the user the server runs as, and tries `restore_command` as that user.
 
+mod old;
 mod show;
 
 use std::path::{Path, PathBuf};
@@ -21,18 +22,16 @@ use crate::cli::context::Context;
 use crate::cli::exit::Ended;
 use crate::cli::{output, terminal};
 use crate::clock::{Clock as _, SystemClock};
-use crate::codec::Compression;
 use crate::config::Config;
 use crate::config::load::Caller;
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
-use crate::ops::archive::store_file;
 use crate::ops::facts::Archive;
 use crate::ops::plan::{PlanRequest, RecoveryPlan, RecoveryTarget, Stop, TimelineChoice, Want};
 use crate::ops::restore::directory::Place;
 use crate::ops::restore::stored::StoredBackup;
 use crate::ops::restore::tablespaces::Move;
-use crate::ops::restore::{self, Life, Prepared, Purpose, Request, Site, unarchived};
+use crate::ops::restore::{self, Life, Prepared, Purpose, Request, Site};
 use crate::pgdata::recovery::Action;
 use crate::repo::{Repository, System};
 use crate::target::{self, ToSpec};
@@ -45,49 +44,24 @@ const MOST_JOBS: usize = 8;
 /// restore takes over.
 ///
 /// # Errors
-/// See [`run`].
+/// See `ops::restore`: what is refused is refused before anything is written.
 pub async fn command(common: &Common, args: &RestoreArgs, cancel: CancellationToken) -> Result<Ended> {
     let context = Context::load(common, Caller::Operator)?;
-    let repositories = context.repositories()?;
-    let compression = compression(&context.config.archive);
-    let progress = terminal(common);
-    let work = Box::pin(run(args, common, &context.config, &repositories, compression, &progress));
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(Error::interrupted("the restore was interrupted")
-            .hint("what is in the target directory is unfinished: repeat the command, or delete the directory")),
-        done = work => done,
-    }
-}
-
-/// Restores. `repositories` are those that `--repository` names, or all, in the order of the configuration.
-///
-/// # Errors
-/// See `ops::restore`: what is refused is refused before anything is written.
-pub async fn run(
-    args: &RestoreArgs,
-    common: &Common,
-    config: &Config,
-    repositories: &[Repository],
-    compression: Compression,
-    progress: &dyn Progress,
-) -> Result<Ended> {
-    let target_dir = target_dir(args, config)?;
+    let target_dir = target_dir(args, &context.config)?;
     if args.finish {
         let finished = restore::finish(&target_dir)?;
         show::finished(&finished, &target_dir, common.json);
         return Ok(Ended::Well);
     }
     let now = SystemClock.now();
-    let question = question(args, config, now)?;
-    let mut request = request(args, &target_dir)?;
-    let site = site(config, now)?;
-    let mut archive = choose(repositories, args.system_id, progress).await?;
-    let purpose = purpose(&mut archive, &request, &site).await?;
-    request.purpose = Some(purpose);
-    let old = old_wal(&mut archive, &request, args.dry_run, repositories, compression, progress).await?;
-    let plan = plan(&mut archive, &question, request.action).await?;
-    let prepared = prepare(&archive, plan, purpose, &request, &site, old).await?;
+    let question = question(args, &context.config, now)?;
+    let progress = terminal(common);
+    let deciding = Box::pin(decide(&context, args, &target_dir, &question, now, &progress));
+    let prepared = tokio::select! {
+        biased;
+        () = cancel.cancelled() => return Err(Error::interrupted("the restore was interrupted before it wrote anything")),
+        decided = deciding => decided?,
+    };
     if args.dry_run {
         show::plan(&prepared, &question, common.json);
         return Ok(Ended::Well);
@@ -96,9 +70,45 @@ pub async fn run(
         show::plan(&prepared, &question, false);
     }
     let jobs = args.jobs.filter(|n| *n > 0).unwrap_or_else(default_jobs);
-    let report = restore::perform(&prepared, jobs, now, progress).await?;
+    let report = restore::perform(&prepared, jobs, now, &cancel, &progress).await?;
     show::done(&prepared, &report, &question, common);
     Ok(Ended::Well)
+}
+
+/// From the flags to a decided restore. Only WAL of the old data directory is written, and that into the repository.
+async fn decide(
+    context: &Context,
+    args: &RestoreArgs,
+    target_dir: &Path,
+    question: &PlanRequest,
+    now: Timestamp,
+    progress: &dyn Progress,
+) -> Result<Prepared> {
+    let repositories = context.repositories()?;
+    let mut request = request(args, target_dir)?;
+    let site = site(&context.config, now)?;
+    let mut archive = choose(&repositories, args.system_id, progress).await?;
+    let purpose = purpose(&mut archive, &request, &site).await?;
+    request.purpose = Some(purpose);
+    let old = old::look(&archive, &request, &site, args.without_old_wal).await?;
+    let mut warnings = old.warnings(&question.target, args.dry_run);
+    if !args.dry_run && purpose == Purpose::Replace {
+        let policy = old::Policy {
+            compression: compression(&context.config.archive),
+            may_lose: args.without_old_wal || question.target != RecoveryTarget::Latest,
+        };
+        warnings.extend(old.store(&repositories, &policy, progress).await?);
+        archive = Archive::read(&archive.system).await?;
+    }
+    let plan = plan(&mut archive, question, request.action).await.inspect_err(|_| {
+        // The refusal is about what the archive lacks: this is where it may be.
+        for warning in old.warnings(&RecoveryTarget::Latest, args.dry_run) {
+            output::warn(&format!("warning: {warning}"));
+        }
+    })?;
+    let mut prepared = prepare(&archive, plan, purpose, &request, &site, warnings).await?;
+    prepared.old_wal = old.found;
+    Ok(prepared)
 }
 
 fn target_dir(args: &RestoreArgs, config: &Config) -> Result<PathBuf> {
@@ -244,63 +254,6 @@ async fn purpose(archive: &mut Archive, request: &Request, site: &Site) -> Resul
     place.check_free(request.move_aside)?;
     let life = if request.purpose.is_none() { life(archive).await? } else { None };
     restore::purpose::decide(request.purpose, &place.path, site.data_dir.as_deref(), life, site.rpo, site.now)
-}
-
-/// Stores what only the old data directory holds; returns warnings.
-async fn old_wal(
-    archive: &mut Archive,
-    request: &Request,
-    dry_run: bool,
-    repositories: &[Repository],
-    compression: Compression,
-    progress: &dyn Progress,
-) -> Result<Vec<String>> {
-    let place = Place::inspect(&request.target_dir)?;
-    place.check_free(request.move_aside)?;
-    if request.purpose == Some(Purpose::Copy) || !place.is_occupied() {
-        return Ok(Vec::new());
-    }
-    let files = unarchived::find(&place, &archive.world, &unfinished(archive).await?);
-    if files.is_empty() {
-        return Ok(Vec::new());
-    }
-    if dry_run {
-        return Ok(vec![format!(
-            "{} files of pg_wal in {} are not archived; a restore stores them first, and may then reach later moments",
-            files.len(),
-            place.path.display()
-        )]);
-    }
-    let mut warnings = Vec::new();
-    let mut stored = 0;
-    for file in &files {
-        match store_file(repositories, file, Some(&place.path), compression).await {
-            Ok(report) => {
-                stored += 1;
-                warnings.extend(report.warnings);
-            }
-            Err(error) => {
-                warnings.push(format!("{} could not be stored: {}", file.display(), error.report()));
-            }
-        }
-    }
-    progress.note(&format!("stored {stored} of {} files of pg_wal that were not archived", files.len()));
-    *archive = Archive::read(&archive.system).await?;
-    Ok(warnings)
-}
-
-/// The newest segments of each timeline of which only a copy that ends early is stored: the server may have gone on writing them.
-async fn unfinished(archive: &Archive) -> Result<Vec<SegmentName>> {
-    let mut found = Vec::new();
-    for (timeline, line) in &archive.world.stored {
-        let Some(last) = line.last() else { continue };
-        let name = SegmentName::new(*timeline, *last, archive.world.segment_size);
-        let valid = archive.system.segment_info(name).await?.and_then(|info| info.header.valid);
-        if valid.is_some_and(|valid| valid.end.may_have_longer_copy()) {
-            found.push(name);
-        }
-    }
-    Ok(found)
 }
 
 /// Plans. PostgreSQL heeds an action only at a target: to pause at the end of WAL, the end becomes one.

@@ -109,6 +109,25 @@ fn open_dir(path: &Path) -> Result<File, DurableError> {
     options.open(path).context("open directory", path)
 }
 
+/// An advisory lock on a directory, held until it is dropped. The directory may be renamed meanwhile.
+#[derive(Debug)]
+pub struct DirLock(#[expect(dead_code, reason = "the lock lives as long as this")] nix::fcntl::Flock<File>);
+
+impl DirLock {
+    /// Locks `path`; `None` if another process has it locked.
+    ///
+    /// # Errors
+    /// If it is no directory, or its file system knows no locks.
+    pub fn take(path: &Path) -> Result<Option<Self>, DurableError> {
+        use nix::errno::Errno;
+        match nix::fcntl::Flock::lock(open_dir(path)?, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Some(Self(lock))),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, errno)) => Err(DurableError::new("lock", path, errno)),
+        }
+    }
+}
+
 /// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> Result<(), DurableError> {
     open_dir(path)?.sync_all().context("fsync directory", path)

@@ -141,6 +141,13 @@ fn plan_json(p: &Prepared, question: &PlanRequest) -> Value {
         "bytes_to_fetch": p.bytes_to_fetch,
         "settings": settings,
         "start": p.start,
+        "tablespaces_aside": p.old_tablespaces.iter().map(|old| &old.kept).collect::<Vec<_>>(),
+        "old_wal": p.old_wal.as_ref().map(|old| json!({
+            "data_dir": old.data_dir,
+            "files": old.files.len(),
+            "end_lsn": old.end,
+            "newest_commit": stamp(&old.newest_commit),
+        })),
         "warnings": p.warnings,
     })
 }
@@ -196,6 +203,9 @@ fn plan_text(p: &Prepared, question: &PlanRequest) -> String {
     }
     if let Some(aside) = &p.aside {
         row("moved aside", format!("to {}", aside.display()));
+    }
+    for old in &p.old_tablespaces {
+        row("", format!("tablespace {} to {}", old.place.display(), old.kept.display()));
     }
     match &p.home {
         Home::DataDir => {}

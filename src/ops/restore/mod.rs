@@ -12,6 +12,7 @@ pub mod configuration;
 pub mod directory;
 pub mod fetch;
 pub mod finish;
+mod hold;
 pub mod host;
 pub mod image;
 pub mod layout;

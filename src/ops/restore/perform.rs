@@ -1,7 +1,7 @@
 //! The restore itself: what was decided is done, in an order that a kill at any point leaves harmless.
 //!
 //! ```text
-//!  pin ─► old contents aside ─► marker ─► directories, empty files ─► restore_command tried ─► packs ─► settings ─► fsync ─► pg_control
+//!  pin ─► lock ─► old contents aside ─► marker ─► directories, empty files ─► restore_command tried ─► packs ─► settings ─► fsync ─► pg_control
 //!                               └ from here on the directory is "unfinished"                                        and no longer ┘
 //! ```
 //! Without `global/pg_control` PostgreSQL refuses to start; a repeated restore knows the marker and begins anew. Invariants: nothing
@@ -14,18 +14,18 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use nix::sys::stat::UtimensatFlags;
 use nix::sys::time::TimeSpec;
+use tokio_util::sync::CancellationToken;
 
-use crate::durable::{self, DurableError, Owner, TreeWriter};
-use crate::error::{Error, Result};
+use crate::durable::{self, DirLock, DurableError, Owner, TreeWriter};
+use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::pgdata::conf::{self, IncludeKind, ItemKind};
 use crate::pgdata::paths::required_directories;
-use crate::repo::path::PinKind;
-use crate::repo::pins::Pinned;
 
 use super::Purpose;
-use super::directory::{State, cannot, durable_error, stamp};
+use super::directory::{Place, State, cannot, durable_error};
 use super::fetch::{self, Sink};
+use super::hold::Hold;
 use super::image::{Image, Piece, RowKind};
 use super::layout::{self, Destination, Layout};
 use super::marker::{self, Marker};
@@ -53,41 +53,46 @@ pub struct Report {
 
 /// Performs a restore.
 ///
-/// Dropped or killed, it leaves an unfinished directory (see the module) and a pin that runs out by itself.
+/// Cancelled, it ends with kind `Interrupted` and releases its pin; dropped or killed, it leaves a pin that runs out by itself. In
+/// all these cases the directory is unfinished (see the module).
 ///
 /// # Errors
-/// As store and file system answer; kind `Corrupt` if stored bytes are damaged.
+/// As store and file system answer; kind `Corrupt` if stored bytes are damaged, `Busy` if another restore is at work there.
 pub async fn perform(
     prepared: &Prepared,
     jobs: usize,
     now: Timestamp,
+    cancel: &CancellationToken,
     progress: &dyn Progress,
 ) -> Result<Report> {
-    let verdict = prepared.stored.verdict();
-    let system = prepared.stored.system();
     let note = format!("restore to {}", prepared.place.path.display());
-    let pinned = system.pin(PinKind::Reader, &verdict.id, verdict.wal_floor, &note, now).await;
-    let pinned = pinned?;
-    let done = Work { prepared, jobs, now, progress }.run().await;
-    if let Pinned::Yes(id) = &pinned
-        && let Err(error) = system.release(id).await
-    {
-        progress.note(&format!("the pin {id} could not be released and runs out in three days: {error}"));
-    }
-    done.map(|report| Report { unpinned: pinned == Pinned::NotAllowed, ..report })
+    let verdict = prepared.stored.verdict();
+    let hold = Hold::take(prepared.stored.system(), &verdict.id, verdict.wal_floor, note, now);
+    let mut hold = hold.await?;
+    let unpinned = !hold.is_pinned();
+    let work = Work { prepared, jobs, progress };
+    let done = tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Error::interrupted("the restore was interrupted").hint(
+            "what is in the target directory is unfinished: repeat the command, or delete the directory",
+        )),
+        done = Box::pin(work.run()) => done,
+        () = hold.renew(progress) => Err(Error::failed("renewing the pin ended")),
+    };
+    hold.release(progress).await;
+    done.map(|report| Report { unpinned, ..report })
 }
 
 struct Work<'a> {
     prepared: &'a Prepared,
     jobs: usize,
-    now: Timestamp,
     progress: &'a dyn Progress,
 }
 
 impl Work<'_> {
     async fn run(&self) -> Result<Report> {
         let p = self.prepared;
-        self.clear()?;
+        let _locks = self.clear()?;
         let trees = Trees::new(p);
         self.skeleton(&trees)?;
         self.try_command().await?;
@@ -117,10 +122,35 @@ impl Work<'_> {
         })
     }
 
-    /// Makes target and tablespaces empty, and puts the marker down.
-    fn clear(&self) -> Result<()> {
+    /// Makes target and tablespaces empty, and puts the marker down. Two restores into one directory, or a server that was started
+    /// since the plan was made, meet here: the locks are held until the restore ends.
+    fn clear(&self) -> Result<Vec<DirLock>> {
         let p = self.prepared;
+        let mut locks = Vec::new();
+        if p.place.state != State::Absent {
+            locks.push(lock(&p.place.path)?);
+        }
+        if Place::inspect(&p.place.path)? != p.place {
+            return Err(Error::refused(format!(
+                "{} changed while the restore was decided",
+                p.place.path.display()
+            ))
+            .hint("somebody else is at work there: look what it is, and repeat the command"));
+        }
+        let marked = self.clear_tablespaces()?;
         let root = TreeWriter::new(&p.place.path, p.owner());
+        let aside = p.aside.as_deref().unwrap_or(&p.place.path);
+        p.place.clear(aside, &root, p.access.directory_mode())?;
+        if p.place.state == State::Absent || (p.place.is_occupied() && !p.place.mount_point) {
+            locks.push(lock(&p.place.path)?);
+        }
+        Marker::new(p.stored.verdict().id.as_str(), marked).write(&p.place.path, p.owner())?;
+        Ok(locks)
+    }
+
+    /// Empties the places of tablespaces; returns those that the marker must name.
+    fn clear_tablespaces(&self) -> Result<Vec<PathBuf>> {
+        let p = self.prepared;
         let mut marked = match p.place.state {
             State::Leftover => {
                 let known = Marker::read(&p.place.path).map(|m| m.tablespaces).unwrap_or_default();
@@ -128,26 +158,20 @@ impl Work<'_> {
             }
             _ => Vec::new(),
         };
+        for old in &p.old_tablespaces {
+            old.set_aside(&p.place.path, p.owner())?;
+        }
         for (tablespace, room) in &p.tablespaces {
             let (Some(place), Some(version)) = (&tablespace.place, &p.version_folder) else { continue };
-            let inside = place.join(version);
-            match room {
-                Room::Free => {}
-                Room::Leftover => {
-                    std::fs::remove_dir_all(&inside).map_err(|e| cannot("remove", &inside, e))?;
-                }
-                Room::Old => {
-                    let kept = place.join(format!("{version}.before-{}", stamp(self.now)));
-                    durable::move_aside(&inside, &kept).map_err(durable_error)?;
-                }
+            if *room == Room::Leftover {
+                let inside = place.join(version);
+                std::fs::remove_dir_all(&inside).map_err(|e| cannot("remove", &inside, e))?;
             }
             if !marked.contains(place) {
                 marked.push(place.clone());
             }
         }
-        let aside = p.aside.as_deref().unwrap_or(&p.place.path);
-        p.place.clear(aside, &root, p.access.directory_mode())?;
-        Marker::new(p.stored.verdict().id.as_str(), marked).write(&p.place.path, p.owner())
+        Ok(marked)
     }
 
     /// All directories, and all files without their bytes.
@@ -187,6 +211,7 @@ impl Work<'_> {
             segment: *segment,
             size: p.stored.verdict().segment_size,
             owner: p.owner(),
+            binary: &p.binary,
         };
         trial.run().await
     }
@@ -242,6 +267,13 @@ impl Work<'_> {
     }
 }
 
+fn lock(dir: &Path) -> Result<DirLock> {
+    DirLock::take(dir).map_err(durable_error)?.ok_or_else(|| {
+        Error::new(Kind::Busy, format!("another restore is at work in {}", dir.display()))
+            .hint("let it end, or stop it and repeat the command")
+    })
+}
+
 /// A file without its bytes; makes its directory if no row did.
 fn create(writer: &TreeWriter, path: &Path, mode: u32, dir_mode: u32) -> Result<(), DurableError> {
     match writer.create_file(path, mode) {
@@ -271,7 +303,10 @@ fn make_dirs(dir: &Path, owner: Option<Owner>) -> Result<()> {
     let exists = dir.ancestors().find(|p| p.is_dir()).unwrap_or_else(|| Path::new("/"));
     match dir.strip_prefix(exists) {
         Ok(missing) if !missing.as_os_str().is_empty() => {
-            TreeWriter::new(exists, owner).create_dir(missing, 0o755).map_err(durable_error)
+            TreeWriter::new(exists, owner).create_dir(missing, 0o755).map_err(durable_error)?;
+            // Each new name, from the deepest up to the one in the directory that was there.
+            let made = dir.ancestors().take_while(|above| *above != exists);
+            made.filter_map(Path::parent).try_for_each(durable::sync_dir).map_err(durable_error)
         }
         _ => Ok(()),
     }

@@ -37,7 +37,8 @@ use super::outside::{self, Home, RestoredFiles};
 use super::purpose;
 use super::settings::{self, Origin, OwnFile, WalSource};
 use super::stored::StoredBackup;
-use super::tablespaces::{self, Move, Room, Tablespace};
+use super::tablespaces::{self, Move, OldTablespace, Room, Tablespace};
+use super::unarchived::Unarchived;
 
 /// Configuration files of the backup that are looked at.
 const MAX_CONF_FILES: usize = 500;
@@ -91,6 +92,8 @@ pub struct Prepared {
     pub place: Place,
     /// Where its contents go, if they are in the way.
     pub aside: Option<PathBuf>,
+    /// Tablespaces of the old directory, which go aside with it.
+    pub old_tablespaces: Vec<OldTablespace>,
     /// The tablespaces, with what is at their places.
     pub tablespaces: Vec<(Tablespace, Room)>,
     /// The folder of this PostgreSQL in each tablespace.
@@ -113,8 +116,12 @@ pub struct Prepared {
     pub settings: RecoverySettings,
     /// The command that starts the server.
     pub start: String,
+    /// Absolute path of this program.
+    pub binary: PathBuf,
     /// Bytes of the packs that hold the files.
     pub bytes_to_fetch: u64,
+    /// WAL that only the old data directory holds (or held, before it was stored).
+    pub old_wal: Option<Unarchived>,
     /// What a person should know.
     pub warnings: Vec<String>,
 }
@@ -167,27 +174,22 @@ pub async fn prepare(
     let located = tablespaces::locate(&seen.map, &request.moves, purpose, &place.path)?;
     let layout = Layout::new(purpose, &located);
     let version_folder = version_folder(&seen.image, &located);
-    let rooms =
-        look_at_tablespaces(&place, &located, version_folder.as_deref(), purpose, stored.verdict().major)?;
+    let old_tablespaces = old_tablespaces(&place, purpose, site)?;
+    let rooms = look_at_tablespaces(
+        &place,
+        &located,
+        version_folder.as_deref(),
+        &old_tablespaces,
+        stored.verdict().major,
+    )?;
     check_room(&place, &seen.image, &layout, &located)?;
 
-    let mut warnings = seen.warnings;
+    let mut warnings = seen.warnings.clone();
     warnings.extend(backup_warnings(&stored, seen.catalogue.as_ref()));
     let command = restore_command(&stored, &plan, site)?;
     let decided =
         Decided { purpose, place: &place.path, user, action: request.action, stored: &stored, plan: &plan };
-    let own = match purpose {
-        Purpose::Replace => decided.replacement(
-            command,
-            &seen.small,
-            &seen.auto_conf,
-            &seen.parsed,
-            seen.catalogue.as_ref(),
-        )?,
-        Purpose::Copy => {
-            decided.copy(command, &seen.small, &seen.parsed, seen.catalogue.as_ref(), &installed, site.now)?
-        }
-    };
+    let own = decided.own_files(command, &seen, &installed, site.now)?;
     warnings.extend(own.warnings);
     let start = installed.start_command(&place.path, own.home.outside());
     let aside = place.is_occupied().then(|| place.aside(site.now));
@@ -197,6 +199,8 @@ pub async fn prepare(
         plan,
         purpose,
         aside,
+        old_tablespaces,
+        binary: site.binary.clone(),
         tablespaces: located.into_iter().zip(rooms).collect(),
         version_folder,
         layout,
@@ -208,6 +212,7 @@ pub async fn prepare(
         settings: own.settings,
         start,
         bytes_to_fetch,
+        old_wal: None,
         warnings,
         image: seen.image,
         place,
@@ -327,11 +332,21 @@ fn version_folder(image: &Image, located: &[Tablespace]) -> Option<String> {
     })
 }
 
+/// Only a replacement may move tablespaces aside, and only those of the very directory that it replaces.
+fn old_tablespaces(place: &Place, purpose: Purpose, site: &Site) -> Result<Vec<OldTablespace>> {
+    match (purpose, &place.state) {
+        (Purpose::Replace, State::Cluster(_)) => {
+            OldTablespace::all_of(&place.path, &directory::stamp(site.now))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
 fn look_at_tablespaces(
     place: &Place,
     located: &[Tablespace],
     version: Option<&str>,
-    purpose: Purpose,
+    old: &[OldTablespace],
     major: PgMajor,
 ) -> Result<Vec<Room>> {
     let leftovers = match place.state {
@@ -341,11 +356,7 @@ fn look_at_tablespaces(
         }
         _ => Vec::new(),
     };
-    // Only a replacement may move a tablespace aside, and only one of the very directory that it replaces.
-    let old = match (purpose, place.is_occupied()) {
-        (Purpose::Replace, true) => tablespaces::linked_from(&place.path),
-        _ => Vec::new(),
-    };
+    let old: Vec<PathBuf> = old.iter().map(|t| t.place.clone()).collect();
     let room = |t: &Tablespace| match (&t.place, version) {
         (Some(at), Some(version)) => tablespaces::look(at, version, &leftovers, &old),
         _ => Ok(Room::Free),
@@ -458,6 +469,15 @@ impl Decided<'_> {
     fn configuration(&self, files: &RestoredFiles, home: &Home) -> Configuration {
         let main = home.outside().map_or_else(|| self.place.join("postgresql.conf"), Path::to_owned);
         Configuration::read(files, &main, &self.place.join(layout::AUTO_CONF))
+    }
+
+    /// The files that the restore writes itself, by purpose.
+    fn own_files(&self, command: String, seen: &Seen, installed: &Installed, now: Timestamp) -> Result<Own> {
+        let (small, control, catalogue) = (&seen.small, &seen.parsed, seen.catalogue.as_ref());
+        match self.purpose {
+            Purpose::Replace => self.replacement(command, small, &seen.auto_conf, control, catalogue),
+            Purpose::Copy => self.copy(command, small, control, catalogue, installed, now),
+        }
     }
 
     fn replacement(

@@ -8,16 +8,19 @@
 //! original's tablespaces are; nothing that a live cluster may use is replaced or moved.
 //! Source of truth: `read_tablespace_map` in `xlogrecovery.c`; facts/wal-recovery 8.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::durable::{self, Owner, TreeWriter};
 use crate::error::{Error, Result};
 use crate::pgdata::TablespaceMap;
 use crate::pgdata::label::TablespaceLink;
 use crate::wal::PgMajor;
 
 use super::Purpose;
+use super::directory::{cannot, durable_error};
 
 /// `--tablespace OLD=NEW`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -166,8 +169,8 @@ pub fn look(place: &Path, version: &str, leftovers: &[PathBuf], old: &[PathBuf])
     }
     let occupied = match std::fs::read_dir(&inside) {
         Ok(mut entries) => entries.next().is_some(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
-        Err(e) => return Err(super::directory::cannot("list", &inside, e)),
+        Err(e) if e.kind() == ErrorKind::NotFound => false,
+        Err(e) => return Err(cannot("list", &inside, e)),
     };
     let same = |known: &PathBuf| known == place || known.canonicalize().ok() == place.canonicalize().ok();
     match occupied {
@@ -179,11 +182,75 @@ pub fn look(place: &Path, version: &str, leftovers: &[PathBuf], old: &[PathBuf])
     }
 }
 
-/// The tablespaces that a data directory links to.
-pub fn linked_from(data_dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(data_dir.join("pg_tblspc")) else { return Vec::new() };
-    let targets = entries.flatten().filter_map(|e| std::fs::read_link(e.path()).ok());
-    targets.filter(|t| t.is_absolute()).map(|t| clean(&t)).collect()
+/// A tablespace of a data directory that is moved aside: it goes aside with it, so that the old directory still has its own files
+/// and recovery, which may make tablespaces of the backup's future again, finds its places free.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OldTablespace {
+    /// The name of its link in `pg_tblspc`.
+    pub oid: OsString,
+    /// Where the link leads.
+    pub place: PathBuf,
+    /// PostgreSQL's own folders in there (`PG_15_202209061`), of the directory's version.
+    pub folders: Vec<OsString>,
+    /// Where they go.
+    pub kept: PathBuf,
+}
+
+impl OldTablespace {
+    /// Those of `data_dir` that hold files, and where a move at `stamp` puts them.
+    ///
+    /// # Errors
+    /// If one cannot be looked at.
+    pub fn all_of(data_dir: &Path, stamp: &str) -> Result<Vec<Self>> {
+        let links = data_dir.join("pg_tblspc");
+        let entries = match std::fs::read_dir(&links) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|e| cannot("list", &links, e))?,
+        };
+        let version = std::fs::read_to_string(data_dir.join("PG_VERSION")).unwrap_or_default();
+        let prefix = format!("PG_{}_", version.trim());
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| cannot("list", &links, e))?;
+            // What is no link lies inside the data directory and moves with it.
+            let Ok(place) = std::fs::read_link(entry.path()) else { continue };
+            let place = clean(&place);
+            let folders = match std::fs::read_dir(&place) {
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => return Err(cannot("list", &place, e)),
+                Ok(inside) => inside.flatten().map(|e| e.file_name()),
+            };
+            let folders: Vec<_> = folders.filter(|f| f.as_bytes().starts_with(prefix.as_bytes())).collect();
+            if !folders.is_empty() {
+                let kept = place.join(format!("pitr.before-{stamp}"));
+                found.push(Self { oid: entry.file_name(), place, folders, kept });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Moves the folders and makes the link in `data_dir` lead to them. A kill between the two leaves a link to be mended by hand;
+    /// no file is lost.
+    ///
+    /// # Errors
+    /// As the file system answers.
+    pub fn set_aside(&self, data_dir: &Path, owner: Option<Owner>) -> Result<()> {
+        let name = self.kept.file_name().map(PathBuf::from).unwrap_or_default();
+        TreeWriter::new(&self.place, owner).create_dir(&name, 0o700).map_err(durable_error)?;
+        for folder in &self.folders {
+            let (from, to) = (self.place.join(folder), self.kept.join(folder));
+            durable::move_aside(&from, &to).map_err(durable_error)?;
+        }
+        let new = PathBuf::from("pitr.link");
+        let made = data_dir.join(&new);
+        if made.symlink_metadata().is_ok() {
+            std::fs::remove_file(&made).map_err(|e| cannot("remove", &made, e))?; // of a killed attempt
+        }
+        TreeWriter::new(data_dir, owner).create_symlink(&new, &self.kept).map_err(durable_error)?;
+        let link = data_dir.join("pg_tblspc").join(&self.oid);
+        std::fs::rename(&made, &link).map_err(|e| cannot("replace", &link, e))?;
+        durable::sync_dir(&data_dir.join("pg_tblspc")).map_err(durable_error)
+    }
 }
 
 /// The tablespaces that an unfinished restore in `data_dir` wrote to, by the map it had put there.

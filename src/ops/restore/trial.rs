@@ -36,6 +36,8 @@ pub struct Trial<'a> {
     pub size: SegmentSize,
     /// The server's user, if this process can and must become it.
     pub owner: Option<Owner>,
+    /// This program, which steps down to that user with all its groups: credentials may be readable through one.
+    pub binary: &'a Path,
 }
 
 impl Trial<'_> {
@@ -73,12 +75,16 @@ impl Trial<'_> {
     }
 
     async fn start(&self, line: &str) -> std::io::Result<Output> {
-        let mut command = tokio::process::Command::new("/bin/sh");
+        let mut command = match self.owner {
+            None => tokio::process::Command::new("/bin/sh"),
+            Some(owner) => {
+                let mut command = tokio::process::Command::new(self.binary);
+                command.args(["exec-as", &owner.uid.to_string(), &owner.gid.to_string(), "--", "/bin/sh"]);
+                command
+            }
+        };
         command.arg("-c").arg(line).current_dir(self.root).env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        if let Some(owner) = self.owner {
-            command.uid(owner.uid).gid(owner.gid);
-        }
         command.output().await
     }
 
@@ -134,7 +140,14 @@ mod tests {
 
     fn trial<'a>(command: &'a str, root: &'a Path) -> Trial<'a> {
         let segment = SegmentName::parse("000000010000000000000002").unwrap();
-        Trial { command, root, segment, size: SegmentSize::new(1 << 20).unwrap(), owner: None }
+        Trial {
+            command,
+            root,
+            segment,
+            size: SegmentSize::new(1 << 20).unwrap(),
+            owner: None,
+            binary: Path::new("/nowhere"),
+        }
     }
 
     async fn run(command: &str) -> Result<()> {
