@@ -1,168 +1,31 @@
 //! One suite for every kind of store: what pitr relies on must hold on all of them alike.
 //!
-//! Memory and local disk always; a real server that speaks S3 (`s3s-fs`) and the reference double of AWS (`moto`) where
-//! tests/setup.sh has installed them, else SKIPPED. Each server is started on a free port for one test and ended with it.
+//! Memory, local disk and a double of Google Cloud Storage always; a real server that speaks S3 (`s3s-fs`), the reference double
+//! of AWS (`moto`) and Azure's own emulator where tests/setup.sh has installed them, else SKIPPED. Each server is started on a free
+//! port for one test and ended with it. The double of GCS is ours: it shows what we send, not what Google answers.
 //! Known faults of s3s-fs, not asserted there: racing creates may have several winners; a missing bucket is reported as
 //! a missing object; a key that is a folder of others is an internal error.
 #![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod support;
+
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
-use pitr::store::{Class, Created, Policy, Settings, Store, StoreErrorKind, StoreOptions, StoreUrl};
+use pitr::store::{Class, Created, Policy, Settings, Store, StoreErrorKind, StoreOptions};
+use support::azurite::{ACCOUNT, Azurite, KEY};
+use support::cluster::setting;
+use support::gcs_double::{GcsDouble, WRITER};
+use support::store_rules::{Held, all_rules, every_call_fails, impatient, open};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const KEY_ID: &str = "conformance";
 const SECRET: &str = "not-so-secret";
 
-/// Deadlines short enough for tests and long enough for a loaded machine.
-fn impatient() -> Policy {
-    let wait = Duration::from_millis(50);
-    Policy { base: Duration::from_secs(20), attempts: 3, first_wait: wait, longest_wait: wait }
-}
-
-fn open(url: &str, options: &StoreOptions) -> Result<Store> {
-    Ok(Store::open(&url.parse::<StoreUrl>()?, options)?.with_policy(impatient()))
-}
-
 fn keys_of(secret: &str) -> Settings {
     [("access_key_id", KEY_ID), ("secret_access_key", secret)].into_iter().collect()
-}
-
-/// How far a store can be held to the rules.
-#[derive(Clone, Copy, PartialEq)]
-enum Held {
-    /// To all of them.
-    Fully,
-    /// To what s3s-fs does right.
-    ButForItsFaults,
-}
-
-/// Every rule, on one store.
-async fn all_rules(store: &Store, held: Held) -> Result<()> {
-    a_second_create_finds_the_first_and_changes_nothing(store).await.context("create twice")?;
-    racing_creates_have_one_winner(store, held).await.context("race")?;
-    a_range_is_cut_to_the_object(store).await.context("range")?;
-    listings_are_in_order_and_complete(store).await.context("list")?;
-    folders_are_what_holds_an_object(store).await.context("folders")?;
-    what_is_not_there_is_none_and_deleting_it_succeeds(store, held).await.context("absence")?;
-    larger_than_expected_is_refused(store).await.context("limit")?;
-    impossible_keys_are_refused(store).await.context("keys")
-}
-
-async fn a_second_create_finds_the_first_and_changes_nothing(store: &Store) -> Result<()> {
-    let body = vec![Bytes::from_static(b"one "), Bytes::new(), Bytes::from_static(b"body")];
-    ensure!(store.create("twice/a.json", body.clone()).await? == Created::New);
-    ensure!(store.create("twice/a.json", body).await? == Created::Exists);
-    ensure!(store.create("twice/a.json", "another body").await? == Created::Exists);
-    ensure!(store.get("twice/a.json").await?.as_deref() == Some(b"one body".as_slice()));
-    let info = store.head("twice/a.json").await?.context("head finds it")?;
-    ensure!((info.key.as_str(), info.size) == ("twice/a.json", 8));
-    let age = jiff::Timestamp::now().duration_since(info.modified).as_secs();
-    ensure!(age.abs() < 300, "written {age} s ago");
-    let large = Bytes::from(vec![7; 20 << 20]);
-    ensure!(store.create("twice/large.bin", large.clone()).await? == Created::New);
-    ensure!(store.get("twice/large.bin").await? == Some(large));
-    ensure!(store.create("twice/empty", "").await? == Created::New);
-    ensure!(store.get("twice/empty").await? == Some(Bytes::new()));
-    Ok(())
-}
-
-async fn racing_creates_have_one_winner(store: &Store, held: Held) -> Result<()> {
-    let report = store.probe_create_race("race/").await?;
-    ensure!(report.readback_equal && report.later_refused && report.left_behind.is_none(), "{report:?}");
-    ensure!(report.winners >= 1 && (report.is_safe() || held == Held::ButForItsFaults), "{report:?}");
-    ensure!(store.list("race/").await?.is_empty());
-    Ok(())
-}
-
-async fn a_range_is_cut_to_the_object(store: &Store) -> Result<()> {
-    store.create("range/ten", "0123456789").await?;
-    for (range, expected) in
-        [(0..10, "0123456789"), (2..5, "234"), (8..99, "89"), (10..20, ""), (50..60, ""), (3..3, "")]
-    {
-        let found = store.get_range("range/ten", range.clone()).await?;
-        ensure!(found.as_deref() == Some(expected.as_bytes()), "{range:?}: {found:?}");
-    }
-    ensure!(store.get_range("range/none", 0..5).await?.is_none());
-    ensure!(store.get_range("range/none", 5..5).await?.is_none());
-    Ok(())
-}
-
-/// More keys than a server puts on one page.
-async fn listings_are_in_order_and_complete(store: &Store) -> Result<()> {
-    let expected: Vec<String> = (0..1_100).map(|n| format!("many/{:02}/{n:05}.wal", n / 256)).collect();
-    let mut creates = tokio::task::JoinSet::new();
-    for key in expected.iter().rev() {
-        if creates.len() >= 16 {
-            creates.join_next().await.context("a create")???;
-        }
-        let (store, key) = (store.clone(), key.clone());
-        creates.spawn(async move { store.create(&key, "x").await });
-    }
-    while let Some(done) = creates.join_next().await {
-        done??;
-    }
-    let keys =
-        |found: Vec<pitr::store::ObjectInfo>| found.into_iter().map(|info| info.key).collect::<Vec<_>>();
-    ensure!(keys(store.list("many/").await?) == expected);
-    ensure!(keys(store.list("many/01/003").await?) == expected[300..400]);
-    ensure!(keys(store.list_after("many/", Some(&expected[700]), None).await?) == expected[701..]);
-    ensure!(keys(store.list_after("many/", Some(&expected[700]), Some(1)).await?) == expected[701..702]);
-    ensure!(keys(store.list_after("many/", Some(&expected[1_099]), Some(1)).await?).is_empty());
-    ensure!(store.list_dirs("many/").await? == ["00", "01", "02", "03", "04"]);
-    ensure!(store.list("many/9").await?.is_empty());
-    Ok(())
-}
-
-async fn folders_are_what_holds_an_object(store: &Store) -> Result<()> {
-    for key in ["tree/b/deep/1", "tree/a/1", "tree/a-b/1", "tree/file", "tree/a.b"] {
-        store.create(key, "x").await?;
-    }
-    ensure!(store.list_dirs("tree/").await? == ["a", "a-b", "b"]);
-    let order: Vec<String> = store.list("tree/").await?.into_iter().map(|info| info.key).collect();
-    ensure!(order == ["tree/a-b/1", "tree/a.b", "tree/a/1", "tree/b/deep/1", "tree/file"], "{order:?}");
-    store.delete("tree/b/deep/1").await?;
-    ensure!(store.list_dirs("tree/").await? == ["a", "a-b"]);
-    ensure!(store.list_dirs("tree/nothing/").await?.is_empty());
-    ensure!(store.list_dirs("").await?.contains(&"tree".to_owned()));
-    ensure!(store.list_dirs("tree").await.is_err());
-    Ok(())
-}
-
-async fn what_is_not_there_is_none_and_deleting_it_succeeds(store: &Store, held: Held) -> Result<()> {
-    store.create("gone/once", "x").await?;
-    store.delete("gone/once").await?;
-    let folders = if held == Held::Fully { ["gone", "twice/a.json/below"].as_slice() } else { &[] };
-    for &key in ["gone/once", "gone/never"].iter().chain(folders) {
-        ensure!(store.get(key).await.with_context(|| key.to_owned())?.is_none(), "{key}");
-        ensure!(store.head(key).await.with_context(|| key.to_owned())?.is_none(), "{key}");
-    }
-    store.delete("gone/once").await?;
-    store.delete("gone/never/there").await?;
-    ensure!(store.create("gone/once", "again").await? == Created::New);
-    Ok(())
-}
-
-async fn larger_than_expected_is_refused(store: &Store) -> Result<()> {
-    store.create("limit/100", vec![1; 100]).await?;
-    ensure!(store.get_limited("limit/100", 100).await?.is_some());
-    let error = store.get_limited("limit/100", 99).await.err().context("refused")?;
-    ensure!(error.kind == StoreErrorKind::TooLarge && error.class() == Class::Permanent, "{error}");
-    Ok(())
-}
-
-async fn impossible_keys_are_refused(store: &Store) -> Result<()> {
-    for key in ["", "/a", "a/", "../a", "a//b", ".hidden", "a b"] {
-        let error = store.create(key, "x").await.err().with_context(|| format!("{key:?} is refused"))?;
-        ensure!(error.kind == StoreErrorKind::Usage, "{error}");
-        ensure!(store.get(key).await.is_err() && store.delete(key).await.is_err());
-    }
-    Ok(())
 }
 
 #[tokio::test]
@@ -199,28 +62,6 @@ async fn what_a_disk_has_beside_objects_is_not_listed() -> Result<()> {
     // A link that leads nowhere is a disk that is not mounted, not an absence.
     std::os::unix::fs::symlink("/nonexistent/disk", dir.path().join("main/wal"))?;
     ensure!(store.list("main/").await.is_err() && store.get("main/wal").await.is_err());
-    Ok(())
-}
-
-/// No call takes the absence of the store for the absence of an object.
-async fn every_call_fails(store: &Store, kind: StoreErrorKind) -> Result<()> {
-    let failures = [
-        store.get("a/b").await.err(),
-        store.get_range("a/b", 0..9).await.err(),
-        store.head("a/b").await.err(),
-        store.create("a/b", "x").await.err(),
-        store.list("a/").await.err(),
-        store.list("").await.err(),
-        store.list_dirs("").await.err(),
-        store.list_after("a/", Some("a/b"), Some(1)).await.err(),
-        store.delete("a/b").await.err(),
-        store.probe_create_race("").await.err(),
-    ];
-    for (call, failure) in failures.into_iter().enumerate() {
-        let error = failure.with_context(|| format!("call {call} fails"))?;
-        ensure!(error.kind == kind, "call {call}: {error:?}");
-        ensure!(error.to_string().contains(&store.url().to_string()), "{error}");
-    }
     Ok(())
 }
 
@@ -266,12 +107,8 @@ fn free_port() -> Result<u16> {
 }
 
 /// A program that tests/setup.sh installed, by its name in substrate.env; `None` with a word if it is not there.
-#[expect(clippy::disallowed_methods, reason = "where the tests' programs are")]
 fn installed(name: &str) -> Option<PathBuf> {
-    let cache = std::env::var("PITR_TEST_CACHE").unwrap_or_else(|_| "/var/cache/pitr-tests".to_owned());
-    let text = std::fs::read_to_string(Path::new(&cache).join("substrate.env")).unwrap_or_default();
-    let all: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
-    let path = all.get(name).map(PathBuf::from).filter(|path| path.exists());
+    let path = setting(name).map(PathBuf::from).filter(|path| path.exists());
     if path.is_none() {
         eprintln!("SKIPPED: {name} is not installed, see tests/setup.sh");
     }
@@ -318,6 +155,34 @@ async fn the_double_of_aws_conforms_and_a_missing_bucket_is_an_error_in_every_ca
     ensure!(made.context("run curl")?.success(), "make the bucket");
     all_rules(&open("s3://bkt/p", &server.options(SECRET))?, Held::Fully).await?;
     every_call_fails(&open("s3://no-such-bucket/p", &server.options(SECRET))?, StoreErrorKind::NoRoot).await
+}
+
+#[tokio::test]
+async fn azures_emulator_conforms_and_a_missing_container_is_an_error_in_every_call() -> Result<()> {
+    let Some(program) = installed("PITR_AZURITE") else { return Ok(()) };
+    let server = Azurite::start(program, "pitr-test")?;
+    let options = StoreOptions {
+        endpoint: Some(server.endpoint()),
+        allow_http: true,
+        credentials: [("account_name", ACCOUNT), ("account_key", KEY)].into_iter().collect(),
+        ..StoreOptions::default()
+    };
+    all_rules(&open("az://pitr-test/some/prefix", &options)?, Held::Fully).await?;
+    every_call_fails(&open("az://no-such-container/p", &options)?, StoreErrorKind::NoRoot).await
+}
+
+#[tokio::test]
+async fn a_double_of_gcs_conforms_and_a_missing_bucket_is_an_error_in_every_call() -> Result<()> {
+    // Names of buckets have hyphens, underscores and dots.
+    let double = GcsDouble::start("pitr-test_1.example")?;
+    let options = StoreOptions {
+        endpoint: Some(double.endpoint()),
+        allow_http: true,
+        credentials: pitr::store::parse_credentials_file(&double.key_of(WRITER)?)?,
+        ..StoreOptions::default()
+    };
+    all_rules(&open("gs://pitr-test_1.example/some/prefix", &options)?, Held::Fully).await?;
+    every_call_fails(&open("gs://no-such-bucket/p", &options)?, StoreErrorKind::NoRoot).await
 }
 
 /// A server that gives every request the same answer.
@@ -377,6 +242,7 @@ async fn a_refusal_is_what_its_status_and_code_say() -> Result<()> {
     for (status, header, name, kind, read, create) in [
         ("403 Forbidden", "", "AccessDenied", Credentials, Permanent, Permanent),
         ("400 Bad Request", "", "ExpiredToken", Credentials, Permanent, Permanent),
+        ("403 Forbidden", "", "InvalidObjectState", Other, Permanent, Permanent),
         ("301 Moved", elsewhere, "PermanentRedirect", Usage, Permanent, Permanent),
         ("404 Not Found", "", "NoSuchBucket", NoRoot, Permanent, Permanent),
         ("400 Bad Request", "", "RequestTimeout", Unreachable, Retry, Unknown),

@@ -34,6 +34,7 @@ pub(super) struct Clients {
     pub(super) pages: Arc<dyn PaginatedListStore>,
 }
 
+/// The bucket is set last: a variable such as `AWS_BUCKET` or `AZURE_CONTAINER_NAME` must not lead elsewhere than the URL.
 pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, Fault> {
     tls::install_provider();
     match url {
@@ -44,7 +45,6 @@ pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, F
         StoreUrl::Gcs { bucket, .. } => {
             let given = given(options, "google_", "GOOGLE_");
             let mut builder = GoogleCloudStorageBuilder::new()
-                .with_bucket_name(bucket)
                 .with_client_options(client_options(options)?)
                 .with_retry(no_repetition())
                 .with_http_connector(Connector::new(bucket));
@@ -54,12 +54,11 @@ pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, F
             if let Some(endpoint) = &options.endpoint {
                 builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
             }
-            Ok(pair(builder.build().map_err(|error| refused(&error))?))
+            Ok(pair(builder.with_bucket_name(bucket).build().map_err(|error| refused(&error))?))
         }
         StoreUrl::Azure { container, .. } => {
             let given = given(options, "azure_", "AZURE_");
             let mut builder = MicrosoftAzureBuilder::new()
-                .with_container_name(container)
                 .with_client_options(client_options(options)?)
                 .with_retry(no_repetition())
                 .with_http_connector(Connector::new(container));
@@ -69,7 +68,7 @@ pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, F
             if let Some(endpoint) = &options.endpoint {
                 builder = builder.with_endpoint(endpoint.clone()).with_allow_http(options.allow_http);
             }
-            Ok(pair(builder.build().map_err(|error| refused(&error))?))
+            Ok(pair(builder.with_container_name(container).build().map_err(|error| refused(&error))?))
         }
         StoreUrl::File(_) | StoreUrl::Memory(_) => Err(Fault::usage("it is not in a cloud")),
     }
@@ -83,7 +82,6 @@ fn pair<S: ObjectStore + PaginatedListStore>(store: S) -> Clients {
 
 fn s3(bucket: &str, options: &StoreOptions, settings: &Settings) -> Result<AmazonS3, Fault> {
     let mut builder = AmazonS3Builder::new()
-        .with_bucket_name(bucket)
         .with_client_options(client_options(options)?)
         .with_retry(no_repetition())
         .with_http_connector(Connector::new(bucket))
@@ -101,7 +99,7 @@ fn s3(bucket: &str, options: &StoreOptions, settings: &Settings) -> Result<Amazo
     if let Some(region) = &options.region {
         builder = builder.with_region(region);
     }
-    builder.build().map_err(|error| refused(&error))
+    builder.with_bucket_name(bucket).build().map_err(|error| refused(&error))
 }
 
 /// Credentials file, else variables, else the static keys of a profile.
@@ -154,7 +152,9 @@ fn given(options: &StoreOptions, prefix: &str, variables: &str) -> Settings {
 fn configure<K: FromStr>(options: &StoreOptions, settings: &Settings) -> Result<Vec<(K, String)>, Fault> {
     let mut known = Vec::new();
     for (name, value) in settings.iter() {
-        match name.parse() {
+        // Some names have no prefix: azure_account_key is account_key.
+        let bare = name.split_once('_').map_or(name, |(_, bare)| bare);
+        match name.parse().or_else(|_| bare.parse()) {
             Ok(key) => known.push((key, value.to_owned())),
             Err(_) if options.credentials.is_empty() => {}
             Err(_) => {

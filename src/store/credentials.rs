@@ -30,6 +30,12 @@ pub enum CredentialsError {
     /// The profile was asked for and is not there.
     #[error("there is no profile {0:?}")]
     NoProfile(String),
+    /// JSON, and no key of a Google service account.
+    #[error(
+        "it is JSON of type {0:?}, and pitr takes Google's keys of type \"service_account\"; on Google's machines leave \
+         credentials_file out, and the metadata server gives tokens"
+    )]
+    KeyType(String),
     /// One half of a pair.
     #[error("profile {0:?} has only one of aws_access_key_id and aws_secret_access_key")]
     Half(String),
@@ -49,7 +55,7 @@ const METHODS: [(&str, &str); 6] = [
 /// `google_` or `azure_` before them.
 pub fn parse_credentials_file(text: &str) -> Result<Settings, CredentialsError> {
     if text.trim_start().starts_with('{') {
-        return Ok(Settings::from_iter([("google_service_account_key", text.trim())]));
+        return service_account_key(text);
     }
     let mut sections = parse_ini(text)?;
     let bare = sections.remove("").unwrap_or_default();
@@ -58,6 +64,15 @@ pub fn parse_credentials_file(text: &str) -> Result<Settings, CredentialsError> 
     }
     let default = sections.remove("default").ok_or(CredentialsError::NoDefault)?;
     Ok(default.into_iter().collect())
+}
+
+/// Other JSON of Google's is a person's sign-in (`authorized_user`) or names another issuer (`external_account`).
+fn service_account_key(text: &str) -> Result<Settings, CredentialsError> {
+    let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+    match json["type"].as_str() {
+        Some("service_account") => Ok(Settings::from_iter([("google_service_account_key", text.trim())])),
+        other => Err(CredentialsError::KeyType(other.unwrap_or("unknown").to_owned())),
+    }
 }
 
 /// The static keys of a profile in the text of `~/.aws/credentials` and `~/.aws/config`. `None`: neither file knows
@@ -134,10 +149,14 @@ mod tests {
         let expected = settings(&[("aws_access_key_id", "AK"), ("aws_secret_access_key", "a=b")]);
         assert_eq!(parse_credentials_file(lines), Ok(expected.clone()));
         assert_eq!(parse_credentials_file(&format!("[other]\nx=1\n[default]\n{lines}")), Ok(expected));
+        let key = "{\"type\": \"service_account\"}";
         assert_eq!(
-            parse_credentials_file(" {\"type\": 1}\n"),
-            Ok(settings(&[("google_service_account_key", "{\"type\": 1}")]))
+            parse_credentials_file(&format!(" {key}\n")),
+            Ok(settings(&[("google_service_account_key", key)]))
         );
+        for (json, kind) in [("{\"type\": \"authorized_user\"}", "authorized_user"), ("{\"typ", "unknown")] {
+            assert_eq!(parse_credentials_file(json), Err(CredentialsError::KeyType(kind.to_owned())));
+        }
         assert_eq!(parse_credentials_file("[other]\nx=1"), Err(CredentialsError::NoDefault));
         assert_eq!(parse_credentials_file("a=1\nsecret"), Err(CredentialsError::Line(2)));
     }

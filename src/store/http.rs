@@ -113,7 +113,22 @@ impl HttpService for Client {
 /// Is this request about the bucket? It is part of the host or of the path.
 fn names(host: &str, path: &str, root: &str) -> bool {
     let in_host = host == root || host.strip_prefix(root).is_some_and(|rest| rest.starts_with('.'));
-    in_host || path.split('/').any(|part| part == root)
+    in_host || path.split('/').any(|part| is_encoded(part, root))
+}
+
+/// Is `part` of a path `text`, with any of its bytes as `%2D`? For GCS, object_store writes all of a bucket's name so that is no
+/// letter or digit.
+fn is_encoded(part: &str, text: &str) -> bool {
+    let mut rest = part;
+    for byte in text.bytes() {
+        let encoded = format!("%{byte:02X}");
+        let plain = char::from(byte);
+        let Some(after) = rest.strip_prefix(plain).or_else(|| rest.strip_prefix(encoded.as_str())) else {
+            return false;
+        };
+        rest = after;
+    }
+    rest.is_empty()
 }
 
 /// The innermost cause, which is the one that tells.
@@ -182,6 +197,8 @@ mod tests {
         ] {
             assert!(names(host, path, "bkt"), "{host}{path}");
         }
+        assert!(names("h", "/a%2Db%5Fc/key", "a-b_c") && names("h", "/a-b_c", "a-b_c"));
+        assert!(!names("h", "/a%2Db", "a-b_c") && !names("h", "/a%2Db%5Fcd", "a-b_c"));
         for (host, path) in [("169.254.169.254", "/latest/api/token"), ("bktx.h", "/"), ("h", "/bktx/bk")] {
             assert!(!names(host, path, "bkt"), "{host}{path}");
         }

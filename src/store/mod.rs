@@ -234,8 +234,11 @@ impl Store {
         let mut listing = Listing { prefix: prefix.to_owned(), after, limit, ..Listing::default() };
         let mut found = Vec::new();
         while let Some(page) = self.next_page(&mut listing).await? {
-            // Some servers ignore where a listing shall start.
+            // Some servers ignore where a listing shall start, Azure among them: its small pages would be many.
             let wanted = |info: &ObjectInfo| listing.after.as_ref().is_none_or(|after| info.key > *after);
+            if !page.objects.iter().all(wanted) {
+                listing.limit = None;
+            }
             found.extend(page.objects.into_iter().filter(wanted));
             if limit.is_some_and(|limit| found.len() >= limit) {
                 break;

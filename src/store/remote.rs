@@ -27,6 +27,10 @@ use super::http::{NoCredentials, Refusal, innermost};
 use super::options::StoreOptions;
 use super::url::{KEY_LIMIT, StoreUrl};
 
+/// How Azure refuses a create of a key that is taken to credentials that may create and not replace: the first to a token, the
+/// second to a role as well, which may also mean that nothing at all may be created.
+const OVERWRITES: [&str; 2] = ["UnauthorizedBlobOverwrite", "AuthorizationPermissionMismatch"];
+
 /// A bucket or container, and what all keys in it begin with.
 #[derive(Debug)]
 pub(super) struct Remote {
@@ -68,13 +72,18 @@ impl Remote {
     }
 
     /// What a failed create means: the key is taken, or a fault whose outcome may be open.
-    fn create_outcome(error: &object_store::Error) -> Result<Created, Fault> {
+    async fn create_outcome(&self, key: &str, error: &object_store::Error) -> Result<Created, Fault> {
         let fault = judge(error);
         if let Some(refusal) = find::<Refusal>(error) {
             // Azure says conflict also of a container that is being deleted.
             let of_container = refusal.code.starts_with("Container") || refusal.code.starts_with("Account");
             return match refusal.status {
                 304 | 409 | 412 if !of_container => Ok(Created::Exists),
+                // Azure to one who may create and not replace, or may do neither.
+                403 if OVERWRITES.contains(&refusal.code.as_str()) => match self.head(key).await? {
+                    Some(_) => Ok(Created::Exists),
+                    None => Err(fault),
+                },
                 404 => Err(Fault::permanent(StoreErrorKind::NoRoot, refusal.to_string())),
                 // "Not now": nothing was done. Any other failure of the server may have come after it stored.
                 429 | 503 => Err(fault),
@@ -89,9 +98,8 @@ impl Remote {
 
     /// `Ok` if the error proves that there is no such object.
     async fn prove_absent(&self, key: &str, error: &object_store::Error) -> Result<(), Fault> {
-        let Some(refusal) = find::<Refusal>(error).filter(|refusal| refusal.status == 404) else {
-            return Err(judge(error));
-        };
+        let refusal = refusal_of(error).filter(|refusal| refusal.status == 404);
+        let refusal = refusal.ok_or_else(|| judge(error))?;
         if refusal.delete_marker {
             return Err(Fault::permanent(StoreErrorKind::Hidden, "it is hidden by a delete marker"));
         }
@@ -139,6 +147,21 @@ fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref::<E>())
 }
 
+/// What the store answered. Azure deletes in batches, and object_store tells of a refused part of one in words alone:
+/// "... BlobNotFound (code: 404)".
+fn refusal_of(error: &object_store::Error) -> Option<Cow<'_, Refusal>> {
+    if let Some(refusal) = find::<Refusal>(error) {
+        return Some(Cow::Borrowed(refusal));
+    }
+    let text = error.to_string();
+    let (message, status) = text.strip_suffix(')')?.rsplit_once(" (code: ")?;
+    Some(Cow::Owned(Refusal {
+        status: status.parse().ok()?,
+        message: message.to_owned(),
+        ..Refusal::default()
+    }))
+}
+
 /// What a failed call means for a caller that only reads.
 fn judge(error: &object_store::Error) -> Fault {
     if let Some(missing) = find::<NoCredentials>(error) {
@@ -147,8 +170,8 @@ fn judge(error: &object_store::Error) -> Fault {
         let fault = Fault::retry(StoreErrorKind::Credentials, missing.to_string());
         return if final_no { Fault { class: Class::Permanent, ..fault } } else { fault };
     }
-    if let Some(refusal) = find::<Refusal>(error) {
-        return judge_refusal(refusal);
+    if let Some(refusal) = refusal_of(error) {
+        return judge_refusal(&refusal);
     }
     match error {
         object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
@@ -176,9 +199,12 @@ fn judge_refusal(refusal: &Refusal) -> Fault {
     {
         return Fault::usage(format!("the bucket is in region {region:?}"));
     }
+    let cold = ["InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"].contains(&refusal.code.as_str());
     let expired = ["ExpiredToken", "InvalidToken", "TokenRefreshRequired"].contains(&refusal.code.as_str());
     match refusal.status {
         _ if expired => permanent(StoreErrorKind::Credentials),
+        // In a class of storage that must be thawed first, which takes hours.
+        _ if cold => permanent(StoreErrorKind::Other),
         401 | 403 => permanent(StoreErrorKind::Credentials),
         300..400 => permanent(StoreErrorKind::Usage),
         // Called to read an object, this is settled by `prove_absent`; of anything else, it is the bucket.
@@ -196,18 +222,19 @@ impl Backend for Remote {
     async fn create(&self, key: &str, body: &Payload) -> Result<Created, Fault> {
         match self.put(key, body, PutMode::Create).await {
             Ok(()) => Ok(Created::New),
-            Err(error) => Self::create_outcome(&error),
+            Err(error) => self.create_outcome(key, &error).await,
         }
     }
 
     async fn overwrite(&self, key: &str, body: &Payload) -> Result<(), Fault> {
         match self.put(key, body, PutMode::Overwrite).await {
             Ok(()) => Ok(()),
-            Err(error) => Self::create_outcome(&error).map(drop),
+            Err(error) => self.create_outcome(key, &error).await.map(drop),
         }
     }
 
     async fn open(&self, key: &str, range: Option<Range<u64>>) -> Result<Option<Opened>, Fault> {
+        let start = range.as_ref().map_or(0, |range| range.start);
         let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
         let error = match self.objects.get_opts(&self.path(key)?, options).await {
             Ok(result) => {
@@ -219,11 +246,14 @@ impl Backend for Remote {
             }
             Err(error) => error,
         };
-        // The object ends before the range, or is empty.
-        if find::<Refusal>(&error).is_some_and(|refusal| refusal.status == 416) {
+        // The object ends before the range, or is empty. Most stores answer 416; Azurite sends no bytes as "bytes 10-9/10".
+        let unreadable = || find::<HttpError>(&error).is_none() && error.to_string().contains("range");
+        if find::<Refusal>(&error).map_or_else(unreadable, |refusal| refusal.status == 416) {
             let Some(info) = self.head(key).await? else { return Ok(None) };
-            let (range, body) = (info.size..info.size, futures_util::stream::empty().boxed());
-            return Ok(Some(Opened { info, range, body }));
+            if start >= info.size {
+                let (range, body) = (info.size..info.size, futures_util::stream::empty().boxed());
+                return Ok(Some(Opened { info, range, body }));
+            }
         }
         self.prove_absent(key, &error).await.map(|()| None)
     }

@@ -3,6 +3,8 @@
 //! The store beneath is memory; faults are injected between it and the facade, under a paused clock.
 //! What all kinds of store have in common is in `tests/store_conformance.rs`.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::fault::Faults;
 use super::*;
 
@@ -87,11 +89,13 @@ fn rules_are_read_and_nonsense_is_refused() {
     }
 }
 
-/// A store that ignores the condition of a create, as some servers do; or refuses it as unknown.
-#[derive(Debug)]
+/// A store that ignores the condition of a create, as some servers do, or refuses it as unknown. Its listings begin at the first
+/// key, wherever they shall begin; it counts their pages.
+#[derive(Debug, Default)]
 struct Careless {
     inner: Arc<memory::Memory>,
     refuses: bool,
+    pages: Arc<AtomicUsize>,
 }
 
 #[async_trait::async_trait]
@@ -118,7 +122,14 @@ impl Backend for Careless {
     }
 
     async fn list(&self, listing: &Listing) -> Result<Page, Fault> {
-        self.inner.list(listing).await
+        self.pages.fetch_add(1, Ordering::Relaxed);
+        let all = Listing { after: None, limit: None, ..listing.clone() };
+        let Page { mut objects, dirs, .. } = self.inner.list(&all).await?;
+        let begin = listing.token.as_ref().map_or(0, |token| token.parse().unwrap());
+        let end = objects.len().min(begin + listing.limit.unwrap_or(1000));
+        let token = (end < objects.len()).then(|| end.to_string());
+        objects.truncate(end);
+        Ok(Page { objects: objects.split_off(begin), dirs, token })
     }
 
     async fn delete(&self, key: &str) -> Result<(), Fault> {
@@ -133,7 +144,7 @@ impl Backend for Careless {
 fn careless(refuses: bool, accepted: bool) -> Store {
     let options = StoreOptions { allow_unsafe_store: accepted, ..StoreOptions::default() };
     let plain = Store::open(&"memory:".parse().unwrap(), &options).unwrap();
-    plain.rebuilt(Arc::new(Careless { inner: Arc::default(), refuses }), Policy::default())
+    plain.rebuilt(Arc::new(Careless { refuses, ..Careless::default() }), Policy::default())
 }
 
 #[tokio::test]
@@ -159,6 +170,32 @@ async fn a_probe_whose_reply_was_lost_runs_another_race() {
     let (_, store, faults) = faulty(Policy::default(), "lost@create:5");
     assert!(store.probe_create_race("").await.unwrap().is_safe());
     assert_eq!(faults.calls().iter().filter(|call| call.starts_with("create")).count(), 8 + 8 + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_racer_that_is_told_to_come_later_did_not_race_and_one_racer_is_no_race() {
+    let creates = |faults: &Faults| faults.calls().iter().filter(|call| call.starts_with("create")).count();
+    let (_, store, faults) = faulty(Policy::default(), "fail@create:1,fail@create:5,fail@create:9");
+    assert!(store.probe_create_race("").await.unwrap().is_safe());
+    assert_eq!(creates(&faults), 8 + 2);
+    let seven: Vec<String> = (1..=7).map(|n| format!("fail@create:{n}")).collect();
+    let (_, store, faults) = faulty(Policy::default(), &seven.join(","));
+    assert!(store.probe_create_race("").await.unwrap().is_safe());
+    assert_eq!(creates(&faults), 8 + 8 + 1);
+}
+
+#[tokio::test]
+async fn a_listing_that_begins_at_the_first_key_all_the_same_is_read_in_large_pages() {
+    let careless = Careless::default();
+    let pages = Arc::clone(&careless.pages);
+    let plain = Store::open(&"memory:".parse().unwrap(), &StoreOptions::default()).unwrap();
+    let store = plain.rebuilt(Arc::new(careless), Policy::default());
+    for n in 0..3_000 {
+        store.create(&format!("wal/{n:04}"), "x").await.unwrap();
+    }
+    let found = store.list_after("wal/", Some("wal/2500"), Some(1)).await.unwrap();
+    assert_eq!(found.iter().map(|info| info.key.as_str()).collect::<Vec<_>>(), ["wal/2501"]);
+    assert_eq!(pages.load(Ordering::Relaxed), 4);
 }
 
 #[tokio::test]

@@ -3,7 +3,10 @@
 //! Nothing here checks anything: a helper returns what it saw, and the test says what that must be.
 //! The real servers come from `tests/setup.sh`; without them a test prints SKIPPED and why.
 
+pub mod azurite;
 pub mod cluster;
+pub mod gcs_double;
 pub mod log;
 pub mod restored;
 pub mod site;
+pub mod store_rules;
