@@ -138,6 +138,7 @@ fn every_event() -> Vec<Event> {
         EventKind::DatabaseDrop { databases: vec![16384, 16385] },
         EventKind::DatabaseCreate { database: 16386 },
         EventKind::OverwriteContrecord { lsn: Lsn::new(3 * MIB - 8) },
+        EventKind::TablespaceCreate { tablespace: 16387, place: b"/srv/fast".to_vec() },
     ];
     let event = |(n, kind): (u64, EventKind)| Event {
         lsn: Lsn::new(3 * MIB + n * 0x100),

@@ -394,3 +394,61 @@ fn the_command_is_tried_with_all_groups_of_the_servers_user() -> Result<()> {
     ensure!(run(&mut became)? == id(&["-G", "postgres"])?);
     Ok(())
 }
+
+#[test]
+fn settings_raised_after_the_backup_are_raised_for_recovery() -> Result<()> {
+    // Below the primary's, 13 ends with FATAL and later ones pause for ever.
+    for major in [13, 15, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        let source = Source::new(&install, "")?;
+        source.row(1)?;
+        source.backup()?;
+        source
+            .cluster
+            .append_conf("postgresql.conf", "max_connections = 77\nmax_prepared_transactions = 9\n")?;
+        source.cluster.stop(Stop::Fast)?;
+        source.cluster.start()?;
+        source.row(2)?;
+        source.archive_all()?;
+        for (name, flags) in [("copy", ["--copy", "-v"]), ("replacement", ["--replace", "--without-old-wal"])]
+        {
+            let target = source.target(name);
+            let said = source.restore(&target, &flags)?.expect(0)?.json()?;
+            ensure!(said["warnings"].is_array(), "{said}");
+            let auto = fs::read_to_string(target.join("postgresql.auto.conf"))?;
+            let own = fs::read_to_string(target.join("postgresql.conf"))?;
+            ensure!(
+                (auto + &own).contains("max_connections = '77'"),
+                "PostgreSQL {major}, {name}: not raised"
+            );
+        }
+        let server = Restored::start_copy(&install, &source.target("copy"))?.promoted()?;
+        ensure!(server.rows()? == "1,2", "PostgreSQL {major}: {}", server.log_text());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_copy_whose_replay_would_make_a_tablespace_in_the_sources_place_is_refused() -> Result<()> {
+    for major in [13, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        let source = Source::new(&install, "")?;
+        let place = scratch("pitr-ts-")?;
+        source.row(1)?;
+        source.backup()?;
+        let before = source.row(2)?;
+        source.row(3)?;
+        source.cluster.psql(&format!("CREATE TABLESPACE late LOCATION '{}'", place.path().display()))?;
+        source.cluster.psql("CREATE TABLE in_late TABLESPACE late AS SELECT 7 AS n")?;
+        source.archive_all()?;
+        let target = source.target("copy");
+        let said = source.restore(&target, &[])?;
+        let text = place.path().display().to_string();
+        ensure!(said.code == 9 && said.err.contains(&text), "PostgreSQL {major}: {said:?}");
+        ensure!(!target.exists(), "something was written");
+        source.restore(&target, &["--to", &before])?.expect(0)?;
+        ensure!(Restored::start_copy(&install, &target)?.promoted()?.rows()? == "1,2");
+        ensure!(source.cluster.psql("SELECT n FROM in_late")? == "7");
+    }
+    Ok(())
+}

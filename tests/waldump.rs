@@ -19,7 +19,7 @@ use pitr::wal::scan::{SegmentScan, join};
 use pitr::wal::{
     Event, EventKind, Keep, Lsn, PgMajor, Scanner, SegmentEnd, SegmentName, SegmentSize, TimelineId,
 };
-use support::cluster::{Cluster, Install, Options, Stop, as_server, run};
+use support::cluster::{Cluster, Install, Options, Stop, as_server, give_to_server, run};
 
 /// Names of the resource managers in the order of their ids (`rmgrlist.h`).
 const MANAGERS: [&str; 22] = [
@@ -114,6 +114,10 @@ fn lived(install: &Install, segment_mib: u32) -> Result<(Cluster, u32, BTreeMap<
     let cluster = Cluster::init(install, &Options { segment_mib, conf: conf.into(), checksums: false })?;
     cluster.start()?;
     let database = load(&cluster)?;
+    let place = cluster.data.with_file_name("tablespace");
+    fs::create_dir(&place)?;
+    give_to_server(&place)?;
+    cluster.psql(&format!("create tablespace fast location '{}'", place.display()))?;
     thread::scope(|scope| -> Result<()> {
         let busy = scope.spawn(|| {
             cluster.psql_in("template1", "do $$ begin loop create temp table t as select generate_series(1, 3000); drop table t; commit; end loop; end $$")
@@ -280,6 +284,9 @@ fn compare(major: u32, segment_mib: u32) -> Result<()> {
     assert!(has(&|kind| matches!(kind, EventKind::DatabaseCreate { database } if *database == dropped)));
     assert!(has(&|kind| matches!(kind, EventKind::DatabaseDrop { databases } if databases == &[dropped])));
     assert!(has(&|kind| matches!(kind, EventKind::Checkpoint { shutdown: true, .. })));
+    assert!(has(
+        &|kind| matches!(kind, EventKind::TablespaceCreate { place, .. } if place.ends_with(b"/tablespace"))
+    ));
     assert!(has(
         &|kind| matches!(kind, EventKind::EndOfRecovery { timeline, previous, .. } if (timeline.get(), previous.get()) == (2, 1))
     ));

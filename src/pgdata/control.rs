@@ -190,6 +190,20 @@ pub struct RequiredSettings {
 }
 
 impl RequiredSettings {
+    /// Raises each to at least these, which are in the order of [`Self::by_name`].
+    pub fn raise(&mut self, least: [u32; 5]) {
+        let own = [
+            &mut self.max_connections,
+            &mut self.max_worker_processes,
+            &mut self.max_wal_senders,
+            &mut self.max_prepared_transactions,
+            &mut self.max_locks_per_transaction,
+        ];
+        for (own, least) in own.into_iter().zip(least) {
+            *own = least.max(*own);
+        }
+    }
+
     /// Names as the configuration spells them, with values.
     pub fn by_name(&self) -> [(&'static str, u32); 5] {
         [

@@ -20,6 +20,10 @@ pub const MAX_ANNEX: usize = 256 * 1024;
 pub const MAX_LIST: usize = 256;
 /// Most databases of one DROP DATABASE record.
 const MAX_DATABASES: usize = 64;
+/// Most entries of the list of tablespaces: each can be long.
+const MAX_TABLESPACES: usize = 16;
+/// Longest place of a tablespace (`MAXPGPATH`).
+const MAX_PLACE: usize = 1024;
 /// Longest restore point name: PostgreSQL's 63 bytes, each replaced by a three-byte character if it is not UTF-8.
 const MAX_NAME: usize = 63 * 3;
 
@@ -56,8 +60,11 @@ pub mod kind {
     /// Abandoned records.
     pub const OVERWRITES: u16 = 24;
 
+    /// CREATE TABLESPACE.
+    pub const TABLESPACE_CREATES: u16 = 25;
+
     /// The lists of events.
-    pub const LISTS: [u16; 9] = [
+    pub const LISTS: [u16; 10] = [
         RESTORE_POINTS,
         CHECKPOINTS,
         RECOVERY_ENDS,
@@ -67,6 +74,7 @@ pub mod kind {
         DATABASE_DROPS,
         DATABASE_CREATES,
         OVERWRITES,
+        TABLESPACE_CREATES,
     ];
 }
 
@@ -178,13 +186,14 @@ impl Annex {
             };
             if let Some(count) = counts.get_mut(index) {
                 *count += 1;
-                if *count <= MAX_LIST {
+                if *count <= most(kind_of(&event.kind)) {
                     self.events.push(event.clone());
                 }
             }
         }
         let lists = kind::LISTS.into_iter().zip(counts);
-        self.overflowed = lists.filter(|(_, count)| dropped || *count > MAX_LIST).map(|(k, _)| k).collect();
+        self.overflowed =
+            lists.filter(|(k, count)| dropped || *count > most(Some(*k))).map(|(k, _)| k).collect();
     }
 
     /// Whether a scan looked for `kind`; if not, its absence says nothing.
@@ -301,6 +310,11 @@ impl Annex {
     }
 }
 
+/// Most entries of a list.
+fn most(kind: Option<u16>) -> usize {
+    if kind == Some(kind::TABLESPACE_CREATES) { MAX_TABLESPACES } else { MAX_LIST }
+}
+
 /// The list an event belongs to; `None` for commits, aborts and prepares, of which there can be millions.
 fn kind_of(event: &EventKind) -> Option<u16> {
     match event {
@@ -314,6 +328,7 @@ fn kind_of(event: &EventKind) -> Option<u16> {
         EventKind::DatabaseDrop { .. } => Some(kind::DATABASE_DROPS),
         EventKind::DatabaseCreate { .. } => Some(kind::DATABASE_CREATES),
         EventKind::OverwriteContrecord { .. } => Some(kind::OVERWRITES),
+        EventKind::TablespaceCreate { .. } => Some(kind::TABLESPACE_CREATES),
     }
 }
 
@@ -372,6 +387,10 @@ fn write_event(out: &mut Writer, event: &EventKind) {
         EventKind::OverwriteContrecord { lsn } => {
             out.lsn(*lsn);
         }
+        EventKind::TablespaceCreate { tablespace, place } => {
+            let place = place.get(..MAX_PLACE).unwrap_or(place);
+            out.u32(*tablespace).u16(u16::try_from(place.len()).expect("at most MAX_PLACE")).bytes(place);
+        }
     }
 }
 
@@ -413,6 +432,14 @@ fn read_event(kind: u16, value: &mut Reader<'_>) -> Option<EventKind> {
         }
         kind::DATABASE_CREATES => EventKind::DatabaseCreate { database: value.u32()? },
         kind::OVERWRITES => EventKind::OverwriteContrecord { lsn: value.lsn()? },
+        kind::TABLESPACE_CREATES => {
+            let tablespace = value.u32()?;
+            let len = usize::from(value.u16()?);
+            if len > MAX_PLACE {
+                return None;
+            }
+            EventKind::TablespaceCreate { tablespace, place: value.take(len)?.to_vec() }
+        }
         _ => return None,
     })
 }

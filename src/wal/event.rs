@@ -3,7 +3,7 @@
 //! Positions follow PostgreSQL: a record is named by the LSN of its first byte, and a stop "at" a record is that LSN.
 //! Times are what the server's clock said, and need not ascend with the LSN: a transaction takes its commit time before it
 //! takes its place in WAL, and clocks get set back. Source of truth: `xact.h`, `xlog_internal.h`, `pg_control.h`,
-//! `dbcommands_xlog.h` of PostgreSQL 13 to 18.
+//! `dbcommands_xlog.h`, `tablespace.h` of PostgreSQL 13 to 18.
 
 use super::lsn::Lsn;
 use super::time::PgTime;
@@ -103,6 +103,13 @@ pub enum EventKind {
         /// OID.
         database: u32,
     },
+    /// CREATE TABLESPACE: replay makes it at this very place.
+    TablespaceCreate {
+        /// OID.
+        tablespace: u32,
+        /// Where; bytes, since the server's encoding is unknown here. Empty for one inside the data directory.
+        place: Vec<u8>,
+    },
     /// After a crash the server abandoned a record that was never completed.
     OverwriteContrecord {
         /// Start of the abandoned record.
@@ -124,6 +131,7 @@ impl EventKind {
             | Self::ParameterChange { .. }
             | Self::DatabaseDrop { .. }
             | Self::DatabaseCreate { .. }
+            | Self::TablespaceCreate { .. }
             | Self::OverwriteContrecord { .. } => None,
         }
     }
@@ -142,6 +150,7 @@ impl EventKind {
             | Self::ParameterChange { .. }
             | Self::DatabaseDrop { .. }
             | Self::DatabaseCreate { .. }
+            | Self::TablespaceCreate { .. }
             | Self::OverwriteContrecord { .. } => None,
         }
     }

@@ -23,6 +23,8 @@ pub const RM_XLOG: u8 = 0;
 pub const RM_XACT: u8 = 1;
 /// Resource manager of CREATE and DROP DATABASE.
 pub const RM_DBASE: u8 = 4;
+/// Resource manager of CREATE and DROP TABLESPACE.
+pub const RM_TBLSPC: u8 = 5;
 
 /// The header of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +72,7 @@ impl RecordHeader {
         match self.rmid {
             RM_XACT => xact::prefix(self.info),
             RM_XLOG if xlog::is_event(self.operation()) => 4 << 10,
-            RM_DBASE => 4 << 10,
+            RM_DBASE | RM_TBLSPC => 4 << 10,
             _ => 0,
         }
     }
@@ -93,6 +95,7 @@ pub fn decode(major: PgMajor, header: &RecordHeader, body: &[u8]) -> Option<(u32
         RM_XACT => xact::decode(major, header, main),
         RM_XLOG => xlog::decode_xlog(header, main).map(|kind| (header.xid, kind)),
         RM_DBASE => xlog::decode_database(major, header, main).map(|kind| (header.xid, kind)),
+        RM_TBLSPC => xlog::decode_tablespace(header, main).map(|kind| (header.xid, kind)),
         _ => None,
     }
 }

@@ -1,8 +1,8 @@
-//! Records of the cluster itself: checkpoints, restore points, switches, ends of recovery, and databases made or dropped.
+//! Records of the cluster itself: checkpoints, restore points, switches, ends of recovery, databases made or dropped, tablespaces made.
 //!
 //! CREATE and DROP DATABASE changed their codes in 15: 0x10 is a drop in 13 and 14 and a creation from 15 on, where a drop is
 //! 0x20. Checkpoint times are Unix seconds, all others microseconds since 2000. Pure.
-//! Source of truth: `pg_control.h`, `xlog_internal.h`, `dbcommands_xlog.h` of PostgreSQL 13 to 18.
+//! Source of truth: `pg_control.h`, `xlog_internal.h`, `dbcommands_xlog.h`, `tablespace.h` of PostgreSQL 13 to 18.
 
 use super::event::EventKind;
 use super::lsn::Lsn;
@@ -88,6 +88,14 @@ pub(super) fn decode_database(major: PgMajor, header: &RecordHeader, main: &[u8]
         (0x10, false) | (0x20, true) => Some(EventKind::DatabaseDrop { databases: vec![database] }),
         _ => None,
     }
+}
+
+/// The event in a record of resource manager TBLSPC: a creation.
+pub(super) fn decode_tablespace(header: &RecordHeader, main: &[u8]) -> Option<EventKind> {
+    let (oid, path) = main.split_first_chunk::<4>()?;
+    let place = path.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+    let created = header.operation() == 0x00;
+    created.then_some(EventKind::TablespaceCreate { tablespace: u32::from_le_bytes(*oid), place })
 }
 
 /// Little-endian fields; `None` for those that are not all there.

@@ -7,7 +7,7 @@
 use super::halt::Step;
 use super::line::Line;
 use super::look::if_readable;
-use super::outcome::{RecoveryPlan, RouteStep, Stop, StopKind, StopRecord, Warning};
+use super::outcome::{Met, RecoveryPlan, RouteStep, Stop, StopKind, StopRecord, Warning};
 use super::select::{Query, history_of};
 use super::world::PlanBackup;
 use crate::wal::event::{Event, EventKind};
@@ -29,6 +29,7 @@ pub(super) fn stop_record(event: &Event) -> StopRecord {
         | EventKind::ParameterChange { .. }
         | EventKind::DatabaseDrop { .. }
         | EventKind::DatabaseCreate { .. }
+        | EventKind::TablespaceCreate { .. }
         | EventKind::OverwriteContrecord { .. } => StopKind::Other,
     };
     let xid = (event.xid != 0).then_some(event.xid);
@@ -61,6 +62,7 @@ impl Draft<'_> {
             Stop::EndOfWal { .. } => None,
             Stop::Lsn(_) | Stop::Immediate { .. } => if_readable(line.first_commit(bound))?,
         };
+        let met = met(&mut line, backup.start_lsn, end)?;
         warnings.extend(without_history(query));
         let bytes = query.world.segment_size.bytes();
         let count = u64::try_from(segments.len()).unwrap_or(u64::MAX);
@@ -73,10 +75,25 @@ impl Draft<'_> {
             segments,
             last_kept,
             first_lost,
+            met,
             warnings,
             stop,
         })
     }
+}
+
+/// What replay meets in [from, end). Segments that nobody could look into are passed over.
+fn met(line: &mut Line<'_>, from: Lsn, end: Lsn) -> Step<Met> {
+    line.settle_to(end)?;
+    let mut met = Met::default();
+    for index in line.index_near(from)..line.links.len() {
+        if line.start_of(index) >= end {
+            break;
+        }
+        let Some(events) = if_readable(line.marks(index).map(Some))? else { continue };
+        events.within(from, end).for_each(|event| met.add(&event.kind));
+    }
+    Ok(met)
 }
 
 fn names(line: &Line<'_>, count: usize) -> Vec<SegmentName> {

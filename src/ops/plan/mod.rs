@@ -32,7 +32,7 @@ mod time;
 mod window;
 mod world;
 
-pub use outcome::{Answer, RecoveryPlan, RouteStep, Stop, StopKind, StopRecord, Warning};
+pub use outcome::{Answer, Met, RecoveryPlan, RouteStep, Stop, StopKind, StopRecord, Warning};
 pub use refusal::{Branch, Gap, Moment, Refusal, RefusalClass};
 pub use request::{PlanRequest, RecoveryTarget, TimelineChoice};
 pub use window::{Span, Window, window};

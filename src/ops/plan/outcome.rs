@@ -9,6 +9,7 @@ use std::fmt;
 use super::refusal::Refusal;
 use super::request::RecoveryTarget;
 use super::world::Want;
+use crate::wal::event::EventKind;
 use crate::wal::lsn::Lsn;
 use crate::wal::scan::Stamp;
 use crate::wal::segment::SegmentName;
@@ -44,6 +45,8 @@ pub struct RecoveryPlan {
     pub segments: Vec<SegmentName>,
     /// Their size.
     pub wal_bytes: u64,
+    /// What replay meets that the restored directory must be ready for.
+    pub met: Met,
     /// The last commit that will be there, if one is replayed.
     pub last_kept: Option<Stamp>,
     /// The first stored commit after the stop.
@@ -118,6 +121,48 @@ impl fmt::Display for StopKind {
             Self::RestorePoint => "restore point",
             Self::Other => "record",
         })
+    }
+}
+
+/// What replay meets on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Met {
+    /// The largest of each setting that a server in recovery must not have below the primary's (RECOVERY.md 25), where the
+    /// primary changed one: connections, worker processes, WAL senders, prepared transactions, locks per transaction.
+    pub required: Option<[u32; 5]>,
+    /// Tablespaces that are made: OID and place. Replay makes them at that very place, whatever the restore maps.
+    pub tablespaces: Vec<(u32, Vec<u8>)>,
+}
+
+impl Met {
+    pub(super) fn add(&mut self, event: &EventKind) {
+        match event {
+            EventKind::ParameterChange {
+                max_connections,
+                max_worker_processes,
+                max_wal_senders,
+                max_prepared_xacts,
+                max_locks_per_xact,
+                wal_level: _,
+            } => {
+                let found = [
+                    max_connections,
+                    max_worker_processes,
+                    max_wal_senders,
+                    max_prepared_xacts,
+                    max_locks_per_xact,
+                ];
+                let mut largest = self.required.unwrap_or_default();
+                for (known, found) in largest.iter_mut().zip(found) {
+                    *known = u32::try_from(*found).unwrap_or(0).max(*known);
+                }
+                self.required = Some(largest);
+            }
+            EventKind::TablespaceCreate { tablespace, place } if !place.is_empty() => {
+                self.tablespaces.push((*tablespace, place.clone()));
+            }
+            _ => {}
+        }
     }
 }
 

@@ -169,8 +169,11 @@ pub async fn prepare(
     let installed = Installed::look(site.bin_dir.as_deref());
     installed.check_major(stored.verdict().major)?;
 
-    let seen = look(&stored, &place.path).await?;
+    let mut seen = look(&stored, &place.path).await?;
     check_control(&stored, &seen.parsed)?;
+    if let Some(raised) = plan.met.required {
+        seen.parsed.required.raise(raised);
+    }
     let located = tablespaces::locate(&seen.map, &request.moves, purpose, &place.path)?;
     let layout = Layout::new(purpose, &located);
     let version_folder = version_folder(&seen.image, &located);
@@ -185,6 +188,7 @@ pub async fn prepare(
     check_room(&place, &seen.image, &layout, &located)?;
 
     let mut warnings = seen.warnings.clone();
+    warnings.extend(tablespaces::check_met(&plan.met.tablespaces, &old_tablespaces, stored.verdict().major)?);
     warnings.extend(backup_warnings(&stored, seen.catalogue.as_ref()));
     let command = restore_command(&stored, &plan, site)?;
     let decided =

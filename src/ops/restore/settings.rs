@@ -170,6 +170,7 @@ mod tests {
             recovery_target_timeline: TimelineId::new(3).unwrap(),
             segments: Vec::new(),
             wal_bytes: 0,
+            met: plan::Met::default(),
             last_kept: None,
             first_lost: None,
             warnings: Vec::new(),

@@ -253,6 +253,44 @@ impl OldTablespace {
     }
 }
 
+/// Checks the places of tablespaces that replay will make: PostgreSQL makes them where they were made first, whatever is there by
+/// then, and would write into a live cluster's files. Returns what must be done by hand.
+///
+/// # Errors
+/// Kind `Refused` if one is taken by anything but the directory that goes aside.
+pub fn check_met(made: &[(u32, Vec<u8>)], old: &[OldTablespace], major: PgMajor) -> Result<Vec<String>> {
+    let mut said = Vec::new();
+    for (oid, place) in made {
+        let place = clean(Path::new(OsStr::from_bytes(place)));
+        let prefix = format!("PG_{}_", major.number());
+        let taken = match std::fs::read_dir(&place) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                said.push(format!(
+                    "replay makes tablespace {oid} at {}: make that directory, empty and owned by the server's user, before the \
+                     server is started",
+                    place.display()
+                ));
+                continue;
+            }
+            Err(e) => return Err(cannot("list", &place, e)),
+            Ok(inside) => inside.flatten().any(|e| e.file_name().as_bytes().starts_with(prefix.as_bytes())),
+        };
+        let same =
+            |o: &&OldTablespace| o.place == place || o.place.canonicalize().ok() == place.canonicalize().ok();
+        if taken && old.iter().find(same).is_none() {
+            return Err(Error::refused(format!(
+                "replay makes tablespace {oid} at {}, where another cluster's files are",
+                place.display()
+            ))
+            .hint(
+                "restore to a moment before it was made, or from a backup taken after that with --tablespace, or on a host where \
+                 this place is free",
+            ));
+        }
+    }
+    Ok(said)
+}
+
 /// The tablespaces that an unfinished restore in `data_dir` wrote to, by the map it had put there.
 pub fn mapped_in(data_dir: &Path, major: PgMajor) -> Vec<PathBuf> {
     let map = std::fs::read(data_dir.join("tablespace_map")).ok();

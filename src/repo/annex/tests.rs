@@ -76,6 +76,7 @@ fn the_largest_annex_stays_within_its_bound() {
             EventKind::BackupEnd { start: Lsn::MAX },
             EventKind::DatabaseCreate { database: 1 },
             EventKind::OverwriteContrecord { lsn: Lsn::MAX },
+            EventKind::TablespaceCreate { tablespace: 1, place: vec![b'x'; 2000] },
             EventKind::Switch,
         ] {
             scan.events.push(event(n, kind));
@@ -157,6 +158,8 @@ fn kinds() -> impl Strategy<Value = EventKind> {
             .prop_map(|databases| EventKind::DatabaseDrop { databases }),
         any::<u32>().prop_map(|database| EventKind::DatabaseCreate { database }),
         lsn.prop_map(|lsn| EventKind::OverwriteContrecord { lsn }),
+        (any::<u32>(), proptest::collection::vec(1..=255_u8, 0..30))
+            .prop_map(|(tablespace, place)| EventKind::TablespaceCreate { tablespace, place }),
     ]
 }
 
