@@ -20,8 +20,9 @@ use crate::ops::archive::{Got, get_file, store_file};
 use crate::pgdata::ControlFile;
 use crate::wal::{SystemId, TimelineId, WalFileName};
 
-/// How often, and how long apart, a standby's question is asked again before doubt becomes "absent".
-const STANDBY_TRIES: u32 = 3;
+/// For how long a standby's question is asked again before doubt becomes "absent", and how far apart. A try that is under way is not
+/// cut off, since it may be delivering: against a store that never answers, one try's patience is added.
+const STANDBY_PATIENCE: Duration = Duration::from_secs(3);
 const STANDBY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Runs `archive-push`.
@@ -63,21 +64,20 @@ pub async fn push(common: &Common, args: &PushArgs) -> Result<Ended> {
 /// Everything that is not proven absence.
 pub async fn get(common: &Common, args: &GetArgs) -> Result<Ended> {
     let standby = Path::new("standby.signal").exists();
-    let mut tries = 1;
+    let began = std::time::Instant::now();
     loop {
         let error = match get_once(common, args).await {
             Ok(ended) => return Ok(ended),
             Err(e) if !standby || e.kind() == Kind::Usage => return Err(e),
             Err(e) => e,
         };
-        if tries >= STANDBY_TRIES || error.kind() == Kind::Corrupt {
+        if began.elapsed() >= STANDBY_PATIENCE || error.kind() == Kind::Corrupt {
             output::warn(&format!(
                 "{}\nthis is a standby: answering \"not there\", it will ask again",
                 error.report()
             ));
             return Ok(Ended::Absent);
         }
-        tries += 1;
         crate::clock::sleep(STANDBY_PAUSE).await;
     }
 }
