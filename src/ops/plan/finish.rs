@@ -5,14 +5,14 @@
 //! newer one, which began after the stop, would leave a history whose forks do not ascend.
 
 use super::halt::Step;
-use super::line::Line;
+use super::line::{Line, LineEnd};
 use super::look::if_readable;
 use super::outcome::{Met, RecoveryPlan, RouteStep, Stop, StopKind, StopRecord, Warning};
 use super::select::{Query, history_of};
 use super::world::PlanBackup;
 use crate::wal::event::{Event, EventKind};
 use crate::wal::lsn::Lsn;
-use crate::wal::segment::SegmentName;
+use crate::wal::segment::{SegmentName, SegmentNo};
 use crate::wal::timeline::{TimelineHistory, TimelineId};
 
 /// A stop at an event.
@@ -52,6 +52,10 @@ impl Draft<'_> {
             Stop::EndOfWal { .. } => (query.history.timeline(), names(&line, line.links.len())),
             Stop::Lsn(_) | Stop::Immediate { .. } => told(query, backup, &line, end)?,
         };
+        let hole_behind = match stop {
+            Stop::EndOfWal { .. } => false,
+            Stop::Lsn(_) | Stop::Immediate { .. } => hole_behind(query, backup, timeline, end)?,
+        };
         let bound = match &stop {
             Stop::Lsn(record) => record.lsn.saturating_add(1),
             Stop::Immediate { lsn } => *lsn,
@@ -73,6 +77,7 @@ impl Draft<'_> {
             recovery_target_timeline: timeline,
             wal_bytes: count.saturating_mul(bytes),
             segments,
+            hole_behind,
             last_kept,
             first_lost,
             met,
@@ -123,6 +128,20 @@ fn told(
     }
     let count = line.index_near(end.saturating_sub(1)).saturating_add(1);
     Ok((query.history.timeline(), names(line, count)))
+}
+
+/// Whether the segment after the one that holds the byte before `end` is one that `archive-get` refuses on the way to `timeline`.
+fn hole_behind(query: &Query<'_>, backup: &PlanBackup, timeline: TimelineId, end: Lsn) -> Step<bool> {
+    let Some(history) = history_of(query.world, timeline) else { return Ok(false) };
+    let mut line = Line::lay(query.world, query.facts, &history, backup.start_lsn);
+    let Some(last) = line.index_of(end.saturating_sub(1)) else { return Ok(false) };
+    line.settle(last.saturating_add(1))?;
+    let size = query.world.segment_size;
+    let next = SegmentNo::containing(end.saturating_sub(1), size).next();
+    Ok(match line.end {
+        LineEnd::Gap(gap) => gap.first.number(size).is_ok_and(|first| first <= next),
+        LineEnd::Open | LineEnd::Fork { .. } => false,
+    })
 }
 
 /// The stretches of the route between two positions.

@@ -47,6 +47,9 @@ pub struct RecoveryPlan {
     pub wal_bytes: u64,
     /// What replay meets that the restored directory must be ready for.
     pub met: Met,
+    /// Behind the last of them WAL is missing that was there: recovery must not look ahead (PostgreSQL 15 and later fetch the next
+    /// segment while they replay this one, and what `archive-get` answers to a hole ends recovery).
+    pub hole_behind: bool,
     /// The last commit that will be there, if one is replayed.
     pub last_kept: Option<Stamp>,
     /// The first stored commit after the stop.

@@ -524,8 +524,9 @@ impl Decided<'_> {
                 "{name} is set to {value} for recovery: the configuration has less than the primary had"
             ));
         }
-        let settings =
-            settings::recovery(self.plan, command, self.action, settings::replacement_extras(too_small));
+        let mut extra = settings::replacement_extras(too_small);
+        extra.extend(settings::no_look_ahead(self.plan, self.stored.verdict().major));
+        let settings = settings::recovery(self.plan, command, self.action, extra);
         let files = settings::replacement(&settings, auto_conf)?;
         Ok(Own { files, home, settings, warnings })
     }
@@ -573,7 +574,8 @@ impl Decided<'_> {
             made_at: now.to_string(),
             note: Origin::NOTE,
         };
-        let settings = settings::recovery(self.plan, command, self.action, Vec::new());
+        let extra = settings::no_look_ahead(self.plan, self.stored.verdict().major);
+        let settings = settings::recovery(self.plan, command, self.action, extra);
         let (files, left_out) = settings::copy(&settings, &source, &place, &origin)?;
         let warnings =
             left_out.into_iter().map(|what| format!("not taken over from the source: {what}")).collect();

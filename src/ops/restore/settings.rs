@@ -15,7 +15,7 @@ use crate::ops::plan::{self, RecoveryPlan};
 use crate::pgdata::conf::{self, CommandSource};
 use crate::pgdata::copyconf::{self, CopyPlace, CopySource};
 use crate::pgdata::recovery::{Action, Inclusive, RecoveryError, RecoverySettings, Stop};
-use crate::wal::{SystemId, TimelineId};
+use crate::wal::{PgMajor, SystemId, TimelineId};
 
 use super::layout;
 
@@ -88,6 +88,12 @@ pub fn replacement_extras(too_small: Vec<(String, String)>) -> Vec<(String, Stri
     let mut extra = vec![("synchronous_standby_names".to_owned(), String::new())];
     extra.extend(too_small);
     extra
+}
+
+/// Keeps a server from fetching the segment behind the last one that the plan needs, where that one is missing.
+pub fn no_look_ahead(plan: &RecoveryPlan, major: PgMajor) -> Vec<(String, String)> {
+    let looks = plan.hole_behind && major.number() >= 15;
+    looks.then(|| ("recovery_prefetch".to_owned(), "off".to_owned())).into_iter().collect()
 }
 
 /// The files of a replacement: its own settings and the block.
@@ -169,6 +175,7 @@ mod tests {
             route: Vec::new(),
             recovery_target_timeline: TimelineId::new(3).unwrap(),
             segments: Vec::new(),
+            hole_behind: false,
             wal_bytes: 0,
             met: plan::Met::default(),
             last_kept: None,
