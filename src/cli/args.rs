@@ -59,6 +59,8 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Backups, WAL ranges, timelines, and the span of time that can be restored
     Info,
+    /// Look for damage and gaps in the repository; says which restore points they cost. Exit 6: there are some
+    Verify(VerifyArgs),
     /// Everything in one minute on a throw-away cluster
     Demo(DemoArgs),
     /// Print a completion script for a shell
@@ -246,6 +248,27 @@ pub enum ActionArg {
     Pause,
     /// Stop; recovery can go on from there
     Shutdown,
+}
+
+/// Flags of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// One backup alone, with the WAL that makes it consistent
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Read every object whole (the default)
+    #[arg(long, conflicts_with = "sample")]
+    pub all: bool,
+    /// Read the part that is due today: 30d or 10% or 0.1; 0 reads names and small objects alone. Run daily it reads everything once
+    /// in that many days (10% is 10 days); small objects and manifests are read every time
+    #[arg(long, value_name = "DAYS|PART")]
+    pub sample: Option<String>,
+    /// Also decode every WAL record, and compare every file with PostgreSQL's own checksum
+    #[arg(long)]
+    pub decode: bool,
+    /// Objects read at the same time
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
 }
 
 /// Flags of `demo`.

@@ -40,6 +40,10 @@ pub enum Ended {
     Absent,
     /// `check`, `status`: something is at risk.
     AtRisk,
+    /// `verify`: something is damaged or lost.
+    Damaged,
+    /// `verify`: not all could be looked at, and in what could nothing is damaged.
+    Unsure,
 }
 
 impl Caller {
@@ -91,8 +95,9 @@ impl From<Ended> for ExitCode {
     fn from(ended: Ended) -> Self {
         match ended {
             Ended::Well => Self::SUCCESS,
-            Ended::Absent => Self::from(1),
+            Ended::Absent | Ended::Unsure => Self::from(1),
             Ended::AtRisk => Self::from(2),
+            Ended::Damaged => Self::from(Kind::Corrupt.exit_code()),
         }
     }
 }

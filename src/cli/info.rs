@@ -43,11 +43,12 @@ pub async fn run(common: &Common) -> Result<Ended> {
 }
 
 /// A PostgreSQL time as a timestamp; times outside jiff's range (year 9999) are held at its ends.
-fn moment(time: PgTime) -> Timestamp {
+pub(in crate::cli) fn moment(time: PgTime) -> Timestamp {
     Timestamp::from_microsecond(time.unix_micros()).unwrap_or(Timestamp::MAX)
 }
 
-fn local(time: Timestamp, zone: &TimeZone) -> String {
+/// A time as people read it.
+pub(in crate::cli) fn local(time: Timestamp, zone: &TimeZone) -> String {
     time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
 }
 

@@ -20,6 +20,7 @@ pub mod privilege;
 pub mod progress;
 pub mod restore;
 pub mod sql;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -114,6 +115,7 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
         Command::Restore(args) => with_threads(|cancel| restore::command(&common, &args, cancel)),
         Command::Check(args) => with_threads(|_| check::run(&common, &args)),
         Command::Info => with_threads(|_| info::run(&common)),
+        Command::Verify(args) => with_threads(|cancel| verify::run(&common, &args, cancel)),
     }
 }
 

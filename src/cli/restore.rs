@@ -189,7 +189,8 @@ fn site(config: &Config, now: Timestamp) -> Result<Site> {
     })
 }
 
-fn default_jobs() -> usize {
+/// Reads in flight where nobody said how many.
+pub(in crate::cli) fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(2, |n| n.get().saturating_mul(2)).min(MOST_JOBS)
 }
 

@@ -25,7 +25,9 @@ use crate::repo::catalog::{BackupState, Catalog, Run, runs, wal_complete};
 use crate::repo::objects::{Backup, Floor, Verdict};
 use crate::repo::walobject::WalEnd;
 use crate::wal::scan::{Keep, RecordInfo, Scanner, SegmentEnd};
-use crate::wal::{PgMajor, PgTime, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
+use crate::wal::{
+    PgMajor, PgTime, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
+};
 
 /// Small reads in flight: they are all latency.
 const SUMMARY_READERS: usize = 16;
@@ -55,9 +57,9 @@ impl Archive {
     /// # Errors
     /// If one of the objects cannot be read: a plan without it could be another one.
     pub async fn read(system: &System) -> Result<Self> {
-        let size = system.identity().segment_size;
         let (catalog, timelines, floor) =
             (system.catalog().await?, system.timelines().await?, system.floor().await?);
+        let size = system.identity().segment_size;
         let mut histories = BTreeMap::new();
         let mut stored: BTreeMap<TimelineId, BTreeSet<SegmentNo>> = BTreeMap::new();
         let mut stored_bytes = BTreeMap::new();
@@ -78,15 +80,30 @@ impl Archive {
                 }
             }
         }
+        let mut archive = Self::of(system, catalog, histories, stored, floor.as_ref());
+        archive.stored_bytes = stored_bytes;
+        Ok(archive)
+    }
+
+    /// The view that these listings make.
+    pub(in crate::ops) fn of(
+        system: &System,
+        catalog: Catalog,
+        histories: BTreeMap<TimelineId, TimelineHistory>,
+        stored: BTreeMap<TimelineId, BTreeSet<SegmentNo>>,
+        floor: Option<&Floor>,
+    ) -> Self {
+        let size = system.identity().segment_size;
         let world = World {
             system_id: system.identity().system,
             segment_size: size,
             backups: backups(&catalog, &stored, size),
             histories,
             stored,
-            floor: floors(floor.as_ref(), size),
+            floor: floors(floor, size),
         };
-        Ok(Self { system: system.clone(), catalog, world, facts: Facts::default(), stored_bytes })
+        let (facts, stored_bytes) = (Facts::default(), BTreeMap::new());
+        Self { system: system.clone(), catalog, world, facts, stored_bytes }
     }
 
     /// The verdict of a complete backup.
@@ -141,17 +158,33 @@ impl Archive {
     /// # Errors
     /// As the store answers.
     pub async fn resolve<T>(&mut self, ask: impl Fn(&World, &Facts) -> Result<T, Vec<Want>>) -> Result<T> {
+        self.resolve_around(ask, &mut |_, error| Err(error)).await
+    }
+
+    /// As [`Self::resolve`]; a segment that `damaged` takes note of is taken out of the world, as if it were not there.
+    ///
+    /// # Errors
+    /// As the store answers, and what `damaged` returns.
+    pub(in crate::ops) async fn resolve_around<T>(
+        &mut self,
+        ask: impl Fn(&World, &Facts) -> Result<T, Vec<Want>>,
+        damaged: &mut dyn FnMut(SegmentName, Error) -> Result<()>,
+    ) -> Result<T> {
         for _ in 0..MAX_ROUNDS {
             match ask(&self.world, &self.facts) {
                 Ok(answer) => return Ok(answer),
                 Err(wants) if wants.is_empty() => break,
-                Err(wants) => self.fetch(wants).await?,
+                Err(wants) => self.fetch(wants, damaged).await?,
             }
         }
         Err(Error::failed("planning does not end").hint("this is a fault of pitr: please report it"))
     }
 
-    async fn fetch(&mut self, wants: Vec<Want>) -> Result<()> {
+    async fn fetch(
+        &mut self,
+        wants: Vec<Want>,
+        damaged: &mut dyn FnMut(SegmentName, Error) -> Result<()>,
+    ) -> Result<()> {
         let mut bodies: BTreeMap<SegmentName, Vec<Want>> = BTreeMap::new();
         let mut summaries = Vec::new();
         for want in wants {
@@ -168,11 +201,15 @@ impl Archive {
         let mut infos = futures_util::stream::iter(summaries).map(read).buffer_unordered(SUMMARY_READERS);
         let mut gone = Vec::new();
         while let Some((name, info)) = infos.next().await {
-            match info? {
-                Some(info) => {
+            match info {
+                Ok(Some(info)) => {
                     self.facts.summaries.insert(name, segment_facts(&info));
                 }
-                None => gone.push(name),
+                Ok(None) => gone.push(name),
+                Err(error) => {
+                    damaged(name, error.into())?;
+                    gone.push(name);
+                }
             }
         }
         let scan = |(name, wants): (SegmentName, Vec<Want>)| {
@@ -181,9 +218,13 @@ impl Archive {
         };
         let mut scans = futures_util::stream::iter(bodies).map(scan).buffer_unordered(BODY_READERS);
         while let Some((name, learned)) = scans.next().await {
-            match learned? {
-                Some(learned) => learned.into_facts(&mut self.facts),
-                None => gone.push(name),
+            match learned {
+                Ok(Some(learned)) => learned.into_facts(&mut self.facts),
+                Ok(None) => gone.push(name),
+                Err(error) => {
+                    damaged(name, error)?;
+                    gone.push(name);
+                }
             }
         }
         for name in gone {

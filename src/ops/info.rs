@@ -72,14 +72,7 @@ impl RepositoryInfo {
 /// Kind `NotFound` if it holds nothing of the cluster; else what could not be read.
 pub async fn read(repository: &Repository) -> Result<RepositoryInfo> {
     let mut identities = repository.identities().await?;
-    let identity = identities.pop().ok_or_else(|| {
-        Error::not_found(format!(
-            "repository {} holds no cluster {}",
-            repository.name(),
-            repository.cluster()
-        ))
-        .hint("`pitr init` creates it; is the cluster's name right, and is the disk mounted?")
-    })?;
+    let identity = identities.pop().ok_or_else(|| no_cluster(repository))?;
     let system = repository.open(identity.system).await?;
     let mut archive = Archive::read(&system).await?;
     let windows = archive.resolve(plan::window).await?;
@@ -108,6 +101,12 @@ pub async fn read(repository: &Repository) -> Result<RepositoryInfo> {
         backups,
         windows,
     })
+}
+
+/// The error for a repository that knows nothing of the cluster.
+pub fn no_cluster(repository: &Repository) -> Error {
+    Error::not_found(format!("repository {} holds no cluster {}", repository.name(), repository.cluster()))
+        .hint("`pitr init` creates it; is the cluster's name right, and is the disk mounted?")
 }
 
 fn state(state: &BackupState, restorable: bool) -> String {

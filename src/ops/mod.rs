@@ -1,4 +1,4 @@
-//! The verbs: archive, get, back up, plan, restore, init, check, info.
+//! The verbs: archive, get, back up, plan, restore, verify, init, check, info.
 //!
 //! Each takes a request of plain values and the open repositories, and returns a report of plain values; printing is `cli`'s work.
 //! Operations read as phases: what is checked before anything is written, what is written, and the one small object that makes
@@ -13,6 +13,7 @@ pub mod info;
 pub mod init;
 pub mod plan;
 pub mod restore;
+pub mod verify;
 
 /// Where an operation tells how far it is. Implementations must be cheap: `advance` is called for every block.
 pub trait Progress: Send + Sync {

@@ -74,6 +74,15 @@ impl Fetched {
         opened.map(|_| ()).map_err(|e| object_error(&self.repository, &self.key, &e))
     }
 
+    /// What the annex says.
+    ///
+    /// # Errors
+    /// [`RepoError::Corrupt`].
+    pub fn annex(&self) -> Result<Annex, RepoError> {
+        let parsed = parse_info(&self.object);
+        parsed.map(|(_, annex)| annex).map_err(|e| object_error(&self.repository, &self.key, &e))
+    }
+
     /// The plain bytes.
     ///
     /// # Errors
@@ -224,21 +233,30 @@ impl System {
     /// # Errors
     /// [`RepoError`].
     pub async fn fetch_wal(&self, name: WalFileName) -> Result<Option<Fetched>, RepoError> {
-        let asked = self.asked(name);
         let mut best: Option<Fetched> = None;
         for copy in 1..=MAX_COPIES {
-            let key = self.keys.key(&SystemObject::Wal(name, copy));
-            let Some(object) = self.store().get(&key).await? else { break };
-            let header = WalHeader::parse(&object).map_err(|e| self.object_error(&key, &e.into()))?;
-            header.check_asked(&asked).map_err(|e| self.object_error(&key, &e))?;
-            let may_grow = header.valid.is_some_and(|v| v.end.may_have_longer_copy());
-            let repository = self.repository.name().to_owned();
-            best = Some(Fetched { header, copy, key, repository, asked: asked.clone(), object });
+            let Some(fetched) = self.fetch_copy(name, copy).await? else { break };
+            let may_grow = fetched.header.valid.is_some_and(|v| v.end.may_have_longer_copy());
+            best = Some(fetched);
             if !may_grow {
                 break;
             }
         }
         Ok(best)
+    }
+
+    /// Fetches one copy of a file, whichever is the longest.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn fetch_copy(&self, name: WalFileName, copy: u32) -> Result<Option<Fetched>, RepoError> {
+        let asked = self.asked(name);
+        let key = self.keys.key(&SystemObject::Wal(name, copy));
+        let Some(object) = self.store().get(&key).await? else { return Ok(None) };
+        let header = WalHeader::parse(&object).map_err(|e| self.object_error(&key, &e.into()))?;
+        header.check_asked(&asked).map_err(|e| self.object_error(&key, &e))?;
+        let repository = self.repository.name().to_owned();
+        Ok(Some(Fetched { header, copy, key, repository, asked, object }))
     }
 
     /// As [`Self::fetch_wal`], for recovery: an unfinished copy is no answer while WAL goes on after it.

@@ -24,6 +24,7 @@ pub mod objects;
 pub mod pack;
 pub mod path;
 pub mod pins;
+pub mod scrutiny;
 pub mod walobject;
 
 use std::sync::Arc;

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use super::document::Put;
 use super::objects::Pin;
 use super::path::{BackupId, PinId, PinKind, SystemObject};
+use super::scrutiny::RELEASED;
 use super::{RepoError, System, this_process};
 use crate::clock;
 use crate::store::StoreErrorKind;
@@ -89,7 +90,7 @@ impl System {
     /// [`RepoError::Store`].
     pub async fn release(&self, id: &PinId) -> Result<(), RepoError> {
         let key = self.keys.key(&SystemObject::PinReleased(id.clone()));
-        self.store().create(&key, "released\n").await?;
+        self.store().create(&key, RELEASED).await?;
         Ok(())
     }
 

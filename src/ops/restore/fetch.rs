@@ -55,9 +55,18 @@ pub struct Part {
     crc: u32,
 }
 
+/// Which frames of a pack are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ops) enum Frames {
+    /// Those that hold bytes of a wanted file.
+    Wanted,
+    /// All.
+    All,
+}
+
 /// Frames that are read together.
 #[derive(Debug, Clone)]
-struct Group {
+pub(in crate::ops) struct Group {
     pack: PackLine,
     frames: Vec<FrameEntry>,
     pieces: Vec<Piece>,
@@ -98,13 +107,25 @@ pub async fn fetch<P: Packs, S: Sink>(
 async fn groups_of<P: Packs>(packs: &P, image: &Image, run: &[Piece]) -> Result<Vec<Group>> {
     let index = run.first().and_then(|p| usize::try_from(p.pack).ok());
     let Some(pack) = index.and_then(|i| image.packs().get(i)) else { return Ok(Vec::new()) };
-    let table = packs.table(pack).await?;
+    Ok(groups(&packs.table(pack).await?, pack, run, Frames::Wanted))
+}
+
+/// Cuts frames of `pack` into groups; `run` are its pieces of wanted files.
+pub(in crate::ops) fn groups(
+    table: &PackTable,
+    pack: &PackLine,
+    run: &[Piece],
+    frames: Frames,
+) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for frame in table.frames() {
         let held = frame.plain_range();
         let from = run.partition_point(|p| p.end() <= held.start);
         let to = run.partition_point(|p| p.offset < held.end);
-        let Some(wanted) = run.get(from..to).filter(|w| !w.is_empty()) else { continue };
+        let wanted = run.get(from..to).unwrap_or_default();
+        if wanted.is_empty() && frames == Frames::Wanted {
+            continue;
+        }
         let joins = |last: &&mut Group| {
             last.frames.last().is_some_and(|l| l.range().end == frame.offset)
                 && frame.range().end.saturating_sub(last.start()) <= GROUP_BYTES
@@ -121,7 +142,7 @@ async fn groups_of<P: Packs>(packs: &P, image: &Image, run: &[Piece]) -> Result<
             }
         }
     }
-    Ok(groups)
+    groups
 }
 
 impl Group {
@@ -129,12 +150,16 @@ impl Group {
         self.frames.first().map_or(0, |f| f.offset)
     }
 
-    fn range(&self) -> Range<u64> {
+    /// Where it lies in the object.
+    pub(in crate::ops) fn range(&self) -> Range<u64> {
         self.start()..self.frames.last().map_or(0, |f| f.range().end)
     }
 
     /// Checks every frame and hands out what belongs to a file.
-    fn write<S: Sink>(&self, stored: &[u8], sink: &S) -> Result<Vec<Part>> {
+    ///
+    /// # Errors
+    /// Kind `Corrupt` for a damaged frame, else what the sink answers.
+    pub(in crate::ops) fn write<S: Sink>(&self, stored: &[u8], sink: &S) -> Result<Vec<Part>> {
         let mut parts = Vec::new();
         for frame in &self.frames {
             let plain = self.open(frame, stored)?;
@@ -194,17 +219,29 @@ fn check_files(image: &Image, pieces: &[Piece], mut parts: Vec<Part>) -> Result<
             "the packs hold {got} of the {asked} bytes that the manifest names"
         )));
     }
+    settle_files(image, &mut parts)
+}
+
+/// Compares the files of which all parts are there with the server's manifest, and leaves the parts of the others.
+///
+/// # Errors
+/// Kind `Corrupt`, naming the first file that is another one.
+pub(in crate::ops) fn settle_files(image: &Image, parts: &mut Vec<Part>) -> Result<()> {
     parts.sort_unstable_by_key(|p| (p.row, p.at));
+    let mut left = Vec::new();
     for file in parts.chunk_by(|a, b| a.row == b.row) {
         let Some(row) = file.first().and_then(|p| image.row(p.row)) else { continue };
+        if file.iter().fold(0_u64, |sum, p| sum.saturating_add(p.len)) != row.size {
+            left.extend_from_slice(file);
+            continue;
+        }
         let mut crc = 0;
         for part in file {
             // Parts are far below 4 GiB; on a 64-bit machine this is exact.
             let len = usize::try_from(part.len).unwrap_or(usize::MAX);
             crc = crc32c::crc32c_combine(crc, part.crc, len);
         }
-        let whole = sum(&mut file.iter().map(|p| p.len)) == row.size;
-        if whole && row.crc.is_some_and(|expected| expected != crc) {
+        if row.crc.is_some_and(|expected| expected != crc) {
             let path = String::from_utf8_lossy(image.path(row)).into_owned();
             return Err(Error::corrupt(format!(
                 "{path} has CRC-32C {crc:08x}, PostgreSQL's manifest says {:08x}",
@@ -212,6 +249,7 @@ fn check_files(image: &Image, pieces: &[Piece], mut parts: Vec<Part>) -> Result<
             )));
         }
     }
+    *parts = left;
     Ok(())
 }
 

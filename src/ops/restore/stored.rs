@@ -106,7 +106,10 @@ impl StoredBackup {
     }
 
     /// An object that the verdict vouches for.
-    async fn object(&self, object: BackupObject, wanted: &ObjectRef) -> Result<Bytes> {
+    ///
+    /// # Errors
+    /// Kind `Corrupt` if it is damaged or lost, `NotFound` if the backup has expired meanwhile.
+    pub(in crate::ops) async fn object(&self, object: BackupObject, wanted: &ObjectRef) -> Result<Bytes> {
         let key = self.system.keys().backup(&self.verdict.id, object);
         let found = self.store().get_limited(&key, wanted.stored).await?;
         let Some(bytes) = found else { return Err(self.gone(&key).await) };

@@ -1,0 +1,284 @@
+//! Backups: every object that a verdict or a manifest names is there, has its size, and holds what was written.
+//!
+//! ```text
+//!  verdict ─► manifest (digest, every frame, every line) ─► packs: own and foreign ─► bodies, `jobs` at a time
+//!          └► the server's manifest, the catalogue           --decode: files by pack, CRC against the server's own
+//! ```
+//! Manifests and what stands beside them are read always; packs as the sample says. A pack that several backups refer to is read once,
+//! and its damage counts for all of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+
+use super::documents::is_live;
+use super::finding::{Fault, Subject, needed_by};
+use super::folder::{Look, Read};
+use super::packs::{PACK_BYTES, check_twice};
+use super::twice;
+use crate::error::{Error, Result};
+use crate::ops::restore::fetch::{Part, settle_files};
+use crate::ops::restore::image::{Image, Piece};
+use crate::ops::restore::stored::StoredBackup;
+use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
+use crate::repo::manifest::{Manifest, PackLine};
+use crate::repo::objects::{Backup, Verdict};
+use crate::repo::path::{BackupId, BackupObject, SystemObject};
+
+/// Packs that were read, and whether they were good.
+type Known = BTreeMap<SystemObject, bool>;
+
+/// Checks every backup that exists.
+pub(super) async fn check(look: &mut Look<'_>, catalog: &Catalog) -> Result<()> {
+    let mut known = Known::new();
+    for info in catalog.backups.iter().filter(|info| is_live(&info.state)) {
+        if !look.asked_for(&info.id) {
+            continue;
+        }
+        check_documents(look, info);
+        if let Some(Verdict::Complete(verdict)) = &info.verdict {
+            let stored = StoredBackup::new(look.system.clone(), (**verdict).clone());
+            check_backup(look, &stored, &mut known).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What only the two documents together show.
+fn check_documents(look: &mut Look<'_>, info: &BackupInfo) {
+    let key = |object| look.system.keys().backup(&info.id, object);
+    if let (BackupState::Unreadable(what), None) = (&info.state, &info.unreadable) {
+        let key = key(BackupObject::Verdict);
+        look.folder.findings.add(Fault::Damaged, key, what.clone(), needed_by(&info.id));
+    }
+    let complete = matches!(info.verdict, Some(Verdict::Complete(_)));
+    if complete && !info.files.has(BackupObject::Intent) {
+        let (key, what) = (key(BackupObject::Intent), "without it the verdict does not count");
+        look.folder.findings.add(Fault::Missing, key, what, needed_by(&info.id));
+    }
+}
+
+async fn check_backup(look: &mut Look<'_>, stored: &StoredBackup, known: &mut Known) -> Result<()> {
+    let verdict = stored.verdict();
+    check_names(look, verdict);
+    check_extras(look, stored).await?;
+    let Some(size) = look.listed.get(&SystemObject::Backup(verdict.id.clone(), BackupObject::Manifest))
+    else {
+        return Ok(());
+    };
+    let manifest = match twice(|| look.system.manifest(verdict)).await.map_err(Error::from) {
+        Ok(manifest) => manifest,
+        Err(error) => return damaged(look, verdict, BackupObject::Manifest, error),
+    };
+    let decode = look.request.decode;
+    let lines = manifest.packs().to_vec();
+    // Decompressing and parsing a million lines takes seconds: not on the reactor.
+    let work = tokio::task::spawn_blocking(move || read_manifest(&manifest, decode));
+    let image = match work.await.map_err(|e| Error::failed("reading the manifest ended early").source(e))? {
+        Ok(image) => image,
+        Err(error) => return damaged(look, verdict, BackupObject::Manifest, error),
+    };
+    look.seen(*size);
+    check_packs(look, stored, &lines, image, known).await
+}
+
+/// Reads every line; the files only if they are wanted.
+fn read_manifest(manifest: &Manifest, decode: bool) -> Result<Option<Image>> {
+    let wrong = |what: String| Error::corrupt(format!("the manifest is damaged: {what}"));
+    if decode {
+        return Image::of(manifest).map(Some).map_err(|e| wrong(e.to_string()));
+    }
+    manifest.entries().try_for_each(|entry| entry.map(drop)).map_err(|e| wrong(e.to_string())).map(|()| None)
+}
+
+/// Takes note of damage to one of a backup's own objects.
+fn damaged(look: &mut Look<'_>, verdict: &Backup, object: BackupObject, error: Error) -> Result<()> {
+    if let Read::Damage(error) = Read::of(error)? {
+        let key = look.system.keys().backup(&verdict.id, object);
+        look.folder.findings.add(Fault::Damaged, key, error.to_string(), needed_by(&verdict.id));
+        look.broken.insert(verdict.id.clone());
+    }
+    Ok(())
+}
+
+/// Every object that the verdict names is there.
+fn check_names(look: &mut Look<'_>, verdict: &Backup) {
+    let own = |object| SystemObject::Backup(verdict.id.clone(), object);
+    let extras = [
+        (BackupObject::Manifest, true),
+        (BackupObject::PgManifest, verdict.pg_manifest.is_some()),
+        (BackupObject::Catalogue, verdict.catalogue.is_some()),
+    ];
+    let named = extras.into_iter().filter(|(_, named)| *named).map(|(object, _)| own(object));
+    let packs = (0..verdict.packs.count).map(|n| own(BackupObject::Pack(n)));
+    let foreign = verdict.references.iter().flat_map(|refs| {
+        refs.packs.iter().map(|n| SystemObject::Backup(refs.backup.clone(), BackupObject::Pack(n)))
+    });
+    for object in named.chain(packs).chain(foreign) {
+        if !look.listed.contains_key(&object) {
+            missing(look, &object, &verdict.id);
+        }
+    }
+}
+
+fn missing(look: &mut Look<'_>, object: &SystemObject, id: &BackupId) {
+    let key = look.system.keys().key(object);
+    if !look.folder.findings.also_needed(&key, id) {
+        let what = format!("backup {id} needs it");
+        look.folder.findings.add(Fault::Missing, key, what, needed_by(id));
+    }
+    look.broken.insert(id.clone());
+}
+
+/// What a restore does without: the server's own manifest, and what the server said of itself.
+async fn check_extras(look: &mut Look<'_>, stored: &StoredBackup) -> Result<()> {
+    let verdict = stored.verdict();
+    for (object, wanted) in
+        [(BackupObject::PgManifest, verdict.pg_manifest), (BackupObject::Catalogue, verdict.catalogue)]
+    {
+        let listed = SystemObject::Backup(verdict.id.clone(), object);
+        let (Some(wanted), Some(size)) = (wanted, look.listed.get(&listed).copied()) else { continue };
+        let read = match stored.object(object, &wanted).await {
+            Err(error) if error.kind() == crate::error::Kind::Corrupt => stored.object(object, &wanted).await,
+            read => read,
+        };
+        match read.map_err(Read::of) {
+            Ok(_) => look.seen(size),
+            Err(sorted) => {
+                if let Read::Damage(error) = sorted? {
+                    let key = look.system.keys().key(&listed);
+                    let subject = Subject::Extra(verdict.id.clone());
+                    look.folder.findings.add(Fault::Damaged, key, error.to_string(), subject);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One pack to be read.
+struct Due {
+    object: SystemObject,
+    line: PackLine,
+    pieces: Vec<Piece>,
+}
+
+async fn check_packs(
+    look: &mut Look<'_>,
+    stored: &StoredBackup,
+    lines: &[PackLine],
+    image: Option<Image>,
+    known: &mut Known,
+) -> Result<()> {
+    let id = &stored.verdict().id;
+    let due = due_packs(look, id, lines, image.as_ref(), known);
+    let (packs, budget) = (Arc::new(stored.clone()), Arc::clone(&look.budget));
+    let read = |due: Due| {
+        let (packs, budget) = (Arc::clone(&packs), Arc::clone(&budget));
+        async move {
+            let _share = budget.take(PACK_BYTES).await;
+            let read = check_twice(packs, &due.line, &due.pieces).await;
+            (due, read)
+        }
+    };
+    let jobs = look.request.jobs.max(1);
+    let mut done = Vec::new();
+    let mut open: Vec<Part> = Vec::new();
+    {
+        let mut reads = std::pin::pin!(futures_util::stream::iter(due).map(read).buffer_unordered(jobs));
+        while let Some((due, read)) = reads.next().await {
+            let outcome = match read {
+                Ok(mut parts) => {
+                    let settled = image.as_ref().map_or(Ok(()), |image| settle_files(image, &mut parts));
+                    open.extend(parts);
+                    settled
+                }
+                Err(error) => Err(error),
+            };
+            look.progress.advance(due.line.info.stored);
+            done.push((due.object, due.line.info.stored, outcome));
+        }
+    }
+    if let Some(image) = &image {
+        let whole = settle_files(image, &mut open);
+        if let Err(error) = whole {
+            let key = look.system.keys().backup(id, BackupObject::Manifest);
+            look.folder.findings.add(Fault::Damaged, key, error.to_string(), needed_by(id));
+            look.broken.insert(id.clone());
+        }
+    }
+    for (object, size, outcome) in done {
+        take_note(look, id, object, size, outcome, known)?;
+    }
+    Ok(())
+}
+
+fn take_note(
+    look: &mut Look<'_>,
+    id: &BackupId,
+    object: SystemObject,
+    size: u64,
+    outcome: Result<()>,
+    known: &mut Known,
+) -> Result<()> {
+    let good = match outcome.map_err(Read::of) {
+        Ok(()) => {
+            look.folder.extent.read += 1;
+            look.folder.extent.bytes = look.folder.extent.bytes.saturating_add(size);
+            true
+        }
+        Err(sorted) => {
+            if let Read::Damage(error) = sorted? {
+                let key = look.system.keys().key(&object);
+                look.folder.findings.add(Fault::Damaged, key, error.to_string(), needed_by(id));
+                look.broken.insert(id.clone());
+            }
+            false
+        }
+    };
+    known.insert(object, good);
+    Ok(())
+}
+
+/// The packs that the sample takes and that were not read before; of the others, only what is known of them counts.
+fn due_packs(
+    look: &mut Look<'_>,
+    id: &BackupId,
+    lines: &[PackLine],
+    image: Option<&Image>,
+    known: &Known,
+) -> Vec<Due> {
+    let mut due = Vec::new();
+    for (line, index) in lines.iter().zip(0_u32..) {
+        let object = SystemObject::Backup(line.backup.clone(), BackupObject::Pack(line.number));
+        let key = look.system.keys().key(&object);
+        match (look.listed.get(&object), known.get(&object)) {
+            (None, _) => missing(look, &object, id),
+            (Some(size), _) if *size != line.info.stored => {
+                if !look.folder.findings.also_needed(&key, id) {
+                    let what = format!("it has {size} bytes instead of {}", line.info.stored);
+                    look.folder.findings.add(Fault::Damaged, key, what, needed_by(id));
+                }
+                look.broken.insert(id.clone());
+            }
+            (Some(_), Some(false)) => {
+                look.folder.findings.also_needed(&key, id);
+                look.broken.insert(id.clone());
+            }
+            // Other files of it may be this backup's.
+            (Some(_), Some(true)) if image.is_none() => {}
+            (Some(_), _) if look.request.sample.takes(&key) => {
+                due.push(Due { object, line: line.clone(), pieces: pieces_of(image, index) });
+            }
+            (Some(_), _) => {}
+        }
+    }
+    due
+}
+
+fn pieces_of(image: Option<&Image>, pack: u32) -> Vec<Piece> {
+    let all = image.map(Image::pieces).unwrap_or_default();
+    let (from, to) = (all.partition_point(|p| p.pack < pack), all.partition_point(|p| p.pack <= pack));
+    all.get(from..to).unwrap_or_default().to_vec()
+}

@@ -1,0 +1,237 @@
+//! `verify`: is everything there that a restore would need, and is it what was written?
+//!
+//! ```text
+//!  survey      one listing of the cluster's folder            unknown names, leftovers
+//!  documents   every small object, bit for bit                intents, verdicts, identity, floor
+//!  backups     names, sizes; manifest; packs ─► packs         digest of the body, of every frame; --decode: CRC of every file
+//!  wal         bodies ─► chain                                header, digest, tag; record to record; --decode: every record's CRC
+//!  continuity  what must be there against what is             gaps, forks, the floor
+//!  effect      ─► restore points: what each fault costs, what still works
+//! ```
+//! Invariants: nothing is written; a store that does not answer ends the look and is never damage (I8); damage is read twice before
+//! it is called so; memory does not depend on the size of the cluster: bodies in flight are bounded ([`budget`]), manifests are
+//! read frame by frame. `--decode` holds the file list of one backup, as a restore does.
+
+mod backups;
+pub mod budget;
+mod chain;
+mod continuity;
+mod documents;
+mod effect;
+pub mod finding;
+mod folder;
+mod packs;
+pub mod sample;
+pub mod survey;
+mod wal;
+
+pub use finding::{Affected, Fault, Finding, Findings, Lost, Subject};
+pub use sample::Sample;
+
+use crate::error::{Error, Result};
+use crate::ops::Progress;
+use crate::ops::plan::Window;
+use crate::repo::objects::Identity;
+use crate::repo::path::{self, BackupId, BackupObject, SystemObject};
+use crate::repo::{RepoError, Repository};
+use crate::wal::SystemId;
+
+use survey::Survey;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// One backup alone, with the WAL that makes it consistent.
+    pub backup: Option<BackupId>,
+    /// Which bodies are read.
+    pub sample: Sample,
+    /// Decode every WAL record, and compare every file with PostgreSQL's checksum.
+    pub decode: bool,
+    /// Bodies read at a time.
+    pub jobs: usize,
+}
+
+/// How much was looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Objects that are there.
+    pub listed: u64,
+    /// Objects whose bytes were read and checked.
+    pub read: u64,
+    /// Their size.
+    pub bytes: u64,
+}
+
+/// A backup, after the look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backup {
+    /// Its id.
+    pub id: BackupId,
+    /// Everything it needs is there, as far as was looked.
+    pub restorable: bool,
+}
+
+/// What nobody needs any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// Whose it is: a backup, or WAL.
+    pub of: String,
+    /// Why it is left over.
+    pub why: &'static str,
+    /// Objects.
+    pub objects: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// WAL that an operator accepted as damaged, with a backup behind it: known, and no new loss.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The object.
+    pub object: String,
+    /// What it costs.
+    pub lost: Vec<Lost>,
+}
+
+/// What was found in the folder of one system identifier.
+#[derive(Debug)]
+pub struct Folder {
+    /// Whose it is.
+    pub system: SystemId,
+    /// Its identity, if it can be read.
+    pub identity: Option<Identity>,
+    /// How much was looked at.
+    pub extent: Extent,
+    /// What is wrong.
+    pub findings: Findings,
+    /// Backups that exist, oldest first.
+    pub backups: Vec<Backup>,
+    /// What can be restored, per timeline.
+    pub windows: Vec<Window>,
+    /// What nobody needs.
+    pub leftovers: Vec<Leftover>,
+    /// Gaps that were accepted.
+    pub known: Vec<Known>,
+}
+
+/// What was found in one repository.
+#[derive(Debug)]
+pub struct Report {
+    /// Its name.
+    pub name: String,
+    /// Its URL.
+    pub url: String,
+    /// A folder for each system identifier.
+    pub folders: Vec<Folder>,
+    /// What is wrong with what belongs to no folder.
+    pub findings: Findings,
+    /// Names that are not pitr's, the first of them.
+    pub unknown: Vec<String>,
+    /// How many there are.
+    pub unknown_count: u64,
+    /// Why the look ended before all was seen.
+    pub stopped: Option<Error>,
+}
+
+impl Report {
+    /// Everything that is wrong.
+    pub fn count(&self) -> u64 {
+        let folders = self.folders.iter().map(|folder| folder.findings.count);
+        folders.fold(self.findings.count, u64::saturating_add)
+    }
+}
+
+/// Looks at everything that `repository` holds of its cluster. Dropped, it leaves nothing behind.
+///
+/// # Errors
+/// If nothing could be seen: kind `NotFound` if there is no such cluster or backup, else as the store answers. What ends the look
+/// later is [`Report::stopped`].
+pub async fn verify(repository: &Repository, request: &Request, progress: &dyn Progress) -> Result<Report> {
+    progress.begin("listing", None);
+    let survey = Survey::read(repository).await?;
+    let chosen: Vec<(&SystemId, &survey::Listed)> = survey
+        .folders
+        .iter()
+        .filter(|(_, listed)| request.backup.as_ref().is_none_or(|id| holds(listed, id)))
+        .collect();
+    match (&request.backup, chosen.is_empty()) {
+        (_, false) => {}
+        (Some(id), true) => return Err(Error::not_found(format!("there is no backup {id}"))),
+        (None, true) => return Err(crate::ops::info::no_cluster(repository)),
+    }
+    let mut report = Report {
+        name: repository.name().to_owned(),
+        url: repository.store().url().to_string(),
+        folders: Vec::new(),
+        findings: Findings::default(),
+        unknown: survey.unknown.clone(),
+        unknown_count: survey.unknown_count,
+        stopped: None,
+    };
+    let looked = look(repository, request, &survey, &chosen, &mut report, progress).await;
+    progress.end();
+    report.stopped = looked.err();
+    Ok(report)
+}
+
+fn holds(listed: &survey::Listed, id: &BackupId) -> bool {
+    let first = SystemObject::Backup(id.clone(), BackupObject::Intent);
+    listed
+        .range(first..)
+        .next()
+        .is_some_and(|(o, _)| matches!(o, SystemObject::Backup(found, _) if found == id))
+}
+
+async fn look(
+    repository: &Repository,
+    request: &Request,
+    survey: &Survey,
+    chosen: &[(&SystemId, &survey::Listed)],
+    report: &mut Report,
+    progress: &dyn Progress,
+) -> Result<()> {
+    if request.backup.is_none() {
+        formats(repository, survey, &mut report.findings).await?;
+    }
+    for (system, listed) in chosen {
+        report.folders.push(Folder {
+            system: **system,
+            identity: None,
+            extent: Extent { listed: u64::try_from(listed.len()).unwrap_or(u64::MAX), ..Extent::default() },
+            findings: Findings::default(),
+            backups: Vec::new(),
+            windows: Vec::new(),
+            leftovers: Vec::new(),
+            known: Vec::new(),
+        });
+        if let Some(folder) = report.folders.last_mut() {
+            folder::look(repository, request, listed, folder, progress).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The marks that keep a pitr away which would not understand what is here.
+async fn formats(repository: &Repository, survey: &Survey, findings: &mut Findings) -> Result<()> {
+    let key = |n| path::format_key(repository.cluster(), n);
+    if survey.formats.is_empty() {
+        let what = "nothing keeps an older pitr from writing here";
+        findings.add(Fault::Missing, key(crate::repo::REPOSITORY_FORMAT), what, Subject::Aside);
+    }
+    for n in &survey.formats {
+        match repository.check_format_mark(*n).await {
+            Ok(_) => {}
+            Err(e) if e.is_damage() => findings.add(Fault::Damaged, key(*n), e.to_string(), Subject::Aside),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Does `read` again if it found damage: what the store holds and what a read brought are not the same.
+async fn twice<T, F: Future<Output = Result<T, RepoError>>>(read: impl Fn() -> F) -> Result<T, RepoError> {
+    match read().await {
+        Err(error) if error.is_damage() => read().await,
+        done => done,
+    }
+}

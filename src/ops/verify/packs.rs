@@ -1,0 +1,66 @@
+//! One pack, read whole: its digest, its table, every frame; and, if the files in it are wanted, their checksums.
+//!
+//! In groups of frames, one after another, so that a pack of 128 MiB takes no more memory than one of 8. The readers are those of
+//! `restore`: what passes here is what a restore would write.
+
+use std::sync::Arc;
+
+use crate::codec::Hasher;
+use crate::error::{Error, Result};
+use crate::ops::restore::fetch::{Frames, Packs, Part, Sink, groups};
+use crate::ops::restore::image::Piece;
+use crate::repo::manifest::PackLine;
+
+/// Memory that reading a pack takes: a group as stored, and one frame plain.
+pub(super) const PACK_BYTES: u64 = 24 << 20;
+
+/// A sink for bytes that were only to be looked at.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn put(&self, _row: u32, _at: u64, _bytes: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Checks the pack; the parts of the files in it that `pieces` (ordered) name.
+///
+/// # Errors
+/// Kind `Corrupt` for damage, `NotFound` if the backup expired meanwhile, else as the store answers.
+pub(super) async fn check<P: Packs>(packs: &P, pack: &PackLine, pieces: &[Piece]) -> Result<Vec<Part>> {
+    let table = packs.table(pack).await?;
+    let (mut hasher, mut parts) = (Hasher::new(), Vec::new());
+    for group in groups(&table, pack, pieces, Frames::All) {
+        let stored = packs.read(pack, group.range()).await?;
+        // Decompressing takes a processor for long: not on the reactor.
+        let work = tokio::task::spawn_blocking(move || {
+            hasher.update(&stored);
+            group.write(&stored, &Nowhere).map(|parts| (hasher, parts))
+        });
+        let done = work.await.map_err(|e| Error::failed("a checking thread ended early").source(e))?;
+        let (hashed, found) = done?;
+        hasher = hashed;
+        parts.extend(found);
+    }
+    let rest = packs.read(pack, table.stored_len()..pack.info.stored).await?;
+    hasher.update(&rest);
+    if hasher.digest() == pack.info.digest {
+        return Ok(parts);
+    }
+    Err(Error::corrupt(format!(
+        "pack {:05} of backup {} is damaged: its digest is not the one in the manifest",
+        pack.number, pack.backup
+    )))
+}
+
+/// As [`check`]; damage is read a second time.
+pub(super) async fn check_twice<P: Packs>(
+    packs: Arc<P>,
+    pack: &PackLine,
+    pieces: &[Piece],
+) -> Result<Vec<Part>> {
+    match check(&*packs, pack, pieces).await {
+        Err(error) if error.kind() == crate::error::Kind::Corrupt => check(&*packs, pack, pieces).await,
+        done => done,
+    }
+}
