@@ -11,6 +11,7 @@
 //! ARCHITECTURE.md draws the paths of the data; FORMAT.md fixes every stored byte.
 
 pub mod account;
+pub mod authorities;
 pub mod cli;
 pub mod clock;
 pub mod codec;
@@ -21,6 +22,7 @@ pub mod ops;
 pub mod pgdata;
 pub mod pgwire;
 pub mod repo;
+pub mod resolve;
 pub mod store;
 pub mod target;
 pub mod wal;

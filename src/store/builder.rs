@@ -19,7 +19,7 @@ use object_store::{ClientOptions, HeaderValue, ObjectStore, RetryConfig};
 
 use super::credentials::static_profile_keys;
 use super::error::{Fault, StoreErrorKind};
-use super::http::Connector;
+use super::http::{Connector, Names};
 use super::options::{Settings, StoreOptions};
 use super::tls;
 use super::url::StoreUrl;
@@ -175,10 +175,11 @@ fn client_options(options: &StoreOptions) -> Result<ClientOptions, Fault> {
         .with_timeout_disabled()
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_no_system_certificates(true)
+        .with_dns_resolver(Arc::new(Names))
         .with_allow_http(options.allow_http);
     // Hundreds of certificates are not parsed where none is looked at.
     if !plain || options.ca_file.is_some() {
-        for authority in tls::authorities(options.ca_file.as_deref())? {
+        for authority in tls::trusted(options.ca_file.as_deref())? {
             client = client.with_root_certificate(authority);
         }
     }

@@ -9,15 +9,20 @@
 //! Source of truth: the S3 API "Error responses", Azure Blob "Status and error codes".
 
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody,
-    HttpService, ReqwestConnector,
+    DnsFuture, DnsResolver, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+    HttpResponseBody, HttpService, ReqwestConnector,
 };
 
+use crate::resolve;
+
+/// What looking up the store's name may take; connecting has a limit of its own, which covers it.
+const LOOKUP: Duration = Duration::from_secs(10);
 /// What is read of the body of a refusal.
 const BODY_LIMIT: usize = 16 << 10;
 /// Characters of its message that are shown.
@@ -59,6 +64,17 @@ pub(super) struct NoCredentials {
     pub(super) cause: String,
     /// What it answered, if it did.
     pub(super) status: Option<u16>,
+}
+
+/// Names of hosts are looked up as for PostgreSQL, not by the C library.
+#[derive(Debug)]
+pub(super) struct Names;
+
+impl DnsResolver for Names {
+    fn resolve(&self, host: &str) -> DnsFuture {
+        let host = host.to_owned();
+        Box::pin(async move { Ok(resolve::lookup(&host, LOOKUP).await?) })
+    }
 }
 
 /// Connects as object_store does, and wraps the client.
