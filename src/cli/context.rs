@@ -19,6 +19,8 @@ use crate::store::{Settings, Store, StoreOptions, StoreUrl, parse_credentials_fi
 
 /// Longest credentials file that is read.
 const MAX_CREDENTIALS: u64 = 64 * 1024;
+/// Longest service file that is read.
+const MAX_SERVICES: u64 = 1 << 20;
 
 /// What every command gets.
 #[derive(Debug)]
@@ -149,7 +151,24 @@ pub fn environment() -> BTreeMap<String, String> {
 /// What connection strings are completed from: libpq's variables, the user and its home.
 pub fn surroundings(variables: &BTreeMap<String, String>) -> Environment {
     let account = Account::current();
-    Environment { variables: variables.clone(), os_user: account.name, home: account.home }
+    // A container's user may have no entry in /etc/passwd, and a home all the same.
+    let home = account.home.or_else(|| variables.get("HOME").map(PathBuf::from));
+    Environment {
+        variables: variables.clone(),
+        os_user: account.name,
+        home,
+        read_file: Some(read_service_file),
+    }
+}
+
+fn read_service_file(path: &Path) -> std::io::Result<String> {
+    use std::io::Read;
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is not a file"));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_SERVICES).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn local_path(config: &RepositoryConfig) -> Option<PathBuf> {

@@ -21,11 +21,12 @@ use crate::config::initial::Initial;
 use crate::config::load::{Caller, SYSTEM_FILE, load};
 use crate::durable::{self, Owner};
 use crate::error::{Error, Result};
+use crate::ops::failure;
 use crate::ops::init::facts::{ServerFacts, failed};
 use crate::ops::init::settings::{self, Change};
 use crate::ops::init::{self, RepositoryReport};
 use crate::pgdata::conf;
-use crate::pgwire::{ConnInfo, Deadlines, Sql, Target};
+use crate::pgwire::{ConnError, ConnInfo, Deadlines, Sql, Target};
 use crate::repo::path::ClusterName;
 use crate::store::StoreUrl;
 use crate::wal::{SystemId, WalFileName};
@@ -150,10 +151,10 @@ fn server_account(args: &InitArgs, found: Option<&Config>, admin: &ConnInfo) -> 
         return None;
     }
     let data = args.data_dir.as_deref().or_else(|| found.and_then(|c| c.postgres.data_dir.as_deref()));
-    let socket = match &admin.target {
-        Target::Socket(directory) => Some(directory.join(format!(".s.PGSQL.{}", admin.port))),
+    let socket = admin.hosts.first().and_then(|host| match &host.target {
+        Target::Socket(directory) => Some(directory.join(format!(".s.PGSQL.{}", host.port))),
         Target::DefaultSocket | Target::Abstract(_) | Target::Tcp { .. } => None,
-    };
+    });
     let owner = data.and_then(Account::owner_of).or_else(|| socket.as_deref().and_then(Account::owner_of));
     owner.filter(|account| account.uid != 0).or_else(|| Account::named("postgres"))
 }
@@ -162,10 +163,11 @@ fn ask(admin: &ConnInfo) -> Result<ServerFacts> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::failed("cannot start the runtime").source(e))?;
     runtime.block_on(async {
-        let mut sql = Sql::connect(admin, &Deadlines::default()).await.map_err(|e| {
-            Error::failed("cannot connect to PostgreSQL")
+        let mut sql = Sql::connect(admin, &Deadlines::default()).await.map_err(|e| match e {
+            ConnError::Unreachable { .. } => Error::failed("cannot connect to PostgreSQL")
                 .source(e)
-                .hint("is it running? name the connection with --superuser, for example --superuser 'host=/run/postgresql user=postgres'")
+                .hint("is it running? name the connection with --superuser, for example --superuser 'host=/run/postgresql user=postgres'"),
+            other => failure::of_server("cannot connect to PostgreSQL", other),
         })?;
         let facts = ServerFacts::read(&mut sql).await;
         sql.close().await;

@@ -1,11 +1,22 @@
-//! From what a store or a repository answered to the error a command ends with: its kind, and what to do next.
+//! From what a store, a repository or PostgreSQL answered to the error a command ends with: its kind, and what to do next.
 //!
 //! The layers below say what is wrong; only here is it known that a person or PostgreSQL will read it. One table, so that the same
 //! failure reads the same in every command.
 
 use crate::error::{Error, Kind};
+use crate::pgwire::ConnError;
 use crate::repo::RepoError;
 use crate::store::{StoreError, StoreErrorKind};
+
+/// The error of a command that could not ask PostgreSQL; `message` says what for.
+pub fn of_server(message: &str, error: ConnError) -> Error {
+    let hint = error.hint();
+    let outer = Error::failed(message).source(error);
+    match hint {
+        Some(hint) => outer.hint(hint),
+        None => outer,
+    }
+}
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {

@@ -8,7 +8,7 @@ pub mod archive;
 pub mod backup;
 pub mod check;
 pub mod facts;
-mod failure;
+pub mod failure;
 pub mod info;
 pub mod init;
 pub mod plan;

@@ -5,11 +5,13 @@
 //! and closing it is how the server is told to stop. Source of truth: `walsender.c`, `basebackup.c`.
 
 use super::basebackup::{BackupEvent, BaseBackup, BaseBackupOptions};
-use super::conninfo::ConnInfo;
+use super::connect::login;
+use super::conninfo::{ConnInfo, Host};
+use super::error::ConnError;
 use super::message::{self, Row, ServerNotice, WireError};
 use super::replication::{self, HistoryFile, Identity, OLDEST_VERSION};
-use super::socket::{ConnError, Deadlines, Wire};
-use super::startup::{Session, login};
+use super::socket::{Deadlines, Wire};
+use super::startup::Session;
 use crate::wal::{SegmentSize, TimelineId};
 
 /// SQLSTATE `undefined_file`: how the server says that it has no such history file.
@@ -43,6 +45,11 @@ impl ReplicationConn {
     /// The server's `server_version_num`, such as 150018.
     pub fn server_version_num(&self) -> u32 {
         self.version_num
+    }
+
+    /// The server that was reached, of all that were named.
+    pub fn host(&self) -> &Host {
+        self.wire.host()
     }
 
     /// Notices that came with small commands since the last call, the first 200.
@@ -109,6 +116,12 @@ impl ReplicationConn {
     /// Says good-bye. Dropping the connection does as well, less politely.
     pub async fn close(self) {
         self.wire.close().await;
+    }
+
+    /// Ends what is under way on the server, within a few seconds, and closes. Without it, a walsender that waits for a checkpoint would
+    /// go on waiting.
+    pub async fn abandon(self) {
+        self.wire.abandon().await;
     }
 
     async fn one_row(&mut self, command: &str, name: &'static str) -> Result<Row, ConnError> {

@@ -124,8 +124,13 @@ pub enum Message {
     Authentication(Authentication),
     /// `S`: a setting the server reports.
     ParameterStatus(String, String),
-    /// `K`: what a cancel request would need.
-    BackendKeyData,
+    /// `K`: what a cancel request needs.
+    BackendKeyData {
+        /// The server's process.
+        process: i32,
+        /// What only we know.
+        secret: i32,
+    },
     /// `Z`: the command is over.
     ReadyForQuery,
     /// `T`: a result begins.
@@ -160,7 +165,7 @@ impl Message {
         match self {
             Self::Authentication(_) => "AuthenticationRequest",
             Self::ParameterStatus(..) => "ParameterStatus",
-            Self::BackendKeyData => "BackendKeyData",
+            Self::BackendKeyData { .. } => "BackendKeyData",
             Self::ReadyForQuery => "ReadyForQuery",
             Self::RowDescription => "RowDescription",
             Self::DataRow(_) => "DataRow",
@@ -239,7 +244,9 @@ fn decode(message: backend::Message, tag: u8) -> std::io::Result<Message> {
         B::ParameterStatus(body) => {
             Message::ParameterStatus(body.name()?.to_owned(), body.value()?.to_owned())
         }
-        B::BackendKeyData(_) => Message::BackendKeyData,
+        B::BackendKeyData(body) => {
+            Message::BackendKeyData { process: body.process_id(), secret: body.secret_key() }
+        }
         B::ReadyForQuery(_) => Message::ReadyForQuery,
         B::RowDescription(_) => Message::RowDescription,
         B::DataRow(body) => Message::DataRow(row(&body)?),
@@ -354,6 +361,16 @@ pub fn put_sasl_initial(mechanism: &str, data: &[u8], out: &mut BytesMut) -> Res
 /// [`WireError::Unsendable`] if it cannot be encoded.
 pub fn put_sasl(data: &[u8], out: &mut BytesMut) -> Result<(), WireError> {
     put("the SCRAM message", out, |out| frontend::sasl_response(data, out))
+}
+
+/// Appends the question whether the server speaks TLS, the first thing on a connection.
+pub fn put_ssl_request(out: &mut BytesMut) {
+    frontend::ssl_request(out);
+}
+
+/// Appends the request to cancel what another session does, the only thing on a connection.
+pub fn put_cancel(process: i32, secret: i32, out: &mut BytesMut) {
+    frontend::cancel_request(process, secret, out);
 }
 
 /// Appends the orderly good-bye.

@@ -1,11 +1,13 @@
 //! Talking to a PostgreSQL server, versions 13 to 18: the replication protocol and plain SQL, without libpq.
 //!
 //! ```text
-//!   conninfo ── passfile                     where, as whom                        pure
+//!   conninfo ── passfile   certificate       where, as whom, whose certificate     pure
 //!   message                                  bytes <-> messages                    pure
 //!   replication   basebackup   tar tarwrite  what the answers mean                 pure
 //!   ------------------------------------------------------------------------------------
-//!   socket ── startup                        connect, log in, deadlines            IO
+//!   dial ── tls ── files                     look up, connect, encrypt             IO
+//!   connect ── startup ── password           which host, log in                    IO
+//!   socket                                   messages, deadlines, cancel           IO
 //!   conn                                     IDENTIFY_SYSTEM, SHOW, BASE_BACKUP    IO
 //!   sql                                      statements, rows as text              IO
 //! ```
@@ -21,21 +23,29 @@
 //! One client serves both kinds of session: one way to log in, one discipline of deadlines, no background task.
 
 pub mod basebackup;
+pub mod certificate;
 pub mod conn;
+mod connect;
 pub mod conninfo;
+mod dial;
+pub mod error;
+mod files;
 pub mod message;
 pub mod passfile;
+mod password;
 pub mod replication;
-pub mod socket;
+mod socket;
 pub mod sql;
 mod startup;
 pub mod tar;
 pub mod tarwrite;
+pub mod tls;
 
 pub use basebackup::{BackupEvent, BaseBackupOptions, Checkpoint, ChecksumFailure, TablespaceInfo};
 pub use conn::{BaseBackupStream, ReplicationConn};
-pub use conninfo::{ConnInfo, ConnInfoError, Environment, Target};
+pub use conninfo::{ConnInfo, ConnInfoError, Environment, Host, Target};
+pub use error::ConnError;
 pub use message::ServerNotice;
 pub use replication::{HistoryFile, Identity};
-pub use socket::{ConnError, Deadlines};
+pub use socket::Deadlines;
 pub use sql::Sql;

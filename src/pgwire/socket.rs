@@ -1,31 +1,30 @@
-//! The connection itself: Unix socket or TCP, a read buffer, and a deadline on every wait.
+//! The conversation itself: an open stream, a read buffer, and a deadline on every wait.
 //!
 //! ```text
 //!  out ──► one write per request            buffer (256 KiB) ◄── reads as large as the kernel has
 //!                                           └─ split ─► Message; copy data stays in place
 //! ```
 //! Invariants: `Wire::receive` keeps all its state in the buffer, so dropping it in `select!` loses nothing, and its patience goes
-//! on counting; a request is sent only when the answer to the one before was read to its end. Closing the socket is how a walsender
-//! is cancelled. Source of truth: `protocol.sgml`.
+//! on counting; a request is sent only when the answer to the one before was read to its end. A command that is given up is cancelled
+//! over a second connection before the first is closed (`Wire::abandon`): a server that waits for a checkpoint, or for a full socket,
+//! does not notice a closed one. Source of truth: `protocol.sgml`, `PQcancel` in `fe-cancel.c`.
 
 use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::basebackup::{BackupFailure, ChecksumFailure, OptionsError};
-use super::conninfo::{ConnInfo, Keepalive, Target, USUAL_SOCKET_DIRS};
+use super::conninfo::Host;
+use super::dial::{Limit, Peer, Stream};
+use super::error::{ConnError, TlsFault};
 use super::message::{self, Message, Phase, Row, ServerNotice, WireError};
+use super::tls;
 
 /// Size of the read buffer: some eight frames of a base backup.
 const READ_BUFFER: usize = 256 << 10;
 /// Below this much room a new buffer is taken instead of reading in small pieces.
 const LEAST_ROOM: usize = 64 << 10;
-/// Addresses of one name that are tried.
-const MAX_ADDRESSES: usize = 8;
 /// Bytes of one answer that is kept as rows.
 const MAX_ANSWER: usize = 64 << 20;
 /// Notices that are kept until somebody asks for them.
@@ -34,6 +33,8 @@ const MAX_NOTICES: usize = 200;
 const LAST_LOOK: Duration = Duration::from_secs(1);
 /// What a patience beyond the end of the clock amounts to.
 const A_LONG_TIME: Duration = Duration::from_secs(365 * 86_400);
+/// What cancelling a command may take.
+const CANCEL: Duration = Duration::from_secs(3);
 
 /// How long to wait for what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,122 +61,13 @@ impl Default for Deadlines {
     }
 }
 
-/// Why a server could not be talked to.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnError {
-    /// Nobody answers there.
-    #[error("cannot reach PostgreSQL at {at}: {source}")]
-    Unreachable {
-        /// Where.
-        at: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// The server was silent for too long.
-    #[error("PostgreSQL at {at} did not {what} within {} s", after.as_secs_f64())]
-    Timeout {
-        /// Where.
-        at: String,
-        /// What was waited for.
-        what: &'static str,
-        /// How long.
-        after: Duration,
-    },
-    /// The connection broke.
-    #[error("the connection to PostgreSQL at {at} was lost: {source}")]
-    Lost {
-        /// Where.
-        at: String,
-        /// How.
-        source: io::Error,
-    },
-    /// The server refused, in its own words.
-    #[error("PostgreSQL says: {0}")]
-    Server(Box<ServerNotice>),
-    /// The server wants a password and there is none.
-    #[error("PostgreSQL at {at} asks for a password of role {user}, and {reason}")]
-    Password {
-        /// Where.
-        at: String,
-        /// For whom.
-        user: String,
-        /// Where it was looked for.
-        reason: String,
-    },
-    /// The server wants to be convinced in a way that pitr does not know.
-    #[error("PostgreSQL at {at} asks for {method} authentication, which pitr does not speak")]
-    Method {
-        /// Where.
-        at: String,
-        /// The method.
-        method: String,
-    },
-    /// The server could not prove that it knows the password.
-    #[error("PostgreSQL at {at} failed to authenticate itself: {reason}")]
-    Impostor {
-        /// Where.
-        at: String,
-        /// What went wrong.
-        reason: String,
-    },
-    /// Older than what pitr supports.
-    #[error("PostgreSQL at {at} is version {found}; pitr supports 13 and later")]
-    Version {
-        /// Where.
-        at: String,
-        /// Its `server_version_num`.
-        found: u32,
-    },
-    /// A mistake of the caller: an answer was not read to its end, or none is due.
-    #[error("the connection to {at} is in the middle of another command")]
-    Busy {
-        /// Where.
-        at: String,
-    },
-    /// Options of a base backup that no server takes.
-    #[error(transparent)]
-    Options(#[from] OptionsError),
-    /// The base backup is complete, but pages of the source are damaged.
-    #[error("pages of the source are damaged: {}", .0.error.message)]
-    Checksums(Box<ChecksumFailure>),
-    /// What came is not what the protocol says.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-}
-
-impl From<BackupFailure> for ConnError {
-    fn from(failure: BackupFailure) -> Self {
-        match failure {
-            BackupFailure::Server(notice) => Self::Server(notice),
-            BackupFailure::Checksums(failure) => Self::Checksums(failure),
-            BackupFailure::Wire(error) => Self::Wire(error),
-        }
-    }
-}
-
-impl ConnError {
-    /// SQLSTATE of the server's error, if it is one.
-    pub fn code(&self) -> Option<&str> {
-        match self {
-            Self::Server(notice) => Some(&notice.code),
-            Self::Checksums(failure) => Some(&failure.error.code),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
 /// A socket with its buffers.
 #[derive(Debug)]
 pub(super) struct Wire {
     stream: Stream,
-    at: String,
+    peer: Peer,
+    /// By what the server knows this session, if it told.
+    key: Option<(i32, i32)>,
     phase: Phase,
     buffer: BytesMut,
     /// Messages to be sent with the next [`Wire::request`].
@@ -188,33 +80,39 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// Connects; nothing is sent yet.
-    pub(super) async fn dial(info: &ConnInfo, limit: Duration) -> Result<Self, ConnError> {
-        let at = info.to_string();
-        let stream = match &info.target {
-            Target::Tcp { host, address } => {
-                let connect = tcp(host, *address, info.port, info.keepalive, limit);
-                within(limit, &at, "accept a connection", connect).await
-            }
-            Target::Socket(_) | Target::Abstract(_) | Target::DefaultSocket => {
-                within(limit, &at, "accept a connection", unix(info)).await
-            }
-        }?;
-        Ok(Self {
+    /// Nothing is sent yet.
+    pub(super) fn new(stream: Stream, peer: Peer) -> Self {
+        Self {
             stream,
-            at,
+            peer,
+            key: None,
             phase: Phase::Startup,
             buffer: BytesMut::with_capacity(READ_BUFFER),
             out: BytesMut::new(),
             busy: false,
             waiting_since: None,
             notices: Vec::new(),
-        })
+        }
     }
 
     /// The place, for messages.
     pub(super) fn at(&self) -> &str {
-        &self.at
+        &self.peer.at
+    }
+
+    /// The server that was reached.
+    pub(super) fn host(&self) -> &Host {
+        &self.peer.host
+    }
+
+    /// The stream, for what is known of its encryption.
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Remembers what a cancel request needs.
+    pub(super) fn keep_key(&mut self, process: i32, secret: i32) {
+        self.key = Some((process, secret));
     }
 
     /// What the server said besides its answers; each notice is handed out once.
@@ -226,7 +124,7 @@ impl Wire {
     pub(super) async fn request(&mut self, limit: Duration) -> Result<(), ConnError> {
         if self.busy {
             self.out.clear();
-            return Err(ConnError::Busy { at: self.at.clone() });
+            return Err(ConnError::Busy { at: self.peer.at.clone() });
         }
         self.busy = true;
         self.flush(limit).await
@@ -235,13 +133,7 @@ impl Wire {
     /// Sends what is in `out`, as part of a request that is under way.
     pub(super) async fn flush(&mut self, limit: Duration) -> Result<(), ConnError> {
         let bytes = self.out.split().freeze();
-        let send = async {
-            match &mut self.stream {
-                Stream::Unix(socket) => socket.write_all(&bytes).await,
-                Stream::Tcp(socket) => socket.write_all(&bytes).await,
-            }
-        };
-        match timeout(limit, send).await {
+        match timeout(limit, self.stream.send(&bytes)).await {
             Err(_) => Err(self.timed_out("take a request", limit)),
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => Err(self.last_words(source).await),
@@ -258,7 +150,16 @@ impl Wire {
                 Err(_) => break,
             }
         }
-        ConnError::Lost { at: self.at.clone(), source }
+        self.lost(source)
+    }
+
+    /// With TLS 1.3 a server that does not like our certificate says so only now.
+    fn lost(&self, source: io::Error) -> ConnError {
+        let at = self.peer.at.clone();
+        match tls::fault(&source) {
+            fault @ TlsFault::Alert(_) => ConnError::Tls { at, fault },
+            _ => ConnError::Lost { at, source },
+        }
     }
 
     /// The next message. Safe to drop at any time: what has arrived stays in the buffer, and the patience goes on counting.
@@ -268,7 +169,7 @@ impl Wire {
         what: &'static str,
     ) -> Result<Message, ConnError> {
         if !self.busy {
-            return Err(ConnError::Busy { at: self.at.clone() });
+            return Err(ConnError::Busy { at: self.peer.at.clone() });
         }
         loop {
             if let Some(message) = message::split(&mut self.buffer, self.phase)? {
@@ -284,7 +185,7 @@ impl Wire {
             let until = patient.max(now + LAST_LOOK.min(patience));
             match timeout_at(until, self.fill()).await {
                 Err(_) => return Err(self.timed_out(what, patience)),
-                Ok(Err(source)) => return Err(ConnError::Lost { at: self.at.clone(), source }),
+                Ok(Err(source)) => return Err(self.lost(source)),
                 Ok(Ok(())) => self.waiting_since = None,
             }
         }
@@ -294,11 +195,7 @@ impl Wire {
         if self.buffer.capacity().saturating_sub(self.buffer.len()) < LEAST_ROOM {
             self.buffer.reserve(READ_BUFFER);
         }
-        let count = match &mut self.stream {
-            Stream::Unix(socket) => socket.read_buf(&mut self.buffer).await?,
-            Stream::Tcp(socket) => socket.read_buf(&mut self.buffer).await?,
-        };
-        if count == 0 {
+        if self.stream.read(&mut self.buffer).await? == 0 {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it"));
         }
         Ok(())
@@ -352,77 +249,27 @@ impl Wire {
         }
     }
 
+    /// Ends what is under way: asks the server to cancel it, and closes. Takes a few seconds at most, and fails silently: a server that
+    /// cannot be reached any more notices the closed socket in its own time.
+    pub(super) async fn abandon(self) {
+        if let (true, Some((process, secret))) = (self.busy, self.key) {
+            let limit = Limit::new(CANCEL);
+            let cancel = async {
+                let mut stream = self.peer.again(&limit).await.ok()?;
+                let mut request = BytesMut::new();
+                message::put_cancel(process, secret, &mut request);
+                stream.send(&request).await.ok()?;
+                // The server closes once the signal is sent.
+                stream.read(&mut request).await.ok()
+            };
+            let _ = timeout(limit.rest(), cancel).await;
+        }
+        self.close().await;
+    }
+
     fn timed_out(&self, what: &'static str, after: Duration) -> ConnError {
-        ConnError::Timeout { at: self.at.clone(), what, after }
+        ConnError::Timeout { at: self.peer.at.clone(), what, after }
     }
-}
-
-async fn within(
-    limit: Duration,
-    at: &str,
-    what: &'static str,
-    work: impl Future<Output = io::Result<Stream>>,
-) -> Result<Stream, ConnError> {
-    match timeout(limit, work).await {
-        Err(_) => Err(ConnError::Timeout { at: at.to_owned(), what, after: limit }),
-        Ok(result) => result.map_err(|source| ConnError::Unreachable { at: at.to_owned(), source }),
-    }
-}
-
-/// Each address of a name gets its share of the time, so that one that swallows packets does not hide the next.
-async fn tcp(
-    host: &str,
-    address: Option<core::net::IpAddr>,
-    port: u16,
-    keepalive: Option<Keepalive>,
-    limit: Duration,
-) -> io::Result<Stream> {
-    let addresses: Vec<_> = match address {
-        Some(address) => vec![(address, port).into()],
-        None => tokio::net::lookup_host((host, port)).await?.take(MAX_ADDRESSES).collect(),
-    };
-    let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match timeout(share, TcpStream::connect(address)).await {
-            Ok(Ok(socket)) => {
-                socket.set_nodelay(true)?;
-                if let Some(keepalive) = keepalive {
-                    let set = socket2::TcpKeepalive::new()
-                        .with_time(keepalive.idle)
-                        .with_interval(keepalive.interval)
-                        .with_retries(keepalive.count);
-                    socket2::SockRef::from(&socket).set_tcp_keepalive(&set)?;
-                }
-                return Ok(Stream::Tcp(socket));
-            }
-            Ok(Err(error)) => failure = error,
-            Err(_) => failure = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
-        }
-    }
-    Err(failure)
-}
-
-async fn unix(info: &ConnInfo) -> io::Result<Stream> {
-    let name = format!(".s.PGSQL.{}", info.port);
-    let (paths, usual) = match &info.target {
-        Target::Socket(dir) => (vec![dir.join(&name)], false),
-        Target::Abstract(prefix) => (vec![format!("\0{prefix}/{name}").into()], false),
-        Target::DefaultSocket | Target::Tcp { .. } => {
-            (USUAL_SOCKET_DIRS.iter().map(|dir| std::path::Path::new(dir).join(&name)).collect(), true)
-        }
-    };
-    let mut failure = None;
-    for path in paths {
-        match UnixStream::connect(&path).await {
-            Ok(socket) => return Ok(Stream::Unix(socket)),
-            // A stale socket or a closed door says more than a directory that has no socket.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && usual => {}
-            Err(error) => failure = failure.or(Some(error)),
-        }
-    }
-    let none = || format!("no socket {name} in {}", USUAL_SOCKET_DIRS.join(", "));
-    Err(failure.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, none())))
 }
 
 #[cfg(test)]

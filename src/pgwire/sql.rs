@@ -6,10 +6,12 @@
 
 use std::time::Duration;
 
+use super::connect::login;
 use super::conninfo::ConnInfo;
+use super::error::ConnError;
 use super::message::{self, Row, ServerNotice, WireError};
-use super::socket::{ConnError, Deadlines, Wire};
-use super::startup::{Session, login};
+use super::socket::{Deadlines, Wire};
+use super::startup::Session;
 
 /// What the server may spend less than the deadline of an answer, so that its own message arrives in time.
 const HEAD_START: Duration = Duration::from_secs(2);
@@ -65,6 +67,11 @@ impl Sql {
     /// Says good-bye. Dropping the session does as well, less politely.
     pub async fn close(self) {
         self.wire.close().await;
+    }
+
+    /// Ends a statement that is under way, within a few seconds, and closes.
+    pub async fn abandon(self) {
+        self.wire.abandon().await;
     }
 }
 

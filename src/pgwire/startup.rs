@@ -8,18 +8,16 @@
 //! password is noticed; the password file is read only when a password is asked for, and only if nobody else can read it.
 //! Source of truth: `protocol.sgml`, `fe-auth-scram.c`, `fe-connect.c`.
 
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::time::Duration;
 
 use postgres_protocol::authentication::{md5_hash, sasl};
-use tokio::io::AsyncReadExt as _;
 
-use super::conninfo::{ConnInfo, Secret};
+use super::conninfo::{AuthMethod, ChannelBinding, ConnInfo};
+use super::dial::Limit;
+use super::error::ConnError;
 use super::message::{self, Authentication, Message, WireError};
-use super::passfile::{self, Lookup, MAX_PASSFILE};
-use super::socket::{ConnError, Deadlines, Wire};
+use super::password::{self, Found};
+use super::socket::Wire;
 
 /// What the session is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,28 +31,31 @@ pub(super) enum Session {
     },
 }
 
-/// Connects and logs in. Dropped in the middle, nothing remains but a connection that the server closes.
-pub(super) async fn login(
+/// What a server tells about itself while it lets us in; versions before 14 do not.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reported {
+    /// `in_hot_standby`
+    pub(super) standby: Option<bool>,
+    /// `default_transaction_read_only`
+    pub(super) read_only: Option<bool>,
+}
+
+/// Logs in on a connection on which nothing was said yet.
+pub(super) async fn begin(
     info: &ConnInfo,
     session: Session,
-    deadlines: &Deadlines,
-) -> Result<Wire, ConnError> {
-    let limit = info.connect_timeout.unwrap_or(deadlines.connect);
-    let begun = tokio::time::Instant::now();
-    let mut wire = Wire::dial(info, limit).await?;
+    wire: &mut Wire,
+    limit: &Limit,
+) -> Result<Reported, ConnError> {
     let at = wire.at().to_owned();
-    let rest = limit.saturating_sub(begun.elapsed());
-    let work = async move {
-        put_startup(info, session, &mut wire)?;
-        wire.request(limit).await?;
-        authenticate(info, session, &mut wire, limit).await?;
-        until_ready(&mut wire, limit).await?;
-        Ok(wire)
+    put_startup(info, session, wire)?;
+    let work = async {
+        wire.request(limit.rest()).await?;
+        let mut login = Login { info, session, wire, patience: limit.rest(), password: None };
+        login.authenticate().await?;
+        login.until_ready().await
     };
-    match tokio::time::timeout(rest, work).await {
-        Ok(result) => result,
-        Err(_) => Err(ConnError::Timeout { at, what: "let us in", after: limit }),
-    }
+    limit.on(&at, "let us in", work).await?
 }
 
 fn put_startup(info: &ConnInfo, session: Session, wire: &mut Wire) -> Result<(), WireError> {
@@ -91,133 +92,162 @@ enum Scram {
     Verified,
 }
 
-async fn authenticate(
-    info: &ConnInfo,
+/// A log-in on its way.
+struct Login<'a> {
+    info: &'a ConnInfo,
     session: Session,
-    wire: &mut Wire,
-    limit: Duration,
-) -> Result<(), ConnError> {
-    let mut scram = Scram::NotBegun;
-    loop {
-        let request = match wire.receive(limit, "let us in").await? {
-            Message::Authentication(request) => request,
-            Message::Error(said) => return Err(ConnError::Server(said)),
-            Message::Notice(said) => {
-                wire.note(*said);
-                continue;
-            }
-            other => {
-                let expected = "an authentication request";
-                return Err(WireError::Unexpected { got: other.name(), expected }.into());
-            }
-        };
-        scram = match (request, scram) {
-            (Authentication::Ok, Scram::NotBegun | Scram::Verified) => return Ok(()),
-            (Authentication::Cleartext, Scram::NotBegun) => {
-                let password = password(info, session, wire.at()).await?;
-                message::put_password(password.expose(), &mut wire.out)?;
-                Scram::NotBegun
-            }
-            (Authentication::Md5(salt), Scram::NotBegun) => {
-                let password = password(info, session, wire.at()).await?;
-                let digest = md5_hash(info.user.as_bytes(), password.expose(), salt);
-                message::put_password(digest.as_bytes(), &mut wire.out)?;
-                Scram::NotBegun
-            }
-            (Authentication::Sasl(mechanisms), Scram::NotBegun) => {
-                if !mechanisms.iter().any(|name| name == sasl::SCRAM_SHA_256) {
-                    return Err(method(wire, mechanisms.join(" or ")));
+    wire: &'a mut Wire,
+    patience: Duration,
+    /// Once the server asked for it.
+    password: Option<Found>,
+}
+
+impl Login<'_> {
+    async fn authenticate(&mut self) -> Result<(), ConnError> {
+        let mut scram = Scram::NotBegun;
+        loop {
+            let request = match self.receive().await? {
+                Message::Authentication(request) => request,
+                other => {
+                    let expected = "an authentication request";
+                    return Err(WireError::Unexpected { got: other.name(), expected }.into());
                 }
-                let password = password(info, session, wire.at()).await?;
-                let first = sasl::ScramSha256::new(password.expose(), sasl::ChannelBinding::unsupported());
-                message::put_sasl_initial(sasl::SCRAM_SHA_256, first.message(), &mut wire.out)?;
-                Scram::First(first)
-            }
-            (Authentication::SaslContinue(data), Scram::First(mut exchange)) => {
-                exchange.update(&data).map_err(|error| impostor(wire, &error))?;
-                message::put_sasl(exchange.message(), &mut wire.out)?;
-                Scram::Second(exchange)
-            }
-            (Authentication::SaslFinal(data), Scram::Second(mut exchange)) => {
-                exchange.finish(&data).map_err(|error| impostor(wire, &error))?;
-                Scram::Verified
-            }
-            (Authentication::Other(name), _) => return Err(method(wire, name.to_owned())),
-            (_, _) => return Err(impostor(wire, &"an authentication step came out of turn")),
-        };
-        wire.flush(limit).await?;
+            };
+            scram = match (request, scram) {
+                (Authentication::Ok, Scram::Verified) => return Ok(()),
+                (Authentication::Ok, Scram::NotBegun) => {
+                    if self.password.is_none() {
+                        self.allow(AuthMethod::None, "no")?;
+                    }
+                    return Ok(());
+                }
+                (Authentication::Cleartext, Scram::NotBegun) => {
+                    self.allow(AuthMethod::Password, "plain password")?;
+                    let password = self.password().await?;
+                    message::put_password(&password, &mut self.wire.out)?;
+                    Scram::NotBegun
+                }
+                (Authentication::Md5(salt), Scram::NotBegun) => {
+                    self.allow(AuthMethod::Md5, "MD5")?;
+                    let digest = md5_hash(self.info.user.as_bytes(), &self.password().await?, salt);
+                    message::put_password(digest.as_bytes(), &mut self.wire.out)?;
+                    Scram::NotBegun
+                }
+                (Authentication::Sasl(offered), Scram::NotBegun) => self.begin_scram(&offered).await?,
+                (Authentication::SaslContinue(data), Scram::First(mut exchange)) => {
+                    exchange.update(&data).map_err(|error| self.impostor(&error))?;
+                    message::put_sasl(exchange.message(), &mut self.wire.out)?;
+                    Scram::Second(exchange)
+                }
+                (Authentication::SaslFinal(data), Scram::Second(mut exchange)) => {
+                    exchange.finish(&data).map_err(|error| self.impostor(&error))?;
+                    Scram::Verified
+                }
+                (Authentication::Other(name), _) => {
+                    return Err(self.method(name, "which pitr does not speak"));
+                }
+                (_, _) => return Err(self.impostor(&"an authentication step came out of turn")),
+            };
+            self.wire.flush(self.patience).await?;
+        }
     }
-}
 
-fn method(wire: &Wire, method: String) -> ConnError {
-    ConnError::Method { at: wire.at().to_owned(), method }
-}
+    async fn begin_scram(&mut self, offered: &[String]) -> Result<Scram, ConnError> {
+        let offers = |name: &str| offered.iter().any(|other| other == name);
+        let (plain, plus) = (offers(sasl::SCRAM_SHA_256), offers(sasl::SCRAM_SHA_256_PLUS));
+        if !plain && !plus {
+            return Err(self.method(&offered.join(" or "), "which pitr does not speak"));
+        }
+        self.allow(AuthMethod::Scram, "SCRAM-SHA-256")?;
+        let required = self.info.channel_binding == ChannelBinding::Require;
+        let (name, binding) = match (self.info.channel_binding, self.wire.stream().end_point()) {
+            (ChannelBinding::Prefer | ChannelBinding::Require, Some(Ok(hash))) if plus => {
+                (sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(hash))
+            }
+            // Tells a server that does offer it that somebody took the offer out.
+            (ChannelBinding::Prefer, Some(Ok(_))) => {
+                (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested())
+            }
+            (ChannelBinding::Require, Some(Err(why))) => {
+                return Err(self
+                    .method(sasl::SCRAM_SHA_256_PLUS, &format!("and its certificate binds nothing: {why}")));
+            }
+            _ => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
+        };
+        if required && name != sasl::SCRAM_SHA_256_PLUS {
+            return Err(self.method(
+                sasl::SCRAM_SHA_256,
+                "but channel_binding=require needs TLS and SCRAM-SHA-256-PLUS",
+            ));
+        }
+        if name == sasl::SCRAM_SHA_256 && !plain {
+            return Err(self.method(&offered.join(" or "), "which needs TLS and channel binding"));
+        }
+        let first = sasl::ScramSha256::new(&self.password().await?, binding);
+        message::put_sasl_initial(name, first.message(), &mut self.wire.out)?;
+        Ok(Scram::First(first))
+    }
 
-fn impostor(wire: &Wire, reason: &impl ToString) -> ConnError {
-    ConnError::Impostor { at: wire.at().to_owned(), reason: reason.to_string() }
-}
+    /// Refuses a method that the user ruled out, before anything is sent that it could abuse.
+    fn allow(&self, method: AuthMethod, shown: &str) -> Result<(), ConnError> {
+        if let Some(required) = self.info.require_auth.as_ref().filter(|required| !required.allows(method)) {
+            return Err(self.method(shown, &format!("but require_auth={}", required.text)));
+        }
+        if self.info.channel_binding == ChannelBinding::Require && method != AuthMethod::Scram {
+            return Err(self.method(shown, "but channel_binding=require allows SCRAM-SHA-256-PLUS alone"));
+        }
+        Ok(())
+    }
 
-async fn until_ready(wire: &mut Wire, limit: Duration) -> Result<(), ConnError> {
-    loop {
-        match wire.receive(limit, "begin the session").await? {
-            Message::ReadyForQuery => return Ok(()),
-            Message::ParameterStatus(..) | Message::BackendKeyData => {}
-            Message::Notice(said) => wire.note(*said),
-            Message::Error(said) => return Err(ConnError::Server(said)),
-            other => {
-                return Err(WireError::Unexpected { got: other.name(), expected: "ReadyForQuery" }.into());
+    async fn password(&mut self) -> Result<Vec<u8>, ConnError> {
+        let found = password::find(self.info, self.wire.host(), self.session).await;
+        let found = found.map_err(|reason| ConnError::Password { at: self.at(), reason })?;
+        Ok(self.password.insert(found).password.expose().to_vec())
+    }
+
+    async fn until_ready(&mut self) -> Result<Reported, ConnError> {
+        let mut reported = Reported::default();
+        loop {
+            match self.receive().await? {
+                Message::ReadyForQuery => return Ok(reported),
+                Message::ParameterStatus(name, value) if name == "in_hot_standby" => {
+                    reported.standby = Some(value == "on");
+                }
+                Message::ParameterStatus(name, value) if name == "default_transaction_read_only" => {
+                    reported.read_only = Some(value == "on");
+                }
+                Message::ParameterStatus(..) => {}
+                Message::BackendKeyData { process, secret } => self.wire.keep_key(process, secret),
+                other => {
+                    return Err(WireError::Unexpected { got: other.name(), expected: "ReadyForQuery" }.into());
+                }
             }
         }
     }
-}
 
-/// The password of the connection string, else of the password file. A line for the database `replication` is preferred on a
-/// replication connection; one for the session's own database answers too, since the role has one password.
-async fn password(info: &ConnInfo, session: Session, at: &str) -> Result<Secret, ConnError> {
-    if let Some(password) = &info.password {
-        return Ok(password.clone());
+    /// The next message that is neither a notice nor the end.
+    async fn receive(&mut self) -> Result<Message, ConnError> {
+        loop {
+            match self.wire.receive(self.patience, "let us in").await? {
+                Message::Notice(said) => self.wire.note(*said),
+                Message::Error(notice) => {
+                    let password_from = self.password.as_ref().map(|found| found.from.clone());
+                    return Err(ConnError::Refused { at: self.at(), notice, password_from });
+                }
+                other => return Ok(other),
+            }
+        }
     }
-    let missing = |reason: String| ConnError::Password { at: at.to_owned(), user: info.user.clone(), reason };
-    let Some(path) = &info.passfile else {
-        return Err(missing("none was given; there is no password file either".into()));
-    };
-    let content = match read_private(path).await {
-        Ok(content) => content,
-        Err(error) => return Err(missing(format!("{} was not used: {error}", path.display()))),
-    };
-    let (hosts, port) = (info.passfile_hosts(), info.port.to_string());
-    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
-    let find = |database: &str| {
-        passfile::find(&content, &Lookup { hosts: &hosts, port: &port, database, user: &info.user })
-    };
-    let found = match session {
-        Session::Replication => find("replication").or_else(|| find(&info.dbname)),
-        Session::Sql { .. } => find(&info.dbname),
-    };
-    found.map(Secret::new).ok_or_else(|| missing(format!("no line of {} matches", path.display())))
-}
 
-/// Reads a file that is nobody else's business.
-async fn read_private(path: &Path) -> io::Result<Vec<u8>> {
-    // Looked at before it is opened: opening a pipe would wait for a writer.
-    check_private(&tokio::fs::metadata(path).await?)?;
-    let file = tokio::fs::File::open(path).await?;
-    check_private(&file.metadata().await?)?;
-    let mut content = Vec::new();
-    file.take(MAX_PASSFILE).read_to_end(&mut content).await?;
-    Ok(content)
-}
+    fn at(&self) -> String {
+        self.wire.at().to_owned()
+    }
 
-fn check_private(metadata: &std::fs::Metadata) -> io::Result<()> {
-    let mode = metadata.permissions().mode() & 0o777;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is not a file"));
+    fn method(&self, method: &str, reason: &str) -> ConnError {
+        ConnError::Method { at: self.at(), method: method.to_owned(), reason: reason.to_owned() }
     }
-    if mode & 0o077 != 0 {
-        return Err(io::Error::other(format!("others may read it (mode {mode:04o}; it must be 0600)")));
+
+    fn impostor(&self, reason: &impl ToString) -> ConnError {
+        ConnError::Impostor { at: self.at(), reason: reason.to_string() }
     }
-    if metadata.len() > MAX_PASSFILE {
-        return Err(io::Error::other("it is larger than 1 MiB"));
-    }
-    Ok(())
 }

@@ -10,3 +10,4 @@ pub mod log;
 pub mod restored;
 pub mod site;
 pub mod store_rules;
+pub mod tls;

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::catalogue::{Catalogue, ConfigFile, ConfigRole, Database, Extension, Setting, TablespaceName};
 use crate::error::{Error, Result};
+use crate::ops::failure;
 use crate::pgwire::{ConnError, Sql};
 use crate::wal::{Lsn, PgTime, TimelineId};
 
@@ -60,31 +61,7 @@ pub(super) async fn rows(sql: &mut Sql, statement: &str) -> Result<Vec<Cells>> {
 
 /// A failed connection or statement as the program's error.
 pub(super) fn connection(error: ConnError) -> Error {
-    let hint = match &error {
-        ConnError::Unreachable { .. } => {
-            Some("is the server running, and is conninfo in the configuration right?")
-        }
-        ConnError::Server(notice) if notice.code == "28000" && notice.message.contains("pg_hba.conf") => {
-            Some(
-                "add a line for this role and database (and one for replication) to pg_hba.conf; `pitr init` prints them",
-            )
-        }
-        ConnError::Server(notice) if notice.code == "42501" || notice.code == "28000" => {
-            Some("the role needs LOGIN and REPLICATION, and pg_monitor; `pitr init` prints the statements")
-        }
-        ConnError::Server(notice) if notice.code == "53300" => {
-            Some("raise max_wal_senders: a backup takes one, a streaming receiver another")
-        }
-        ConnError::Password { .. } => {
-            Some("put the password into ~/.pgpass or PGPASSWORD, never into the configuration")
-        }
-        _ => None,
-    };
-    let failed = Error::failed("the server cannot be asked").source(error);
-    match hint {
-        Some(hint) => failed.hint(hint),
-        None => failed,
-    }
+    failure::of_server("the server cannot be asked", error)
 }
 
 async fn one_row(sql: &mut Sql, statement: &str) -> Result<Cells> {

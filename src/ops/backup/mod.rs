@@ -126,6 +126,7 @@ pub async fn backup(
             warnings,
         }),
         Err(error) => {
+            server.abandon().await;
             targets.abandon(&error).await;
             Err(error)
         }

@@ -17,7 +17,7 @@ use super::facts::{self, Sample, ServerFacts};
 use crate::error::{Error, Result};
 use crate::ops::archive::COPY_MARKER;
 use crate::pgdata::ControlFile;
-use crate::pgwire::{Identity, ReplicationConn, Sql, Target};
+use crate::pgwire::{Identity, ReplicationConn, Sql};
 use crate::wal::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize};
 
 /// A server that may be backed up.
@@ -51,21 +51,28 @@ pub(super) struct Server {
     pub(super) warnings: Vec<String>,
 }
 
+impl Server {
+    /// Ends what is under way on the server, within a few seconds.
+    pub(super) async fn abandon(self) {
+        tokio::join!(self.replication.abandon(), self.sql.abandon());
+    }
+}
+
 /// Connects and looks. Nothing is changed on the server.
 pub(super) async fn server(request: &BackupRequest) -> Result<Server> {
     let mut replication =
         ReplicationConn::connect(&request.conninfo, &request.deadlines).await.map_err(facts::connection)?;
     let identity = replication.identify_system().await.map_err(facts::connection)?;
     let segment_size = replication.segment_size().await.map_err(facts::connection)?;
-    let mut sql = Sql::connect(&request.conninfo, &request.deadlines).await.map_err(facts::connection)?;
+    // Of several servers, the one that the backup comes from.
+    let same = request.conninfo.only(replication.host());
+    let mut sql = Sql::connect(&same, &request.deadlines).await.map_err(facts::connection)?;
     let facts = facts::server(&mut sql).await?;
     let major = PgMajor::from_version_num(facts.version_num).ok_or_else(|| {
         Error::usage(format!("this pitr does not know PostgreSQL {}", facts.version_num / 10_000))
             .hint("it backs up PostgreSQL 13 to 18; use a newer pitr for a newer server")
     })?;
-    let is_local =
-        matches!(request.conninfo.target, Target::DefaultSocket | Target::Socket(_) | Target::Abstract(_))
-            || matches!(&request.conninfo.target, Target::Tcp { host, .. } if is_loopback(host));
+    let is_local = replication.host().is_local();
     let candidate = facts.data_directory.clone().or_else(|| request.data_dir.clone());
     let local = candidate.filter(|dir| is_local && is_data_directory(dir, &identity));
     refuse_copy(&mut sql, local.as_deref()).await?;
@@ -94,10 +101,6 @@ pub(super) async fn server(request: &BackupRequest) -> Result<Server> {
         catalogue,
         warnings,
     })
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<core::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// Whether `dir` is the data directory of that cluster on this host. A copy beside it would have the same identity: what is taken
@@ -176,14 +179,5 @@ mod tests {
         assert!(archiving_warnings(&other)[0].starts_with("archive_command does not run"));
         let standby = ServerFacts { in_recovery: true, ..facts() };
         assert!(archiving_warnings(&standby)[0].starts_with("the server is a standby"));
-    }
-
-    #[test]
-    fn loopback_is_this_host() {
-        for (host, here) in
-            [("localhost", true), ("127.0.0.1", true), ("::1", true), ("db.example.org", false)]
-        {
-            assert_eq!(is_loopback(host), here, "{host}");
-        }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::ops::failure;
 use crate::pgwire::{ConnError, Sql};
 use crate::wal::{PgMajor, SegmentSize, SystemId};
 
@@ -152,5 +153,5 @@ async fn archiver(sql: &mut Sql) -> Result<Archiver> {
 
 /// The error of a connection that failed.
 pub fn failed(error: ConnError) -> Error {
-    Error::failed("cannot ask the server").source(error)
+    failure::of_server("cannot ask the server", error)
 }

@@ -75,9 +75,9 @@ fn parts(rest: &str) -> Result<Pairs, ConnInfoError> {
         add("user", user)?;
         add("password", password)?;
     }
-    let (host, port) = host_and_port(server)?;
-    add("host", host)?;
-    add("port", port)?;
+    let (host, port) = hosts_and_ports(server)?;
+    add("host", &host)?;
+    add("port", &port)?;
     add("dbname", dbname)?;
     for parameter in query.into_iter().flat_map(|query| query.split('&')).filter(|p| !p.is_empty()) {
         let Some((keyword, value)) = parameter.split_once('=') else {
@@ -91,11 +91,14 @@ fn parts(rest: &str) -> Result<Pairs, ConnInfoError> {
     Ok(pairs)
 }
 
-/// Several servers stay in one text; whoever reads the host refuses them by name.
+/// The lists of hosts and ports, each with as many items as the URI has servers.
+fn hosts_and_ports(servers: &str) -> Result<(String, String), ConnInfoError> {
+    let pairs = servers.split(',').map(host_and_port).collect::<Result<Vec<_>, _>>()?;
+    let list = |part: fn(&(&str, &str)) -> String| pairs.iter().map(part).collect::<Vec<_>>().join(",");
+    Ok((list(|(host, _)| (*host).to_owned()), list(|(_, port)| (*port).to_owned())))
+}
+
 fn host_and_port(server: &str) -> Result<(&str, &str), ConnInfoError> {
-    if server.contains(',') {
-        return Ok((server, ""));
-    }
     if let Some(rest) = server.strip_prefix('[') {
         let Some((address, rest)) = rest.split_once(']') else {
             return syntax("the \"]\" of an IPv6 address is missing".into());

@@ -1,4 +1,4 @@
-//! Connection strings against libpq's rules: both forms, the environment, and every way of being refused.
+//! Connection strings against libpq's rules: both forms, services, lists of hosts, the environment, and every way of being refused.
 //!
 //! Expectations were written down from `libpq.sgml` and tried with psql where it was in doubt.
 
@@ -10,7 +10,34 @@ fn environment(variables: &[(&str, &str)]) -> Environment {
         variables: variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         os_user: Some("me".into()),
         home: Some("/home/me".into()),
+        read_file: Some(service_file),
     }
+}
+
+/// The service files of these tests.
+fn service_file(path: &Path) -> io::Result<String> {
+    match path.to_str() {
+        Some("/home/me/.pg_service.conf") => {
+            Ok("# mine\n[other]\nhost=wrong\n\n[main]\n  host=db  \nuser=bob\nuser=late\n\
+             options=-c a=b\n[main]\nport=1\n[nested]\nservice=main\n[typo]\nhots=x\n[bare]\nhost\n"
+                .into())
+        }
+        Some("/sys/pg_service.conf") => Ok("[site]\nhost=site-db\nport=5433\n".into()),
+        Some("/named") => Ok("[main]\nhost=named-db\n".into()),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+fn host(target: Target, port: u16) -> Host {
+    Host { target, port }
+}
+
+fn tcp(name: &str, port: u16) -> Host {
+    host(Target::Tcp { host: name.into(), address: None }, port)
+}
+
+fn usual(name: &str) -> Option<TlsFile> {
+    Some(TlsFile { path: Path::new("/home/me/.postgresql").join(name), named: false })
 }
 
 fn parse(text: &str) -> Result<ConnInfo, ConnInfoError> {
@@ -23,8 +50,9 @@ fn refusal(text: &str) -> String {
 
 fn defaults() -> ConnInfo {
     ConnInfo {
-        target: Target::DefaultSocket,
-        port: 5432,
+        hosts: vec![host(Target::DefaultSocket, 5432)],
+        load_balance: false,
+        target_session: TargetSession::Any,
         user: "me".into(),
         dbname: "me".into(),
         password: None,
@@ -37,6 +65,19 @@ fn defaults() -> ConnInfo {
             interval: Duration::from_secs(10),
             count: 3,
         }),
+        tcp_user_timeout: None,
+        tls: TlsOptions {
+            mode: SslMode::Prefer,
+            negotiation: Negotiation::Postgres,
+            roots: Roots::File(usual("root.crt")),
+            crl: usual("root.crl"),
+            certificate: usual("postgresql.crt"),
+            key: usual("postgresql.key"),
+            sni: true,
+            versions: (TlsVersion::V1_2, TlsVersion::V1_3),
+        },
+        channel_binding: ChannelBinding::Prefer,
+        require_auth: None,
     }
 }
 
@@ -53,7 +94,7 @@ fn keywords_are_read_with_quotes_blanks_and_escapes() {
     let seen =
         parse(r"host = /var/run/pg  user='o\'brien \\x' password=a\ b dbname = 'my db' connect_timeout=1");
     let expected = ConnInfo {
-        target: Target::Socket("/var/run/pg".into()),
+        hosts: vec![host(Target::Socket("/var/run/pg".into()), 5432)],
         user: r"o'brien \x".into(),
         password: Some(Secret::new(b"a b".to_vec())),
         dbname: "my db".into(),
@@ -74,6 +115,9 @@ fn a_uri_says_the_same_as_keywords() {
         ("postgres://[::1]:5433/", "host=::1 port=5433"),
         ("postgres://bob@/app?application_name=a%20b", "user=bob dbname=app application_name='a b'"),
         ("postgres://:5433", "port=5433"),
+        ("postgres://a:1,[::2]:3,c/x", "host=a,::2,c port=1,3, dbname=x"),
+        ("postgres://a,b/", "host=a,b"),
+        ("postgres://db/?ssl=true", "host=db sslmode=require"),
     ] {
         assert_eq!(parse(uri).unwrap(), parse(words).unwrap(), "{uri}");
     }
@@ -85,8 +129,7 @@ fn the_text_goes_before_the_environment_and_that_before_defaults() {
         environment(&[("PGHOST", "db"), ("PGPORT", "5433"), ("PGUSER", "bob"), ("PGPASSWORD", "x")]);
     let info = ConnInfo::parse("port=5434", &variables).unwrap();
     let expected = ConnInfo {
-        target: Target::Tcp { host: "db".into(), address: None },
-        port: 5434,
+        hosts: vec![tcp("db", 5434)],
         user: "bob".into(),
         dbname: "bob".into(),
         password: Some(Secret::new(b"x".to_vec())),
@@ -99,18 +142,18 @@ fn the_text_goes_before_the_environment_and_that_before_defaults() {
 fn a_wrong_variable_is_named_as_such() {
     let message = ConnInfo::parse("", &environment(&[("PGPORT", "x")])).unwrap_err().to_string();
     assert!(message.starts_with("PGPORT=\"x\""), "{message}");
-    let message = ConnInfo::parse("", &environment(&[("PGSERVICE", "x")])).unwrap_err().to_string();
-    assert!(message.starts_with("PGSERVICE is not supported"), "{message}");
+    let message = ConnInfo::parse("", &environment(&[("PGREQUIREPEER", "x")])).unwrap_err().to_string();
+    assert!(message.starts_with("PGREQUIREPEER is not supported"), "{message}");
 }
 
 #[test]
 fn the_four_kinds_of_target() {
-    let target = |text: &str| parse(text).unwrap().target;
-    let address = "10.0.0.7".parse().ok();
+    let target = |text: &str| parse(text).unwrap().hosts.remove(0).target;
+    let address = "127.0.0.7".parse().ok();
     assert_eq!(target("host=@pg"), Target::Abstract("pg".into()));
     assert_eq!(target("host=/tmp"), Target::Socket("/tmp".into()));
-    assert_eq!(target("host=db hostaddr=10.0.0.7"), Target::Tcp { host: "db".into(), address });
-    assert_eq!(target("hostaddr=10.0.0.7"), Target::Tcp { host: "10.0.0.7".into(), address });
+    assert_eq!(target("host=db hostaddr=127.0.0.7"), Target::Tcp { host: "db".into(), address });
+    assert_eq!(target("hostaddr=127.0.0.7"), Target::Tcp { host: "127.0.0.7".into(), address });
 }
 
 #[test]
@@ -134,21 +177,30 @@ fn an_unknown_keyword_is_named_with_its_nearest() {
 
 #[test]
 fn what_pitr_cannot_honour_is_refused_and_not_ignored() {
-    for mode in ["require", "verify-ca", "verify-full"] {
-        assert!(refusal(&format!("sslmode={mode}")).contains("TLS"), "{mode}");
-    }
-    assert!(refusal("postgres://db/?ssl=true").contains("TLS"));
     for (text, word) in [
         ("sslmode=always", "verify-full"),
-        ("host=a,b", "one server"),
-        ("port=1,2", "one server"),
-        ("postgres://a:1,b:2/x", "one server"),
-        ("channel_binding=require", "TLS"),
+        ("sslnegotiation=direct", "sslmode=require"),
+        ("sslrootcert=system sslmode=require", "verify-full"),
+        ("ssl_max_protocol_version=TLSv1.1", "TLSv1.2"),
+        ("ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2", "above"),
+        ("ssl_min_protocol_version=SSLv3", "one of"),
+        ("sslsni=2", "one of 0, 1"),
+        ("sslcertmode=require", "sslcertmode=require"),
+        ("sslcrldir=/x", "sslcrl"),
+        ("sslkeylogfile=/x", "keys"),
+        ("channel_binding=yes", "disable, prefer, require"),
+        ("require_auth=md5,!none", "rule out each"),
+        ("require_auth=md5,md5", "twice"),
+        ("require_auth=secret", "scram-sha-256"),
+        ("target_session_attrs=master", "prefer-standby"),
+        ("load_balance_hosts=yes", "disable, random"),
+        ("host=a,b port=1,2,3", "3 ports do not match 2 servers"),
+        ("host=a,b hostaddr=127.0.0.1", "2 host names do not match 1"),
+        ("port=1,2", "2 ports do not match 1"),
+        ("tcp_user_timeout=x", "number"),
         ("gssencmode=require", "GSSAPI"),
-        ("target_session_attrs=read-write", "target_session_attrs=read-write"),
         ("requirepeer=postgres", "requirepeer"),
         ("replication=true", "replication"),
-        ("service=x", "service"),
         ("port=0", "1 to 65535"),
         ("port=65536", "1 to 65535"),
         ("hostaddr=db", "numeric"),
@@ -161,8 +213,7 @@ fn what_pitr_cannot_honour_is_refused_and_not_ignored() {
 
 #[test]
 fn what_changes_nothing_is_accepted() {
-    let text =
-        "sslmode=prefer sslrootcert=/x client_encoding=UTF8 gssencmode=prefer target_session_attrs=any";
+    let text = "sslmode=prefer sslpassword=x client_encoding=UTF8 gssencmode=prefer target_session_attrs=any";
     assert_eq!(parse(text), Ok(defaults()));
 }
 
@@ -192,10 +243,84 @@ fn keepalive_can_be_set_and_switched_off() {
 
 #[test]
 fn the_default_socket_is_localhost_in_the_password_file() {
-    assert_eq!(parse("").unwrap().passfile_hosts(), ["localhost"]);
-    assert_eq!(parse("host=/tmp").unwrap().passfile_hosts(), ["localhost", "/tmp"]);
-    assert_eq!(parse("host=/srv").unwrap().passfile_hosts(), ["/srv"]);
-    assert_eq!(parse("host=db").unwrap().passfile_hosts(), ["db"]);
+    let names = |text: &str| parse(text).unwrap().hosts.remove(0).passfile_names();
+    assert_eq!(names(""), ["localhost"]);
+    assert_eq!(names("host=/tmp"), ["localhost", "/tmp"]);
+    assert_eq!(names("host=/srv"), ["/srv"]);
+    assert_eq!(names("host=db hostaddr=127.0.0.1"), ["db"]);
+}
+
+#[test]
+fn a_socket_and_a_loopback_address_are_this_host() {
+    for (text, here) in [
+        ("", true),
+        ("host=/s", true),
+        ("host=@s", true),
+        ("host=localhost", true),
+        ("host=127.0.0.1", true),
+        ("host=::1", true),
+        ("host=db hostaddr=127.0.0.1", true),
+        ("host=db", false),
+        ("host=localhost hostaddr=192.0.2.1", false),
+    ] {
+        assert_eq!(parse(text).unwrap().hosts[0].is_local(), here, "{text}");
+    }
+}
+
+#[test]
+fn lists_of_hosts_addresses_and_ports_are_matched_up() {
+    let hosts = |text: &str| parse(text).unwrap().hosts;
+    assert_eq!(hosts("host=a,b"), [tcp("a", 5432), tcp("b", 5432)]);
+    assert_eq!(hosts("host=a,b port=7"), [tcp("a", 7), tcp("b", 7)]);
+    assert_eq!(hosts("host=a,b port=7,"), [tcp("a", 7), tcp("b", 5432)]);
+    let socket = host(Target::Socket("/s".into()), 5432);
+    assert_eq!(hosts("host=,/s"), [host(Target::DefaultSocket, 5432), socket]);
+    let at = |name: &str, address: &str| Target::Tcp { host: name.into(), address: address.parse().ok() };
+    let both = [host(at("a", "127.0.0.1"), 5432), host(at("::2", "::2"), 5432)];
+    assert_eq!(hosts("host=a, hostaddr=127.0.0.1,::2"), both);
+    assert_eq!(parse("host=a,/s port=1").unwrap().to_string(), "a:1, /s/.s.PGSQL.1");
+    assert!(refusal(&format!("host={}", ["a"; 65].join(","))).contains("at most 64"));
+}
+
+#[test]
+fn a_service_goes_before_the_environment_and_the_text_before_both() {
+    let variables = environment(&[("PGUSER", "me2"), ("PGPORT", "7"), ("PGSYSCONFDIR", "/sys")]);
+    let info = ConnInfo::parse("service=main dbname=x", &variables).unwrap();
+    assert_eq!((info.hosts, info.user.as_str(), info.dbname.as_str()), (vec![tcp("db", 7)], "bob", "x"));
+    assert_eq!(info.options.as_deref(), Some("-c a=b"));
+    assert_eq!(ConnInfo::parse("service=main host=mine", &variables).unwrap().hosts, [tcp("mine", 7)]);
+    assert_eq!(ConnInfo::parse("service=site", &variables).unwrap().hosts, [tcp("site-db", 5433)]);
+    let named = environment(&[("PGSERVICE", "main"), ("PGSERVICEFILE", "/named")]);
+    assert_eq!(ConnInfo::parse("", &named).unwrap().hosts, [tcp("named-db", 5432)]);
+    assert_eq!(parse("service=main servicefile=/named").unwrap().hosts, [tcp("named-db", 5432)]);
+}
+
+#[test]
+fn a_service_that_cannot_be_used_is_named_with_the_place() {
+    for (text, words) in [
+        ("service=nowhere", "\"nowhere\" cannot be used: it is defined in none of /home/me/.pg_service.conf"),
+        ("service=main servicefile=/missing", "/missing cannot be read"),
+        ("service=nested", "line 13: a service cannot name another"),
+        ("service=typo", "\"hots\" is not a connection keyword (is it host?)"),
+        ("service=bare", "\"=\" is missing in line 17"),
+    ] {
+        assert!(refusal(text).contains(words), "{text}: {}", refusal(text));
+    }
+}
+
+#[test]
+fn tls_is_described_as_libpq_understands_it() {
+    let tls = |text: &str| parse(text).unwrap().tls;
+    assert_eq!(tls("sslrootcert=system").mode, SslMode::VerifyFull);
+    assert_eq!(tls("sslrootcert=system").roots, Roots::System);
+    let named = TlsFile { path: "/r".into(), named: true };
+    assert_eq!(tls("sslrootcert=/r").roots, Roots::File(Some(named)));
+    assert_eq!(tls("sslcertmode=disable").certificate, None);
+    assert!(!tls("sslsni=0").sni);
+    let direct = tls("sslmode=require sslnegotiation=direct ssl_min_protocol_version=TLSv1.3");
+    assert_eq!((direct.negotiation, direct.versions.0), (Negotiation::Direct, TlsVersion::V1_3));
+    let legacy = ConnInfo::parse("", &environment(&[("PGREQUIRESSL", "1")])).unwrap();
+    assert_eq!(legacy.tls.mode, SslMode::Require);
 }
 
 proptest! {

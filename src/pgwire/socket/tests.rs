@@ -4,9 +4,9 @@
 
 use super::*;
 use crate::pgwire::conn::ReplicationConn;
-use crate::pgwire::conninfo::Environment;
-use crate::pgwire::{BackupEvent, BaseBackupOptions, Sql};
+use crate::pgwire::{BackupEvent, BaseBackupOptions, ConnInfo, Environment, Sql};
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
 fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -222,8 +222,10 @@ async fn the_abstract_name_space_is_reached() {
     let name = format!("pitr-test-{}", std::process::id());
     let listener = UnixListener::bind(format!("\0{name}/.s.PGSQL.5432")).unwrap();
     let info = ConnInfo::parse(&format!("host=@{name} user=bob"), &Environment::default()).unwrap();
-    let (wire, accepted) = tokio::join!(Wire::dial(&info, Duration::from_secs(5)), listener.accept());
-    assert!(wire.is_ok() && accepted.is_ok());
+    let limit = Limit::new(Duration::from_secs(5));
+    let dialled = crate::pgwire::dial::dial(&info, &info.hosts[0], None, &limit);
+    let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+    assert!(dialled.is_ok() && accepted.is_ok());
 }
 
 #[tokio::test]
