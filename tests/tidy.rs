@@ -22,6 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("repo::walobject", &["wal", "codec", "repo::binary", "repo::path", "repo::annex"]),
     ("repo::pack", &["codec", "repo::binary", "repo::path"]),
     ("repo::manifest", &["wal", "codec", "repo::binary", "repo::path", "repo::pack"]),
+    ("repo::retention", &["wal", "repo::path", "repo::objects"]),
     ("repo::catalog", &["wal", "codec", "repo::path", "repo::objects", "repo::walobject", "repo::annex"]),
     ("pgwire::message", &["wal"]),
     ("pgwire::replication", &["wal", "pgwire::message"]),
@@ -73,6 +74,7 @@ const PURE: &[&str] = &[
     "repo::pack",
     "repo::manifest",
     "repo::catalog",
+    "repo::retention",
     "pgwire::message",
     "pgwire::replication",
     "pgwire::basebackup",
@@ -293,6 +295,29 @@ fn long_functions(lines: &[&str]) -> Vec<(usize, usize, String)> {
         }
     }
     found
+}
+
+/// The repository is create-only: data goes through one method of the store, which one module calls.
+#[test]
+fn only_expire_deletes_from_a_store() {
+    const DELETERS: &[&str] = &["ops::expire", "store"];
+    let mut faults = Vec::new();
+    let mut seen = 0;
+    for source in sources().iter().filter(|s| !is_test_file(s)) {
+        for (index, line) in production(&source.text).lines().enumerate() {
+            let code = line.split("//").next().unwrap_or("");
+            if !(code.contains(".delete(") || code.contains("::delete(")) {
+                continue;
+            }
+            if DELETERS.iter().any(|module| within(&source.module, module)) {
+                seen += usize::from(within(&source.module, "ops::expire"));
+            } else {
+                faults.push(format!("{}:{}: deletes from a store", source.path.display(), index + 1));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "deletes:\n{}", faults.join("\n"));
+    assert_eq!(seen, 1, "calls of the one method in ops::expire");
 }
 
 #[test]

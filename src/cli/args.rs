@@ -61,6 +61,12 @@ pub enum Command {
     Info,
     /// Look for damage and gaps in the repository; says which restore points they cost. Exit 6: there are some
     Verify(VerifyArgs),
+    /// Give up what retention no longer promises; says which restore points go. For cron, after backups
+    Expire(ExpireArgs),
+    /// Keep a backup from expiring, with the WAL that makes it consistent
+    Pin(PinArgs),
+    /// Let a pinned backup expire again
+    Unpin(UnpinArgs),
     /// Everything in one minute on a throw-away cluster
     Demo(DemoArgs),
     /// Print a completion script for a shell
@@ -269,6 +275,42 @@ pub struct VerifyArgs {
     /// Objects read at the same time
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
+}
+
+/// Flags of `expire`.
+#[derive(Debug, Args)]
+pub struct ExpireArgs {
+    /// Print what would go and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Give up this backup, whatever retention says; never the last sound one
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// With --backup: although moments of the promised window are lost
+    #[arg(long, requires = "backup")]
+    pub below_promise: bool,
+}
+
+/// Arguments of `pin`.
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// The backup
+    #[arg(value_name = "ID")]
+    pub backup: String,
+    /// A text kept with the pin
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Keep all WAL from its start on too, so that every later moment stays restorable
+    #[arg(long)]
+    pub with_wal: bool,
+}
+
+/// Arguments of `unpin`.
+#[derive(Debug, Args)]
+pub struct UnpinArgs {
+    /// The backup
+    #[arg(value_name = "ID")]
+    pub backup: String,
 }
 
 /// Flags of `demo`.

@@ -104,6 +104,7 @@ fn backup_row(backup: &ShownBackup, zone: &TimeZone) -> Vec<String> {
         let dash = || "-".to_owned();
         return vec![backup.id.clone(), dash(), dash(), dash(), dash(), dash(), dash(), backup.state.clone()];
     };
+    let pinned = if backup.pinned { ", pinned" } else { "" };
     let label = if verdict.label.is_empty() { String::new() } else { format!(" ({})", verdict.label) };
     vec![
         backup.id.clone(),
@@ -113,7 +114,7 @@ fn backup_row(backup: &ShownBackup, zone: &TimeZone) -> Vec<String> {
         verdict.timeline.to_string(),
         bytes(verdict.cluster_bytes),
         bytes(verdict.stored_bytes),
-        format!("{}{label}", backup.state),
+        format!("{}{pinned}{label}", backup.state),
     ]
 }
 
@@ -145,8 +146,7 @@ fn json(cluster: &str, shown: &[RepositoryInfo]) -> serde_json::Value {
 }
 
 fn backup_json(backup: &ShownBackup) -> serde_json::Value {
-    let mut object =
-        serde_json::json!({ "id": backup.id, "restorable": backup.restorable, "state": backup.state });
+    let mut object = serde_json::json!({ "id": backup.id, "restorable": backup.restorable, "state": backup.state, "pinned": backup.pinned });
     if let (Some(verdict), Some(map)) = (&backup.verdict, object.as_object_mut()) {
         let more = serde_json::json!({
             "kind": verdict.kind,

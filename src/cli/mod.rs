@@ -13,9 +13,11 @@ pub mod check;
 pub mod context;
 pub mod demo;
 pub mod exit;
+pub mod expire;
 pub mod info;
 pub mod init;
 pub mod output;
+pub mod pin;
 pub mod privilege;
 pub mod progress;
 pub mod restore;
@@ -116,6 +118,9 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
         Command::Check(args) => with_threads(|_| check::run(&common, &args)),
         Command::Info => with_threads(|_| info::run(&common)),
         Command::Verify(args) => with_threads(|cancel| verify::run(&common, &args, cancel)),
+        Command::Expire(args) => with_threads(|cancel| expire::run(&common, &args, cancel)),
+        Command::Pin(args) => with_threads(|_| pin::pin(&common, &args)),
+        Command::Unpin(args) => with_threads(|_| pin::unpin(&common, &args)),
     }
 }
 

@@ -21,6 +21,8 @@ use jiff::tz::TimeZone;
 
 use crate::error::{Error, Kind, Result};
 use crate::repo::path::ClusterName;
+use crate::repo::retention::DEFAULT_GRACE;
+pub use crate::repo::retention::Policy as Retention;
 use crate::target::{self, TargetError};
 use read::{Document, Section, nearest};
 
@@ -151,21 +153,6 @@ pub struct RepositoryConfig {
     pub allow_unsafe_store: bool,
     /// What is kept; `None`: everything.
     pub retention: Option<Retention>,
-}
-
-/// What a repository keeps. A zero keeps nothing for that reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Retention {
-    /// Any moment this far back can be restored.
-    pub window: Duration,
-    /// One backup of each day, this far back.
-    pub daily: Duration,
-    /// One of each week.
-    pub weekly: Duration,
-    /// One of each month.
-    pub monthly: Duration,
-    /// One of each year.
-    pub yearly: Duration,
 }
 
 impl Config {
@@ -467,16 +454,17 @@ fn endpoint(text: &str) -> Result<String, String> {
 fn retention(section: &mut Section<'_>) -> Result<Option<Retention>> {
     const LONGEST: Duration = Duration::from_secs(1000 * 366 * 86_400);
     let Some(mut inner) = section.section("retention")? else { return Ok(None) };
-    let mut keep = |key| Ok::<_, Error>(inner.duration(key, Duration::ZERO..=LONGEST)?.unwrap_or_default());
+    let mut read = |key| inner.duration(key, Duration::ZERO..=LONGEST);
     let retention = Retention {
-        window: keep("window")?,
-        daily: keep("daily")?,
-        weekly: keep("weekly")?,
-        monthly: keep("monthly")?,
-        yearly: keep("yearly")?,
+        window: read("window")?.unwrap_or_default(),
+        daily: read("daily")?.unwrap_or_default(),
+        weekly: read("weekly")?.unwrap_or_default(),
+        monthly: read("monthly")?.unwrap_or_default(),
+        yearly: read("yearly")?.unwrap_or_default(),
+        grace: read("grace")?.unwrap_or(DEFAULT_GRACE),
     };
     inner.finish()?;
-    if retention == Retention::default() {
+    if retention.keeps_nothing() {
         return Err(section
             .fault_at("retention", "keeps nothing")
             .hint("give it a window such as \"7d\", or leave retention out to keep everything"));

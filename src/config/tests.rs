@@ -89,6 +89,7 @@ fn the_example_of_the_interface_is_read_whole() {
         weekly: days(364),
         monthly: days(365),
         yearly: days(0),
+        grace: days(7),
     };
     assert_eq!(cloud.retention, Some(want));
     assert_eq!(

@@ -4,14 +4,16 @@
 //! verdict, every pack it names in the listing, and every segment from its start to its stop. Rules: REPOSITORY 4 (verdict, intent,
 //! tombstone), INTERFACE (JSON).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::ops::facts::Archive;
 use crate::ops::plan::{self, Window};
 use crate::repo::Repository;
 use crate::repo::catalog::{BackupState, Run, runs};
 use crate::repo::objects::{Backup, Identity, Verdict};
+use crate::repo::path::BackupId;
 use crate::wal::{PgTime, SegmentName, TimelineId};
 
 /// One backup as shown.
@@ -25,6 +27,8 @@ pub struct ShownBackup {
     pub restorable: bool,
     /// Why not, or what it is.
     pub state: String,
+    /// Somebody keeps it from expiring.
+    pub pinned: bool,
 }
 
 /// WAL of one timeline.
@@ -78,6 +82,10 @@ pub async fn read(repository: &Repository) -> Result<RepositoryInfo> {
     let windows = archive.resolve(plan::window).await?;
     let restorable: BTreeMap<&str, bool> =
         archive.world.backups.iter().map(|b| (b.id.as_str(), b.restorable)).collect();
+    let pins = system.pins().await?;
+    // Readers' pins by this host's clock: it only shows what expiry decides by the store's.
+    let counting = pins.iter().filter(|listed| listed.counts(SystemClock.now()));
+    let pinned: BTreeSet<&BackupId> = counting.map(|listed| &listed.pin.backup).collect();
     let backups = archive
         .catalog
         .backups
@@ -89,7 +97,14 @@ pub async fn read(repository: &Repository) -> Result<RepositoryInfo> {
                 Some(Verdict::Complete(backup)) => Some(backup.clone()),
                 _ => None,
             };
-            ShownBackup { id: info.id.to_string(), verdict, restorable: can, state: state(&info.state, can) }
+            let state = state(&info.state, can);
+            ShownBackup {
+                id: info.id.to_string(),
+                verdict,
+                restorable: can,
+                state,
+                pinned: pinned.contains(&info.id),
+            }
         })
         .collect();
     Ok(RepositoryInfo {
@@ -116,7 +131,7 @@ fn state(state: &BackupState, restorable: bool) -> String {
         BackupState::Damaged(what) => format!("not restorable: {what}"),
         BackupState::Unfinished => "running, or its writer died".to_owned(),
         BackupState::Abandoned => "abandoned".to_owned(),
-        BackupState::Expired => "expired".to_owned(),
+        BackupState::Expired => "expired: to be deleted".to_owned(),
         BackupState::Garbage => "left over".to_owned(),
         BackupState::Unreadable(what) => format!("unreadable: {what}"),
     }
@@ -124,7 +139,7 @@ fn state(state: &BackupState, restorable: bool) -> String {
 
 fn wal(archive: &Archive) -> Vec<ShownWal> {
     let size = archive.world.segment_size;
-    let shown = |(timeline, numbers): (&TimelineId, &std::collections::BTreeSet<crate::wal::SegmentNo>)| {
+    let shown = |(timeline, numbers): (&TimelineId, &BTreeSet<crate::wal::SegmentNo>)| {
         let names: Vec<SegmentName> = numbers.iter().map(|n| SegmentName::new(*timeline, *n, size)).collect();
         let stored = names.iter().filter_map(|n| archive.stored_bytes.get(n)).sum();
         ShownWal { timeline: *timeline, runs: runs(names, size), stored }

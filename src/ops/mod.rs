@@ -1,4 +1,4 @@
-//! The verbs: archive, get, back up, plan, restore, verify, init, check, info.
+//! The verbs: archive, get, back up, plan, restore, verify, init, check, info, expire, pin.
 //!
 //! Each takes a request of plain values and the open repositories, and returns a report of plain values; printing is `cli`'s work.
 //! Operations read as phases: what is checked before anything is written, what is written, and the one small object that makes
@@ -7,10 +7,12 @@
 pub mod archive;
 pub mod backup;
 pub mod check;
+pub mod expire;
 pub mod facts;
 pub mod failure;
 pub mod info;
 pub mod init;
+pub mod pin;
 pub mod plan;
 pub mod restore;
 pub mod verify;

@@ -23,15 +23,13 @@ use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId};
 /// The objects of one backup in a listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BackupFiles {
-    objects: BTreeMap<BackupObject, u64>,
-    newest: Option<Timestamp>,
+    objects: BTreeMap<BackupObject, (u64, Timestamp)>,
 }
 
 impl BackupFiles {
     /// Takes up one object.
     pub fn add(&mut self, object: BackupObject, size: u64, modified: Timestamp) {
-        self.objects.insert(object, size);
-        self.newest = self.newest.max(Some(modified));
+        self.objects.insert(object, (size, modified));
     }
 
     /// Whether the object is there.
@@ -41,25 +39,35 @@ impl BackupFiles {
 
     /// Its size.
     pub fn size(&self, object: BackupObject) -> Option<u64> {
-        self.objects.get(&object).copied()
+        self.objects.get(&object).map(|(size, _)| *size)
+    }
+
+    /// Store time of its creation.
+    pub fn created(&self, object: BackupObject) -> Option<Timestamp> {
+        self.objects.get(&object).map(|(_, modified)| *modified)
+    }
+
+    /// All of them, with their sizes.
+    pub fn iter(&self) -> impl Iterator<Item = (BackupObject, u64)> + '_ {
+        self.objects.iter().map(|(object, (size, _))| (*object, *size))
     }
 
     /// Numbers and sizes of the packs.
     pub fn packs(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        self.objects.iter().filter_map(|(object, size)| match object {
-            BackupObject::Pack(n) => Some((*n, *size)),
+        self.iter().filter_map(|(object, size)| match object {
+            BackupObject::Pack(n) => Some((n, size)),
             _ => None,
         })
     }
 
     /// Bytes of all its objects.
     pub fn stored(&self) -> u64 {
-        self.objects.values().fold(0, |sum, size| sum.saturating_add(*size))
+        self.iter().fold(0, |sum, (_, size)| sum.saturating_add(size))
     }
 
     /// Store time of its newest object.
     pub fn newest(&self) -> Option<Timestamp> {
-        self.newest
+        self.objects.values().map(|(_, modified)| *modified).max()
     }
 }
 

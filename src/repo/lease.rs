@@ -17,6 +17,7 @@ use super::objects::{Intent, Lease, Process};
 use super::path::{BackupId, SystemObject};
 use super::{RepoError, System, this_process};
 use crate::store::ObjectInfo;
+use crate::wal::WalFileName;
 
 /// A running backup shows life more often than this: a pack, or a sign of life every five minutes.
 pub const STALE_AFTER: SignedDuration = SignedDuration::from_mins(15);
@@ -55,10 +56,14 @@ impl System {
         if self.has_verdict(&lease.backup).await? {
             return Ok(LeaseState::Free { next });
         }
+        let objects = self.store().list(&self.keys.backup_dir(&lease.backup)).await?;
+        // Its intent came before the lease: an empty folder was expired since, verdict and all.
+        if objects.is_empty() {
+            return Ok(LeaseState::Free { next });
+        }
         if is_gone(&lease.process, &this_process()) {
             return Ok(LeaseState::Stale { lease, next });
         }
-        let objects = self.store().list(&self.keys.backup_dir(&lease.backup)).await?;
         let newest = objects.iter().map(|o| o.modified).chain([object.modified]).max();
         let age = self.repository.store_time().await?.duration_since(newest.unwrap_or(object.modified));
         Ok(if age >= STALE_AFTER { LeaseState::Stale { lease, next } } else { LeaseState::Held(lease) })
@@ -97,6 +102,7 @@ impl System {
                 *next
             }
         };
+        self.check_floor_holds(intent, now).await?;
         let lease = Lease {
             backup: intent.id.clone(),
             nonce: intent.nonce,
@@ -111,6 +117,22 @@ impl System {
                 Err(busy(theirs.backup, &theirs.process))
             }
         }
+    }
+}
+
+impl System {
+    /// W3 of the WAL: whether the floor, looked at after the intent was created, still keeps what the backup may need. Expiry looks for
+    /// intents after it created a floor and before it deletes WAL, so one of the two sees the other.
+    ///
+    /// # Errors
+    /// [`RepoError::BelowFloor`] after abandoning the intent.
+    async fn check_floor_holds(&self, intent: &Intent, now: Timestamp) -> Result<(), RepoError> {
+        if self.floor().await?.is_none_or(|floor| floor.keeps_from(intent.wal_floor)) {
+            return Ok(());
+        }
+        self.abandon(&intent.id, "the WAL it may need has expired", now).await?;
+        let name = WalFileName::Segment(intent.wal_floor);
+        Err(RepoError::BelowFloor { repository: self.repository.name().to_owned(), name })
     }
 }
 

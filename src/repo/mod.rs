@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!  mod      Repository: a store, a cluster      System: the folder of one system identifier
-//!  archive  WAL: put, get, proven absent        backups  intent, packs, verdict       lease, pins
+//!  archive  WAL: put, get, proven absent        backups  intent, packs, verdict       lease, pins, expiry
 //!  ------------------------------------------------------------------------------------- below: no IO
 //!  path     every object key                    objects   the small JSON objects
-//!  walobject, annex   one WAL segment           pack, manifest   one backup           catalog   what a listing tells
+//!  walobject, annex   one WAL segment           pack, manifest   one backup           catalog   what a listing tells      retention   what may go
 //! ```
 //! Objects are created, never changed; `expire` alone deletes. Data first, then the one small object that makes it real.
 //! Every function may be dropped at any await: what was created stays, complete, and repeating the call succeeds.
@@ -18,12 +18,14 @@ mod binary;
 pub mod catalog;
 mod document;
 mod error;
+pub mod expiry;
 pub mod lease;
 pub mod manifest;
 pub mod objects;
 pub mod pack;
 pub mod path;
 pub mod pins;
+pub mod retention;
 pub mod scrutiny;
 pub mod walobject;
 
@@ -242,7 +244,7 @@ impl Repository {
         self.store().create(&key, "time").await?;
         let found = self.store().head(&key).await?;
         // Where deleting is forbidden (object lock) it stays: a few bytes that nobody reads.
-        self.store().delete(&key).await.ok();
+        self.store().remove_probe(&key).await.ok();
         found.map(|info| info.modified).ok_or_else(|| self.unstable(&key))
     }
 

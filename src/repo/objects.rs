@@ -630,6 +630,11 @@ impl Floor {
             name >= line.first || line.keep.iter().any(|range| (range.first..=range.last).contains(&name))
         })
     }
+
+    /// Whether everything of the segment's timeline from it on is kept.
+    pub fn keeps_from(&self, name: SegmentName) -> bool {
+        self.timelines.iter().filter(|line| line.timeline == name.timeline()).all(|line| name >= line.first)
+    }
 }
 
 /// `leases/<n>.json`: a backup is running. A courtesy between writers; no safety depends on it.

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::document::Put;
 use super::objects::Pin;
@@ -19,6 +19,9 @@ use super::{RepoError, System, this_process};
 use crate::clock;
 use crate::store::StoreErrorKind;
 use crate::wal::SegmentName;
+
+/// How long a reader's pin counts, by the store's clock. A reader that needs longer pins again.
+pub const READER_COUNTS: SignedDuration = SignedDuration::from_hours(72);
 
 /// A pin in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +41,14 @@ pub enum Pinned {
     Yes(PinId),
     /// These credentials may not create objects here.
     NotAllowed,
+}
+
+impl ListedPin {
+    /// Whether it still holds anything at the store's time `now`.
+    pub fn counts(&self, now: Timestamp) -> bool {
+        let fresh = self.pin.kind == PinKind::Operator || now.duration_since(self.created) < READER_COUNTS;
+        fresh && !self.released
+    }
 }
 
 impl System {

@@ -283,11 +283,21 @@ impl Store {
         Ok(Some(page))
     }
 
-    /// Deletes an object; one that is not there is success. For `expire` and for what pitr itself made as a test.
+    /// Deletes an object, durably; one that is not there is success. For `expire` alone: nothing else may call it, and
+    /// `tests/tidy.rs` looks.
     pub async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.check(key, "delete")?;
         let attempt = || within(self.0.policy.attempt(0), self.0.backend.delete(key));
         self.0.policy.run(0, attempt).await.map_err(|fault| self.failed("delete", key, fault))
+    }
+
+    /// Removes an object that this process made to learn something of the store. Its name says so, or it stays.
+    pub async fn remove_probe(&self, key: &str) -> Result<(), StoreError> {
+        let name = key.rsplit('/').next().unwrap_or_default();
+        if !name.starts_with("probe-") {
+            return Err(self.failed("remove", key, Fault::usage("it is no probe")));
+        }
+        self.delete(key).await
     }
 
     fn check(&self, key: &str, action: &'static str) -> Result<(), StoreError> {

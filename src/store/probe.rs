@@ -74,14 +74,14 @@ impl Store {
         }
         let raced = winners.len() + losers >= 2;
         if let Some(fault) = lost_reply.or_else(|| not_now.filter(|_| !raced)) {
-            self.delete(&key).await.ok();
+            self.remove_probe(&key).await.ok();
             return Err(self.failed("probe", &key, fault));
         }
         let stored = self.get_limited(&key, u64::MAX).await?;
         let late: Payload = body(&nonce, RACERS).into();
         let later = self.0.policy.run(late.len(), || self.create_once(&key, &late)).await;
         let later = later.map_err(|fault| self.failed("probe", &key, fault))?;
-        let left_behind = self.delete(&key).await.is_err().then_some(key);
+        let left_behind = self.remove_probe(&key).await.is_err().then_some(key);
         Ok(ProbeReport {
             winners: winners.len(),
             readback_equal: stored.is_some_and(|stored| winners.contains(&stored)),

@@ -107,6 +107,11 @@ impl TimelineHistory {
         Self { timeline: TimelineId::FIRST, parents: Vec::new() }
     }
 
+    /// A timeline of whose parents nothing is known.
+    pub fn alone(timeline: TimelineId) -> Self {
+        Self { timeline, parents: Vec::new() }
+    }
+
     /// Parses the content of `<timeline>.history` by the rules of `readTimeLineHistory` in `timeline.c`: `#` and blank lines are
     /// skipped, text after the LSN is a comment for people.
     ///

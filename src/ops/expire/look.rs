@@ -1,0 +1,202 @@
+//! What a run of `expire` knows: listings, verdicts and pins, turned into what retention decides on.
+//!
+//! ```text
+//!  Stored   WAL by span, histories            read once: what is stored later is newer than any floor
+//!  Look     catalog, pins, floor  ─► Holdings  read twice: to decide, and again before anything is deleted
+//! ```
+//! Ages are differences of two times of the store. One object that cannot be read ends the run, and is named: it might have spoken
+//! for what is about to be deleted. Source of truth: REPOSITORY.md 4.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::error::Result;
+use crate::repo::System;
+use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
+use crate::repo::objects::{Floor, Verdict};
+use crate::repo::path::{BackupId, BackupObject};
+use crate::repo::pins::ListedPin;
+use crate::repo::retention::{Failure, HeldBackup, Holdings, Marked, Spans, StoredWal};
+use crate::wal::{SegmentNo, TimelineHistory, TimelineId};
+
+/// A backup without a verdict and without a new object for this long has no writer any more.
+pub(super) const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(24);
+
+/// The WAL of a system folder.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stored {
+    pub(super) wal: StoredWal,
+    pub(super) last_stored: BTreeMap<TimelineId, Timestamp>,
+    pub(super) histories: BTreeMap<TimelineId, TimelineHistory>,
+}
+
+impl Stored {
+    /// The timelines of which a file of WAL is stored.
+    pub(super) fn timelines(&self) -> impl Iterator<Item = TimelineId> + '_ {
+        self.last_stored.keys().copied()
+    }
+
+    /// Lists all WAL, a folder at a time.
+    pub(super) async fn read(system: &System) -> Result<Self> {
+        let size = system.identity().segment_size;
+        let mut stored = Self::default();
+        for (timeline, found) in system.timelines().await? {
+            if found.history
+                && let Some(history) = system.history(timeline).await?
+            {
+                stored.histories.insert(timeline, history);
+            }
+            let mut spans = Spans::default();
+            for folder in system.wal_folders(timeline).await? {
+                for listed in system.wal_in(&folder).await? {
+                    let last = stored.last_stored.entry(timeline).or_insert(listed.object.modified);
+                    *last = listed.object.modified.max(*last);
+                    if let Ok(number) = listed.segment.number(size).map(SegmentNo::get)
+                        && listed.replayable
+                    {
+                        spans.add(number, number);
+                    }
+                }
+            }
+            if !spans.is_empty() {
+                stored.wal.insert(timeline, spans);
+            }
+        }
+        Ok(stored)
+    }
+}
+
+/// A tombstone or an abandoned verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) id: BackupId,
+    /// Store time of its creation.
+    pub(super) at: Timestamp,
+    /// The backup was complete.
+    pub(super) complete: bool,
+}
+
+/// Backups, pins and floor at one moment.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) catalog: Catalog,
+    pub(super) floor: Option<Floor>,
+    /// The pins that count.
+    pins: Vec<ListedPin>,
+}
+
+impl Look {
+    /// Reads every intent, verdict, tombstone and pin, and the floor.
+    pub(super) async fn read(system: &System, now: Timestamp) -> Result<Self> {
+        let catalog = system.catalog().await?;
+        let mut pins = system.pins().await?;
+        pins.retain(|pin| pin.counts(now));
+        Ok(Self { catalog, pins, floor: system.floor().await? })
+    }
+
+    /// What retention decides on. For the backups in `dead` nothing is held any more, unless somebody pinned them.
+    pub(super) fn holdings(
+        &self,
+        system: &System,
+        stored: &Stored,
+        dead: &BTreeSet<BackupId>,
+        now: Timestamp,
+        superseded: bool,
+    ) -> Holdings {
+        let mut holdings = Holdings {
+            segment_size: system.identity().segment_size,
+            backups: Vec::new(),
+            marked: Vec::new(),
+            running: Vec::new(),
+            pins: self.pins.iter().map(|listed| listed.pin.wal_from).collect(),
+            failures: Vec::new(),
+            histories: stored.histories.clone(),
+            wal: stored.wal.clone(),
+            last_stored: stored.last_stored.clone(),
+            floor: self.floor.clone(),
+            superseded,
+        };
+        let kept = holdings.kept_wal();
+        for info in &self.catalog.backups {
+            let pinned = self.is_pinned(&info.id);
+            if pinned || !dead.contains(&info.id) {
+                sort(info, &kept, pinned, now, &mut holdings);
+            }
+        }
+        holdings
+    }
+
+    /// Whether anybody needs the backup.
+    pub(super) fn is_pinned(&self, id: &BackupId) -> bool {
+        self.pins.iter().any(|listed| listed.pin.backup == *id)
+    }
+
+    /// Every tombstone and abandoned verdict.
+    pub(super) fn marks(&self) -> impl Iterator<Item = Mark> + '_ {
+        self.catalog.backups.iter().filter_map(mark)
+    }
+
+    /// Backups whose writers are gone and that nobody has said so of.
+    pub(super) fn silent(&self, now: Timestamp) -> impl Iterator<Item = &BackupInfo> + '_ {
+        self.catalog.backups.iter().filter(move |info| mark(info).is_none() && is_silent(info, now))
+    }
+}
+
+fn mark(info: &BackupInfo) -> Option<Mark> {
+    let tombstone = info.files.created(BackupObject::Expired);
+    let abandoned = match &info.verdict {
+        Some(Verdict::Abandoned(_)) => info.files.created(BackupObject::Verdict),
+        Some(Verdict::Complete(_)) | None => None,
+    };
+    let at = tombstone.into_iter().chain(abandoned).min()?;
+    let complete = matches!(info.verdict, Some(Verdict::Complete(_))) && info.state == BackupState::Expired;
+    Some(Mark { id: info.id.clone(), at, complete })
+}
+
+fn is_silent(info: &BackupInfo, now: Timestamp) -> bool {
+    let unfinished = matches!(info.state, BackupState::Unfinished | BackupState::Garbage);
+    unfinished && info.files.newest().is_none_or(|newest| now.duration_since(newest) >= SILENT_AFTER)
+}
+
+/// Puts a backup where retention looks for it.
+fn sort(info: &BackupInfo, kept: &StoredWal, pinned: bool, now: Timestamp, holdings: &mut Holdings) {
+    let complete = match &info.verdict {
+        Some(Verdict::Complete(backup)) => Some(&**backup),
+        Some(Verdict::Abandoned(_)) | None => None,
+    };
+    let began = info.intent.as_ref().map(|intent| intent.started_at);
+    match (&info.state, complete) {
+        (BackupState::Complete, Some(backup)) => {
+            holdings.backups.push(HeldBackup::new(backup, None, kept, pinned));
+        }
+        (BackupState::Damaged(what), Some(backup)) => {
+            holdings.backups.push(HeldBackup::new(backup, Some(what.clone()), kept, pinned));
+        }
+        (BackupState::Expired, Some(backup)) => holdings.marked.push(Marked {
+            timeline: backup.timeline,
+            start_lsn: backup.start_lsn,
+            stop_lsn: backup.stop_lsn,
+        }),
+        (BackupState::Unfinished | BackupState::Expired, _) => {
+            holdings.running.extend(info.intent.as_ref().map(|intent| intent.wal_floor));
+            if is_silent(info, now) {
+                holdings.failures.extend(began.map(|began| Failure {
+                    id: info.id.clone(),
+                    began,
+                    what: "its writer is gone".to_owned(),
+                }));
+            }
+        }
+        (BackupState::Abandoned, _) => {
+            if let Some(Verdict::Abandoned(verdict)) = &info.verdict {
+                holdings.failures.push(Failure {
+                    id: info.id.clone(),
+                    began: began.unwrap_or(verdict.created),
+                    what: verdict.reason.clone(),
+                });
+            }
+        }
+        (BackupState::Complete | BackupState::Damaged(_) | BackupState::Garbage, _) => {}
+    }
+}

@@ -1,0 +1,263 @@
+//! `expire`: retention by intent, and the only command that deletes.
+//!
+//! ```text
+//!  look      listings, verdicts, pins, floor                    D1: what is dead is fixed here, from what earlier runs marked
+//!  plan      repo::retention                                    --dry-run ends after saying what the rest would do
+//!  mark      E1: expired.json, and {abandoned} for the silent
+//!  floor     floor/<n>.json: which WAL is still kept            nothing below it is taken or promised from here on
+//!  look      D2: the same again                                 whoever announced a need before the marks is seen now
+//!  delete    D3: dead backups that nobody refers to, WAL that nobody needs, leftovers
+//! ```
+//! A backup is marked in one run and deleted in a later one, when the grace is over. Safety rests on this order, never on clocks: a
+//! writer looks for tombstone and floor *after* its intent, a reader *after* its pin, and this command looks for intents and pins
+//! *after* the tombstones it acts on and after its floor. It may be killed anywhere, repeated, and run several times at once.
+//! Source of truth: REPOSITORY.md 4 and 7.
+
+mod delete;
+mod look;
+mod one;
+mod others;
+
+use std::collections::BTreeSet;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+
+pub use delete::Deleted;
+pub use one::{One, OneRequest, one};
+
+use crate::error::Result;
+use crate::ops::Progress;
+use crate::repo::objects::{Floor, Identity, TimelineFloor};
+use crate::repo::path::{BackupId, BackupObject};
+use crate::repo::retention::{DEFAULT_GRACE, Plan, Policy, StoredWal, above, plan};
+use crate::repo::{Repository, System};
+use crate::store::StoreErrorKind;
+use delete::Remover;
+use look::{Look, Mark, Stored};
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct ExpireRequest {
+    /// What the repository keeps; `None`: nothing is given up, only what was marked before is deleted.
+    pub policy: Option<Policy>,
+    /// Whose days, weeks, months and years.
+    pub zone: TimeZone,
+    /// The time of this host.
+    pub now: Timestamp,
+    /// Say it, and do nothing.
+    pub dry_run: bool,
+}
+
+/// A backup that is marked and waits for the grace to pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The backup.
+    pub id: BackupId,
+    /// From when on a run deletes it, by the store's clock.
+    pub until: Timestamp,
+}
+
+/// What became of one system folder.
+#[derive(Debug)]
+pub struct SystemReport {
+    /// Whose folder.
+    pub identity: Identity,
+    /// The cluster has gone on under another system identifier.
+    pub superseded: bool,
+    /// What was decided; `None` without a policy.
+    pub plan: Option<Plan>,
+    /// Backups that were marked because their writers are gone.
+    pub abandoned: Vec<BackupId>,
+    /// Backups that earlier runs marked and that stay for now.
+    pub waiting: Vec<Waiting>,
+    /// What was deleted.
+    pub deleted: Deleted,
+    /// What a person should know.
+    pub notes: Vec<String>,
+}
+
+/// Expires what a repository no longer promises, in every system folder of the cluster. `others` are the other configured
+/// repositories.
+///
+/// Dropped or killed anywhere, it leaves a readable repository; repeating it goes on.
+///
+/// # Errors
+/// Kind `NotFound` if the repository holds nothing of the cluster, `Key` if a delete is refused, `Corrupt` if something that might
+/// speak for a backup cannot be read; otherwise as the store answers.
+pub async fn expire(
+    repository: &Repository,
+    others: &[Repository],
+    request: &ExpireRequest,
+    progress: &dyn Progress,
+) -> Result<Vec<SystemReport>> {
+    repository.check_writable().await?;
+    let mut identities = repository.identities().await?;
+    // The current one first: it tells whether the others have been followed by a backup.
+    identities.reverse();
+    if identities.is_empty() {
+        return Err(super::info::no_cluster(repository));
+    }
+    let store_now = store_time(repository, request).await?;
+    let mut reports: Vec<SystemReport> = Vec::new();
+    for identity in identities {
+        let system = repository.open(identity.system).await?;
+        let superseded = reports.iter().any(|r| r.plan.as_ref().is_some_and(Plan::keeps_a_sound_one));
+        let run = Run { system: &system, others, request, store_now, superseded };
+        reports.push(run.run(progress).await?);
+    }
+    Ok(reports)
+}
+
+/// The store's time. A dry run may have credentials that cannot create: then this host's time serves, as nothing depends on it.
+async fn store_time(repository: &Repository, request: &ExpireRequest) -> Result<Timestamp> {
+    match repository.store_time().await {
+        Err(crate::repo::RepoError::Store(e))
+            if request.dry_run && matches!(e.kind, StoreErrorKind::Credentials | StoreErrorKind::Denied) =>
+        {
+            Ok(request.now)
+        }
+        other => Ok(other?),
+    }
+}
+
+struct Run<'a> {
+    system: &'a System,
+    others: &'a [Repository],
+    request: &'a ExpireRequest,
+    store_now: Timestamp,
+    superseded: bool,
+}
+
+impl Run<'_> {
+    async fn run(&self, progress: &dyn Progress) -> Result<SystemReport> {
+        progress.begin("listing WAL and backups", None);
+        let stored = Stored::read(self.system).await?;
+        let look = Look::read(self.system, self.store_now).await?;
+        let marks: Vec<Mark> = look.marks().collect();
+        let dead = self.dead(&marks);
+        let holdings = look.holdings(self.system, &stored, &dead, self.store_now, self.superseded);
+        // A clock of this host that runs ahead must not make backups old.
+        let now = self.request.now.min(self.store_now);
+        let plan =
+            self.request.policy.as_ref().map(|policy| plan(policy, &holdings, now, &self.request.zone));
+        let mut report = SystemReport {
+            identity: self.system.identity().clone(),
+            superseded: self.superseded,
+            plan,
+            abandoned: Vec::new(),
+            waiting: self.waiting(&marks, &dead),
+            deleted: Deleted::default(),
+            notes: Vec::new(),
+        };
+        self.mark(&look, &mut report).await?;
+        let floor = self.floor(&stored, &look, &mut report).await?;
+        self.delete(&stored, &marks, &dead, floor.as_ref(), &mut report).await?;
+        progress.end();
+        Ok(report)
+    }
+
+    fn grace(&self) -> SignedDuration {
+        let grace = self.request.policy.as_ref().map_or(DEFAULT_GRACE, |policy| policy.grace);
+        SignedDuration::try_from(grace).unwrap_or(SignedDuration::MAX)
+    }
+
+    /// D1: what was marked long enough ago, seen before anything is marked in this run.
+    fn dead(&self, marks: &[Mark]) -> BTreeSet<BackupId> {
+        let old = marks.iter().filter(|mark| self.store_now.duration_since(mark.at) >= self.grace());
+        old.map(|mark| mark.id.clone()).collect()
+    }
+
+    fn waiting(&self, marks: &[Mark], dead: &BTreeSet<BackupId>) -> Vec<Waiting> {
+        let young = marks.iter().filter(|mark| !dead.contains(&mark.id));
+        young
+            .map(|mark| Waiting {
+                id: mark.id.clone(),
+                until: mark.at.checked_add(self.grace()).unwrap_or(Timestamp::MAX),
+            })
+            .collect()
+    }
+
+    /// E1: tombstones for what goes, and the verdict for what never came to one.
+    async fn mark(&self, look: &Look, report: &mut SystemReport) -> Result<()> {
+        let now = self.request.now;
+        for info in look.silent(self.store_now) {
+            report.abandoned.push(info.id.clone());
+            if self.request.dry_run {
+                continue;
+            }
+            // A verdict without its intent is nobody's backup, and its key is taken.
+            if info.files.has(BackupObject::Verdict) {
+                self.system.expire(&info.id, "its intent is missing", now).await?;
+            } else {
+                self.system.abandon(&info.id, "no new object for 24 hours", now).await?;
+            }
+        }
+        for going in report.plan.iter().flat_map(|plan| &plan.go).filter(|_| !self.request.dry_run) {
+            self.system.expire(&going.id, &going.why, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Creates the floor that follows from the plan; the one that counts afterwards, or would.
+    async fn floor(&self, stored: &Stored, look: &Look, report: &mut SystemReport) -> Result<Option<Floor>> {
+        let Some(plan) = &mut report.plan else { return Ok(look.floor.clone()) };
+        let Some(lines) = plan.floor(look.floor.as_ref(), &stored.wal) else { return Ok(look.floor.clone()) };
+        let giving_up = self.giving_up(stored, look, &lines);
+        let owed = others::owed(self.system, self.others, &giving_up).await;
+        owed.wal.iter().for_each(|(timeline, spans)| plan.holds.spans(*timeline, spans));
+        report.notes.extend(owed.notes);
+        let lines = |before: Option<&Floor>| plan.floor(before, &stored.wal);
+        if !self.request.dry_run {
+            return Ok(self.system.raise_floor(lines, self.request.now).await?);
+        }
+        let planned =
+            |timelines| Ok(Floor { nonce: crate::repo::nonce()?, created: self.request.now, timelines });
+        match lines(look.floor.as_ref()) {
+            Some(timelines) => planned(timelines).map(Some),
+            None => Ok(look.floor.clone()),
+        }
+    }
+
+    /// What is stored and kept now, and would not be.
+    fn giving_up(&self, stored: &Stored, look: &Look, lines: &[TimelineFloor]) -> StoredWal {
+        let size = self.system.identity().segment_size;
+        let old = look.floor.as_ref().map_or(&[][..], |floor| &floor.timelines);
+        let (now, then) = (above(old, &stored.wal, size), above(lines, &stored.wal, size));
+        now.into_iter()
+            .map(|(timeline, spans)| {
+                (timeline, then.get(&timeline).map_or(spans.clone(), |t| spans.without(t)))
+            })
+            .collect()
+    }
+
+    /// D2 and D3.
+    async fn delete(
+        &self,
+        stored: &Stored,
+        marks: &[Mark],
+        dead: &BTreeSet<BackupId>,
+        floor: Option<&Floor>,
+        report: &mut SystemReport,
+    ) -> Result<()> {
+        let again = Look::read(self.system, self.store_now).await?;
+        let holdings = again.holdings(self.system, stored, dead, self.store_now, self.superseded);
+        let frozen = report.plan.as_ref().is_some_and(|plan| plan.frozen.is_some());
+        // While nothing sound is left beside it, or backups fail, what was complete once is not touched, whoever marked it.
+        let careful = frozen || holdings.backups.iter().all(|b| b.unsound.is_some());
+        let spared = |id: &BackupId| careful && marks.iter().any(|mark| mark.id == *id && mark.complete);
+        let goes: BTreeSet<BackupId> =
+            dead.iter().filter(|id| !again.is_pinned(id) && !spared(id)).cloned().collect();
+        report
+            .waiting
+            .extend(dead.difference(&goes).map(|id| Waiting { id: id.clone(), until: Timestamp::MAX }));
+        let mut remover = Remover::new(self.system, self.request.dry_run);
+        remover.backups(&goes, &again).await?;
+        if let Some(floor) = floor.filter(|_| !careful) {
+            remover.wal(stored.timelines(), floor, &holdings.holds_with_backups()).await?;
+        }
+        remover.leftovers(self.store_now).await?;
+        report.deleted = remover.done;
+        Ok(())
+    }
+}

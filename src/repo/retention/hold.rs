@@ -1,0 +1,150 @@
+//! Which WAL is held, and the floor that says so.
+//!
+//! ```text
+//!  held from on     anchors of the window, running backups, tombstones within the grace, readers' pins    ─► first
+//!  held ranges      what makes an older backup consistent; what another repository still lacks          ─► keep
+//!  floor            new = held, and never more than the floor before it kept
+//! ```
+//! The last line is what makes floors safe without clocks: who reads any floor after announcing a need, and finds the need kept, was
+//! announced before everything that a lower-numbered floor lets go was looked for. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::route::StoredWal;
+use super::spans::Spans;
+use crate::repo::objects::{Floor, KeptRange, TimelineFloor};
+use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
+
+/// WAL that must stay.
+#[derive(Debug, Clone)]
+pub struct Holds {
+    size: SegmentSize,
+    from: BTreeMap<TimelineId, u64>,
+    everywhere: Option<u64>,
+    ranges: BTreeMap<TimelineId, Spans>,
+}
+
+impl Holds {
+    /// Nothing is held.
+    pub fn new(size: SegmentSize) -> Self {
+        Self { size, from: BTreeMap::new(), everywhere: None, ranges: BTreeMap::new() }
+    }
+
+    /// Everything of `timeline` from the segment on that holds `lsn`.
+    pub fn from(&mut self, timeline: TimelineId, lsn: Lsn) {
+        let number = SegmentNo::containing(lsn, self.size).get();
+        let first = self.from.entry(timeline).or_insert(number);
+        *first = number.min(*first);
+    }
+
+    /// The same, and everything of the timelines that descend from it.
+    pub fn from_with_descendants(
+        &mut self,
+        timeline: TimelineId,
+        lsn: Lsn,
+        histories: &BTreeMap<TimelineId, TimelineHistory>,
+    ) {
+        self.from(timeline, lsn);
+        for history in histories.values().filter(|h| h.timeline() != timeline && h.contains(timeline)) {
+            self.from(history.timeline(), Lsn::ZERO);
+        }
+    }
+
+    /// Everything from `name`'s place on, whatever the timeline.
+    pub fn everywhere(&mut self, name: SegmentName) {
+        // A name that cannot be placed holds everything.
+        let number = name.number(self.size).map_or(0, SegmentNo::get);
+        self.everywhere = Some(self.everywhere.map_or(number, |first| first.min(number)));
+    }
+
+    /// What makes a backup consistent: from the segment of its start to the one its stop needs.
+    pub fn range(&mut self, timeline: TimelineId, start: Lsn, stop: Lsn) {
+        let (first, last) = segments(start, stop, self.size);
+        self.ranges.entry(timeline).or_default().add(first, last);
+    }
+
+    /// Segments by number.
+    pub fn spans(&mut self, timeline: TimelineId, spans: &Spans) {
+        self.ranges.entry(timeline).or_default().add_all(spans);
+    }
+
+    /// Whether the segment is held. One that cannot be placed is.
+    pub fn holds(&self, name: SegmentName) -> bool {
+        let Ok(number) = name.number(self.size).map(SegmentNo::get) else { return true };
+        self.first(name.timeline()).is_some_and(|first| first <= number)
+            || self.ranges.get(&name.timeline()).is_some_and(|spans| spans.contains(number))
+    }
+
+    fn first(&self, timeline: TimelineId) -> Option<u64> {
+        self.from.get(&timeline).copied().into_iter().chain(self.everywhere).min()
+    }
+
+    /// The lines of the floor that lets everything else go, if that is more than `before` let go.
+    pub fn floor(&self, before: Option<&Floor>, wal: &StoredWal) -> Option<Vec<TimelineFloor>> {
+        let old = |timeline| before.and_then(|f| f.timelines.iter().find(|line| line.timeline == timeline));
+        let named = before.into_iter().flat_map(|f| f.timelines.iter().map(|line| line.timeline));
+        let timelines: BTreeSet<TimelineId> = wal.keys().copied().chain(named).collect();
+        let lines: Vec<TimelineFloor> = timelines
+            .into_iter()
+            .filter_map(|timeline| self.line(timeline, old(timeline), wal.get(&timeline)))
+            .collect();
+        let was = before.map_or(&[][..], |f| &f.timelines);
+        (lines != was).then_some(lines)
+    }
+
+    fn line(
+        &self,
+        timeline: TimelineId,
+        old: Option<&TimelineFloor>,
+        wal: Option<&Spans>,
+    ) -> Option<TimelineFloor> {
+        let kept = old.map(|line| kept_of(line, self.size));
+        // At most what is stored goes: WAL that is still to come is kept until a later run looks at it.
+        let beyond = wal.and_then(Spans::last).map_or(0, |last| last.saturating_add(1));
+        let old_first = old.map_or(0, |line| line.first.number(self.size).map_or(0, SegmentNo::get));
+        let from = self.first(timeline).unwrap_or(beyond).min(beyond);
+        let first = from.max(old_first);
+        let lets_go = wal.and_then(Spans::first).is_some_and(|oldest| oldest < first);
+        if old.is_none() && !lets_go {
+            return None;
+        }
+        // Of what lies below, only what was not let go before: a hold from further down cannot bring that back.
+        let mut held = self.ranges.get(&timeline).cloned().unwrap_or_default();
+        held.add(from, u64::MAX);
+        let below = first.checked_sub(1).map(|last| Spans::one(0, last)).unwrap_or_default();
+        let held = held.and(&below);
+        let keep = kept.map_or(held.clone(), |kept| held.and(&kept));
+        let name = |number| SegmentName::new(timeline, SegmentNo::new(number), self.size);
+        Some(TimelineFloor {
+            timeline,
+            first: name(first),
+            keep: keep
+                .iter()
+                .map(|(first, last)| KeptRange { first: name(first), last: name(last) })
+                .collect(),
+        })
+    }
+}
+
+/// The segments from a backup's start to its stop.
+pub(super) fn segments(start: Lsn, stop: Lsn, size: SegmentSize) -> (u64, u64) {
+    let end = stop.max(start.saturating_add(1));
+    (SegmentNo::containing(start, size).get(), SegmentNo::ending_at(end, size).get())
+}
+
+/// The segments that a line of a floor keeps.
+fn kept_of(line: &TimelineFloor, size: SegmentSize) -> Spans {
+    let number = |name: SegmentName| name.number(size).map_or(0, SegmentNo::get);
+    let mut kept = Spans::one(number(line.first), u64::MAX);
+    line.keep.iter().for_each(|range| kept.add(number(range.first), number(range.last)));
+    kept
+}
+
+/// What the lines of a floor keep of the stored WAL.
+pub fn above(lines: &[TimelineFloor], wal: &StoredWal, size: SegmentSize) -> StoredWal {
+    let of = |(timeline, spans): (&TimelineId, &Spans)| {
+        let line = lines.iter().find(|line| line.timeline == *timeline);
+        (*timeline, line.map_or(spans.clone(), |line| spans.and(&kept_of(line, size))))
+    };
+    wal.iter().map(of).collect()
+}

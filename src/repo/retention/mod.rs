@@ -1,0 +1,457 @@
+//! Retention by intent: from what was promised and what is there to what may go. Pure; printing its [`Plan`] is `--dry-run`.
+//!
+//! ```text
+//!        monthly          daily    daily      window = 7d
+//!   ────────[M]────────────[D]──────[D]────┬──[A]─────[B]─────[C]───► now
+//!        [start,stop]  [start,stop]        │   └ all WAL from A's start on
+//!                                          └ now - window: A is the newest backup that can restore this moment
+//! ```
+//! * `window`: every moment of it can be restored. Kept: the newest backup whose earliest moment lies at or before its start (the
+//!   *anchor*), every later one, and all WAL from the anchor on. That is decided for the newest timeline and for every other one of
+//!   which WAL was stored within the window, each along its own route, so that a branch is kept as long as a moment of it is promised.
+//! * `daily` to `yearly`: the first sound backup of each period ([`Period`]), with the WAL from its start to its stop.
+//! * Never the last sound backup, never a pinned one; nothing while backups fail ([`Freeze`]).
+//!
+//! Source of truth: REPOSITORY.md 4, RECOVERY.md 1 and 7, INTERFACE (configuration).
+
+mod freeze;
+mod hold;
+mod period;
+mod route;
+mod spans;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+
+pub use freeze::{Failure, Freeze};
+pub use hold::{Holds, above};
+pub use period::Period;
+pub use route::{Route, StoredWal};
+pub use spans::Spans;
+
+use super::objects::{Backup, Checksums, Floor, TimelineFloor};
+use super::path::BackupId;
+use crate::wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+
+/// How long a tombstone stands before its backup is deleted: a restore that could not pin has that long to finish.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 86_400);
+
+/// What a repository promises to keep. A zero keeps nothing for that reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Any moment this far back can be restored.
+    pub window: Duration,
+    /// One backup of each day, this far back.
+    pub daily: Duration,
+    /// One of each week.
+    pub weekly: Duration,
+    /// One of each month.
+    pub monthly: Duration,
+    /// One of each year.
+    pub yearly: Duration,
+    /// Between the tombstone of a backup and its deletion.
+    pub grace: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let none = Duration::ZERO;
+        Self { window: none, daily: none, weekly: none, monthly: none, yearly: none, grace: DEFAULT_GRACE }
+    }
+}
+
+impl Policy {
+    /// How far back backups are kept for a period.
+    pub fn span(&self, period: Period) -> Duration {
+        match period {
+            Period::Day => self.daily,
+            Period::Week => self.weekly,
+            Period::Month => self.monthly,
+            Period::Year => self.yearly,
+        }
+    }
+
+    /// True if nothing is promised at all.
+    pub fn keeps_nothing(&self) -> bool {
+        self.window.is_zero() && Period::ALL.into_iter().all(|period| self.span(period).is_zero())
+    }
+}
+
+/// A backup with a complete verdict and no tombstone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBackup {
+    /// The backup.
+    pub id: BackupId,
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// Where replay of it starts.
+    pub start_lsn: Lsn,
+    /// Where it is consistent.
+    pub stop_lsn: Lsn,
+    /// When it began, by the server's clock.
+    pub started_at: Timestamp,
+    /// The moment of its stop, by the server's clock: what it restores without more WAL.
+    pub stop_time: Timestamp,
+    /// When it was finished, by its writer's clock.
+    pub finished_at: Timestamp,
+    /// The earliest moment that can be restored from it.
+    pub earliest: Timestamp,
+    /// Why it cannot be relied on, if so: something of it or of its WAL is missing, or the server's pages were corrupt.
+    pub unsound: Option<String>,
+    /// Somebody needs it.
+    pub pinned: bool,
+}
+
+impl HeldBackup {
+    /// What its verdict tells. `wal` is what is stored and kept; `missing` what is known to be missing of its own objects.
+    pub fn new(backup: &Backup, missing: Option<String>, wal: &StoredWal, pinned: bool) -> Self {
+        let (first, last) = hold::segments(backup.start_lsn, backup.stop_lsn, backup.segment_size);
+        let whole = wal.get(&backup.timeline).is_some_and(|spans| spans.contains_all(first, last));
+        let no_wal = || (!whole).then(|| "WAL between its start and its stop is missing".to_owned());
+        let corrupt =
+            || (backup.checksums == Checksums::Corrupt).then(|| "it holds corrupt pages".to_owned());
+        Self {
+            id: backup.id.clone(),
+            timeline: backup.timeline,
+            start_lsn: backup.start_lsn,
+            stop_lsn: backup.stop_lsn,
+            started_at: backup.started_at,
+            stop_time: backup.stop_time,
+            finished_at: backup.finished_at,
+            // RECOVERY.md 1; where no commit is known between start and stop, the stop is the safe answer.
+            earliest: backup.window_earliest.map_or(backup.stop_time, |inside| inside.max(backup.started_at)),
+            unsound: missing.or_else(no_wal).or_else(corrupt),
+            pinned,
+        }
+    }
+}
+
+/// A backup of which only the WAL matters here: it has a tombstone that has not outlived the grace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marked {
+    /// Its timeline.
+    pub timeline: TimelineId,
+    /// Where replay of it starts.
+    pub start_lsn: Lsn,
+    /// Where it is consistent.
+    pub stop_lsn: Lsn,
+}
+
+/// What one system folder of a repository holds.
+#[derive(Debug, Clone)]
+pub struct Holdings {
+    /// Bytes in a WAL segment.
+    pub segment_size: SegmentSize,
+    /// Backups that can be kept or expired.
+    pub backups: Vec<HeldBackup>,
+    /// Backups that are expired but not yet to be deleted.
+    pub marked: Vec<Marked>,
+    /// First segments that unfinished backups may need.
+    pub running: Vec<SegmentName>,
+    /// First segments that pins hold, on every timeline.
+    pub pins: Vec<SegmentName>,
+    /// Attempts that came to nothing.
+    pub failures: Vec<Failure>,
+    /// The stored histories.
+    pub histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// The stored segments.
+    pub wal: StoredWal,
+    /// When WAL of each timeline was stored last, by the store's clock.
+    pub last_stored: BTreeMap<TimelineId, Timestamp>,
+    /// The floor that counts.
+    pub floor: Option<Floor>,
+    /// The cluster has gone on under another system identifier, and is backed up there.
+    pub superseded: bool,
+}
+
+impl Holdings {
+    /// The route to `timeline`. One whose history is not stored is a route by itself.
+    pub fn route(&self, timeline: TimelineId) -> Route {
+        let alone = || TimelineHistory::alone(timeline);
+        Route::new(self.histories.get(&timeline).cloned().unwrap_or_else(alone), self.segment_size)
+    }
+
+    /// The stored WAL that the floor keeps.
+    pub fn kept_wal(&self) -> StoredWal {
+        let lines = self.floor.as_ref().map_or(&[][..], |floor| &floor.timelines);
+        above(lines, &self.wal, self.segment_size)
+    }
+
+    /// The newest timeline of which anything is known.
+    pub fn newest_timeline(&self) -> TimelineId {
+        let backups = self.backups.iter().map(|b| b.timeline);
+        let stored = self.wal.keys().chain(self.histories.keys()).copied();
+        backups.chain(stored).max().unwrap_or(TimelineId::FIRST)
+    }
+
+    /// The newest timeline, and those of which WAL was stored at or after `start`: a moment of theirs may be promised.
+    fn alive(&self, start: Timestamp) -> BTreeSet<TimelineId> {
+        let recent = self.last_stored.iter().filter(|(_, at)| **at >= start).map(|(timeline, _)| *timeline);
+        recent.chain([self.newest_timeline()]).collect()
+    }
+
+    /// Backups to rely on, by time.
+    fn sound(&self) -> Vec<&HeldBackup> {
+        let mut sound: Vec<&HeldBackup> = self.backups.iter().filter(|b| b.unsound.is_none()).collect();
+        sound.sort_by(|a, b| (a.stop_time, &a.id).cmp(&(b.stop_time, &b.id)));
+        sound
+    }
+
+    /// What is held whatever the policy: unfinished backups, tombstones within the grace, pins.
+    pub fn holds(&self) -> Holds {
+        let mut holds = Holds::new(self.segment_size);
+        for name in &self.running {
+            let start = name.number(self.segment_size).map_or(Lsn::ZERO, |n| n.start(self.segment_size));
+            holds.from_with_descendants(name.timeline(), start, &self.histories);
+        }
+        for marked in &self.marked {
+            holds.range(marked.timeline, marked.start_lsn, marked.stop_lsn);
+            let start = crate::wal::SegmentNo::containing(marked.start_lsn, self.segment_size);
+            let first = SegmentName::new(marked.timeline, start, self.segment_size);
+            if self.floor.as_ref().is_none_or(|floor| floor.keeps_from(first)) {
+                holds.from_with_descendants(marked.timeline, marked.start_lsn, &self.histories);
+            }
+        }
+        self.pins.iter().for_each(|name| holds.everywhere(*name));
+        holds
+    }
+
+    /// [`Self::holds`], and what makes every backup of the folder consistent: what no deletion of WAL may touch.
+    pub fn holds_with_backups(&self) -> Holds {
+        let mut holds = self.holds();
+        self.backups.iter().for_each(|b| holds.range(b.timeline, b.start_lsn, b.stop_lsn));
+        holds
+    }
+}
+
+/// Why a backup stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// A moment of the window is restored from it.
+    Window,
+    /// It stands for the period that begins on this day.
+    Stands(Period, Date),
+    /// It is the newest sound one.
+    Newest,
+    /// Somebody needs it.
+    Pinned,
+    /// It is not sound, and newer than the window's start or than every sound one: worth a look.
+    Recent,
+    /// Nothing goes while backups fail.
+    Frozen,
+}
+
+/// A backup that goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Going {
+    /// The backup.
+    pub id: BackupId,
+    /// The moment that is restored from it without more WAL.
+    pub moment: Timestamp,
+    /// Why, for people; stored in the tombstone.
+    pub why: String,
+}
+
+/// The moments that can be restored up to the end of the stored WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Start of the promise; `None` if no window is promised.
+    pub promised: Option<Timestamp>,
+    /// Every moment since then can be restored now.
+    pub before: Option<Timestamp>,
+    /// And afterwards.
+    pub left: Option<Timestamp>,
+}
+
+/// What stays, what goes, and which WAL is held.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Why nothing goes.
+    pub frozen: Option<Freeze>,
+    /// Backups that stay, by id, with every reason.
+    pub keep: BTreeMap<BackupId, BTreeSet<Reason>>,
+    /// Backups that go, oldest first.
+    pub go: Vec<Going>,
+    /// The WAL that stays.
+    pub holds: Holds,
+    /// What can be restored.
+    pub window: Window,
+}
+
+impl Plan {
+    /// Whether a backup stays that can be relied on.
+    pub fn keeps_a_sound_one(&self) -> bool {
+        self.keep.values().any(|reasons| reasons.contains(&Reason::Newest))
+    }
+
+    /// The lines of the floor that lets go of what is not held; `None` if there is nothing more to let go. `before` is the floor that
+    /// counts now.
+    pub fn floor(&self, before: Option<&Floor>, wal: &StoredWal) -> Option<Vec<TimelineFloor>> {
+        if self.frozen.is_some() { None } else { self.holds.floor(before, wal) }
+    }
+}
+
+/// The time `span` before `now`.
+fn before(now: Timestamp, span: Duration) -> Timestamp {
+    let span = SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX);
+    now.checked_sub(span).unwrap_or(Timestamp::MIN)
+}
+
+/// Decides what may go.
+pub fn plan(policy: &Policy, holdings: &Holdings, now: Timestamp, zone: &TimeZone) -> Plan {
+    let sound = holdings.sound();
+    let frozen = freeze::freeze(policy, holdings, &sound, now);
+    let mut keep = Keep::default();
+    let mut holds = holdings.holds();
+    let start = before(now, policy.window);
+    let main = holdings.route(holdings.newest_timeline());
+    for timeline in holdings.alive(start) {
+        hold_window(&holdings.route(timeline), &sound, start, &mut keep, &mut holds);
+    }
+    for period in Period::ALL {
+        let span = policy.span(period);
+        for (id, begin) in period::chosen(period, span, &sound, |b| main.holds(b), now, zone) {
+            keep.add(&id, Reason::Stands(period, begin));
+        }
+    }
+    let newest = sound.last().copied();
+    for backup in &holdings.backups {
+        let recent = backup.stop_time >= start || newest.is_none_or(|n| backup.stop_time > n.stop_time);
+        let reasons = [
+            (backup.unsound.is_none() && backup.stop_time >= start, Reason::Window),
+            (backup.unsound.is_some() && recent, Reason::Recent),
+            (newest.is_some_and(|n| n.id == backup.id), Reason::Newest),
+            (backup.pinned, Reason::Pinned),
+            (frozen.is_some(), Reason::Frozen),
+        ];
+        for (_, reason) in reasons.into_iter().filter(|(holds, _)| *holds) {
+            keep.add(&backup.id, reason);
+        }
+        if keep.has(&backup.id) {
+            holds.range(backup.timeline, backup.start_lsn, backup.stop_lsn);
+        }
+    }
+    let window = window(policy, holdings, &main, &keep, &holds, start, frozen.is_some());
+    let go = going(holdings, &keep, policy);
+    Plan { frozen, keep: keep.0, go, holds, window }
+}
+
+#[derive(Default)]
+struct Keep(BTreeMap<BackupId, BTreeSet<Reason>>);
+
+impl Keep {
+    fn add(&mut self, id: &BackupId, reason: Reason) {
+        self.0.entry(id.clone()).or_default().insert(reason);
+    }
+
+    fn has(&self, id: &BackupId) -> bool {
+        self.0.contains_key(id)
+    }
+}
+
+/// The backup that the window rests on along a route: the newest that can restore its start, else the oldest there is.
+fn anchor<'a>(route: &Route, sound: &[&'a HeldBackup], start: Timestamp) -> Option<&'a HeldBackup> {
+    let on = || sound.iter().copied().filter(|b| route.holds(b));
+    let early = on().filter(|b| b.earliest <= start).max_by_key(|b| b.stop_lsn);
+    early.or_else(|| on().min_by_key(|b| b.stop_lsn))
+}
+
+/// Keeps what the window needs along one route.
+fn hold_window(route: &Route, sound: &[&HeldBackup], start: Timestamp, keep: &mut Keep, holds: &mut Holds) {
+    let Some(anchor) = anchor(route, sound, start) else {
+        // No backup leads there. Should one come from elsewhere, its WAL is still here.
+        route.timelines().for_each(|timeline| holds.from(timeline, Lsn::ZERO));
+        return;
+    };
+    for backup in sound.iter().filter(|b| route.holds(b) && b.stop_lsn >= anchor.stop_lsn) {
+        keep.add(&backup.id, Reason::Window);
+    }
+    for timeline in route.timelines().skip_while(|timeline| *timeline != anchor.timeline) {
+        let from = if timeline == anchor.timeline { anchor.start_lsn } else { Lsn::ZERO };
+        holds.from(timeline, from);
+    }
+}
+
+/// What can be restored before and after, along the main route.
+fn window(
+    policy: &Policy,
+    holdings: &Holdings,
+    main: &Route,
+    keep: &Keep,
+    holds: &Holds,
+    start: Timestamp,
+    frozen: bool,
+) -> Window {
+    let (sound, now) = (holdings.sound(), holdings.kept_wal());
+    let kept: Vec<&HeldBackup> = sound.iter().copied().filter(|b| keep.has(&b.id)).collect();
+    let later = match holds.floor(holdings.floor.as_ref(), &holdings.wal) {
+        Some(lines) if !frozen => above(&lines, &holdings.wal, holdings.segment_size),
+        Some(_) | None => now.clone(),
+    };
+    Window {
+        promised: (!policy.window.is_zero()).then_some(start),
+        before: since(main, &now, &sound),
+        left: since(main, &later, &kept),
+    }
+}
+
+/// The earliest moment from which on everything can be restored along the route.
+fn since(route: &Route, wal: &StoredWal, sound: &[&HeldBackup]) -> Option<Timestamp> {
+    let on = || sound.iter().filter(|b| route.holds(b));
+    let end = on().map(|b| route.reach(wal, b.start_lsn)).max()?;
+    on().filter(|b| route.reach(wal, b.start_lsn) == end).map(|b| b.earliest).min()
+}
+
+fn going(holdings: &Holdings, keep: &Keep, policy: &Policy) -> Vec<Going> {
+    let why = |backup: &HeldBackup| match &backup.unsound {
+        Some(what) => format!("older than the window, and {what}"),
+        None if policy.window.is_zero() => "kept for no promise".to_owned(),
+        None => "older than the window, and kept for no other promise".to_owned(),
+    };
+    let gone = holdings.backups.iter().filter(|b| !keep.has(&b.id));
+    let mut go: Vec<Going> =
+        gone.map(|b| Going { id: b.id.clone(), moment: b.stop_time, why: why(b) }).collect();
+    go.sort_by(|a, b| (a.moment, &a.id).cmp(&(b.moment, &b.id)));
+    go
+}
+
+/// What removing one backup would mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Nothing that is promised.
+    Harmless,
+    /// Moments of the window could no longer be restored.
+    BreaksWindow,
+    /// No sound backup would be left.
+    Last,
+    /// Somebody needs it.
+    Pinned,
+}
+
+/// What removing `id` would mean. Without a policy there is no window, but a last backup all the same.
+pub fn removal(policy: Option<&Policy>, holdings: &Holdings, id: &BackupId, now: Timestamp) -> Removal {
+    let sound = holdings.sound();
+    let rest: Vec<&HeldBackup> = sound.iter().copied().filter(|b| b.id != *id).collect();
+    if holdings.backups.iter().any(|b| b.id == *id && b.pinned) {
+        return Removal::Pinned;
+    }
+    if rest.is_empty() {
+        return Removal::Last;
+    }
+    let Some(policy) = policy else { return Removal::Harmless };
+    let (start, wal) = (before(now, policy.window), holdings.kept_wal());
+    let breaks = holdings.alive(start).into_iter().any(|timeline| {
+        let route = holdings.route(timeline);
+        let Some(anchor) = anchor(&route, &sound, start) else { return false };
+        let promised = Spans::one(anchor.stop_lsn.get(), u64::MAX);
+        let covered = |backups: &[&HeldBackup]| route.covered(&wal, backups.iter().copied()).and(&promised);
+        covered(&sound) != covered(&rest)
+    });
+    if breaks { Removal::BreaksWindow } else { Removal::Harmless }
+}

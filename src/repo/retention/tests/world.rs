@@ -1,0 +1,227 @@
+//! A cluster and its repository in a few numbers: hours, positions, segments, timelines.
+//!
+//! Each hour is one commit. A fork is what a point-in-time recovery leaves: a new timeline that begins at an earlier moment, while the
+//! old one ends. Segments are stored as they begin; backups take an hour or less.
+
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::repo::objects::{Floor, Nonce};
+use crate::repo::path::BackupId;
+use crate::repo::retention::{HeldBackup, Holdings, Plan, Spans};
+use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
+
+pub(super) const SEGMENT: u64 = 1 << 20;
+
+/// Where hours count from: a Saturday, so that weeks, months and years all begin somewhere in between.
+pub(super) fn at(hour: i64) -> Timestamp {
+    let start: Timestamp = "2024-11-30T00:00:00Z".parse().unwrap();
+    start + SignedDuration::from_hours(hour)
+}
+
+pub(super) fn tli(n: u32) -> TimelineId {
+    TimelineId::new(n).unwrap()
+}
+
+/// A generator that a failed case can be repeated with.
+#[derive(Debug, Clone)]
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// A commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment {
+    pub(super) timeline: u32,
+    pub(super) lsn: u64,
+    pub(super) hour: i64,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct World {
+    pub(super) hour: i64,
+    pub(super) timeline: u32,
+    lsn: u64,
+    /// Parents of each timeline, oldest first, with the position it was left at.
+    parents: BTreeMap<u32, Vec<(u32, u64)>>,
+    pub(super) moments: Vec<Moment>,
+    pub(super) stored: BTreeSet<(u32, u64)>,
+    last_stored: BTreeMap<u32, i64>,
+    pub(super) backups: Vec<HeldBackup>,
+    pub(super) running: Vec<SegmentName>,
+    pub(super) pins: Vec<SegmentName>,
+    pub(super) floor: Option<Floor>,
+    counter: u32,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        Self {
+            hour: 0,
+            timeline: 1,
+            lsn: SEGMENT + 100,
+            parents: BTreeMap::from([(1, Vec::new())]),
+            moments: Vec::new(),
+            stored: BTreeSet::from([(1, 1)]),
+            last_stored: BTreeMap::new(),
+            backups: Vec::new(),
+            running: Vec::new(),
+            pins: Vec::new(),
+            floor: None,
+            counter: 0,
+        }
+    }
+
+    /// An hour passes, with one commit at its end and `bytes` of WAL.
+    pub(super) fn live(&mut self, bytes: u64) {
+        let first = self.lsn / SEGMENT;
+        self.lsn += bytes;
+        self.hour += 1;
+        for number in first..=self.lsn / SEGMENT {
+            self.stored.insert((self.timeline, number));
+        }
+        self.last_stored.insert(self.timeline, self.hour);
+        self.moments.push(Moment { timeline: self.timeline, lsn: self.lsn, hour: self.hour });
+    }
+
+    /// A backup of the present moment.
+    pub(super) fn backup(&mut self) -> BackupId {
+        self.counter += 1;
+        let (start_lsn, started_at) = (Lsn::new(self.lsn), at(self.hour));
+        self.lsn += 2000;
+        for number in start_lsn.get() / SEGMENT..=self.lsn / SEGMENT {
+            self.stored.insert((self.timeline, number));
+        }
+        let id = BackupId::new(started_at, self.counter);
+        let stop = started_at + SignedDuration::from_mins(20);
+        self.backups.push(HeldBackup {
+            id: id.clone(),
+            timeline: tli(self.timeline),
+            start_lsn,
+            stop_lsn: Lsn::new(self.lsn),
+            started_at,
+            stop_time: stop,
+            finished_at: stop,
+            earliest: stop,
+            unsound: None,
+            pinned: false,
+        });
+        id
+    }
+
+    /// The cluster is brought back to `to` and goes on from there.
+    pub(super) fn fork(&mut self, to: Moment) {
+        let mut parents = self.parents[&to.timeline].clone();
+        parents.push((to.timeline, to.lsn));
+        self.timeline = *self.parents.keys().last().unwrap() + 1;
+        self.parents.insert(self.timeline, parents);
+        self.lsn = to.lsn;
+        self.stored.insert((self.timeline, self.lsn / SEGMENT));
+        self.last_stored.insert(self.timeline, self.hour);
+    }
+
+    pub(super) fn name(&self, timeline: u32, number: u64) -> SegmentName {
+        SegmentName::new(tli(timeline), SegmentNo::new(number), size())
+    }
+
+    /// The segment that is being written.
+    pub(super) fn here(&self) -> SegmentName {
+        self.name(self.timeline, self.lsn / SEGMENT)
+    }
+
+    /// The timeline whose bytes end a segment, on the route to `timeline`, up to `limit`.
+    fn owner(&self, timeline: u32, number: u64, limit: u64) -> u32 {
+        let last = ((number + 1) * SEGMENT).min(limit) - 1;
+        self.parents[&timeline].iter().find(|(_, left)| last < *left).map_or(timeline, |(parent, _)| *parent)
+    }
+
+    fn is_on(&self, timeline: u32, backup: &HeldBackup) -> bool {
+        let parents = &self.parents[&timeline];
+        let own = backup.timeline.get() == timeline;
+        own || parents.iter().any(|(p, left)| *p == backup.timeline.get() && backup.stop_lsn.get() <= *left)
+    }
+
+    /// Whether a moment can be restored, found out segment by segment.
+    pub(super) fn restores(&self, moment: Moment) -> bool {
+        self.backups.iter().any(|backup| {
+            self.is_on(moment.timeline, backup)
+                && backup.stop_lsn.get() <= moment.lsn
+                && backup.earliest <= at(moment.hour)
+                && (backup.start_lsn.get() / SEGMENT..=(moment.lsn - 1) / SEGMENT).all(|number| {
+                    self.stored.contains(&(self.owner(moment.timeline, number, moment.lsn), number))
+                })
+        })
+    }
+
+    /// Whether a backup can be made consistent.
+    pub(super) fn is_sound(&self, backup: &HeldBackup) -> bool {
+        let numbers = backup.start_lsn.get() / SEGMENT..=(backup.stop_lsn.get() - 1) / SEGMENT;
+        numbers.into_iter().all(|number| self.stored.contains(&(backup.timeline.get(), number)))
+    }
+
+    /// What a run of expire sees.
+    pub(super) fn holdings(&self) -> Holdings {
+        let mut wal: BTreeMap<TimelineId, Spans> = BTreeMap::new();
+        for (timeline, number) in &self.stored {
+            wal.entry(tli(*timeline)).or_default().add(*number, *number);
+        }
+        let histories = self.parents.iter().filter(|(_, parents)| !parents.is_empty());
+        let history = |(timeline, parents): (&u32, &Vec<(u32, u64)>)| {
+            let mut text = String::new();
+            for (parent, left) in parents {
+                writeln!(text, "{parent}\t{}\tpitr", Lsn::new(*left)).unwrap();
+            }
+            (tli(*timeline), TimelineHistory::parse(tli(*timeline), text.as_bytes()).unwrap())
+        };
+        let judged = |backup: &HeldBackup| HeldBackup {
+            unsound: (!self.is_sound(backup)).then(|| "WAL is missing".to_owned()),
+            ..backup.clone()
+        };
+        Holdings {
+            segment_size: size(),
+            backups: self.backups.iter().map(judged).collect(),
+            marked: Vec::new(),
+            running: self.running.clone(),
+            pins: self.pins.clone(),
+            failures: Vec::new(),
+            histories: histories.map(history).collect(),
+            wal,
+            last_stored: self.last_stored.iter().map(|(t, hour)| (tli(*t), at(*hour))).collect(),
+            floor: self.floor.clone(),
+            superseded: false,
+        }
+    }
+
+    /// Does what a plan says, at once.
+    pub(super) fn perform(&mut self, plan: &Plan) {
+        let holdings = self.holdings();
+        self.backups.retain(|backup| plan.go.iter().all(|going| going.id != backup.id));
+        let Some(timelines) = plan.floor(self.floor.as_ref(), &holdings.wal) else { return };
+        let floor = Floor { nonce: Nonce::new([0; 16]), created: at(self.hour), timelines };
+        self.stored.retain(|(t, n)| floor.keeps(SegmentName::new(tli(*t), SegmentNo::new(*n), size())));
+        self.floor = Some(floor);
+    }
+}
+
+pub(super) fn size() -> SegmentSize {
+    SegmentSize::new(SEGMENT).unwrap()
+}
