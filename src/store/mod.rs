@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Store      deadlines, repetition, limits, order of listings, errors with the whole URL
-//!    (fault)  feature `testing`: the n-th call fails, loses its reply, stalls, is cut short
+//!    (fault)  feature `testing`: the n-th call fails, loses its reply, stalls, is cut short; (schedule) a seed orders the calls
 //!  Backend    local (over durable)   remote (S3, GCS, Azure over object_store)   memory
 //! ```
 //! Invariants: an object is created or not, never replaced; `None` means that the store proved the absence, while
@@ -23,6 +23,8 @@ mod options;
 mod policy;
 mod probe;
 mod remote;
+#[cfg(any(test, feature = "testing"))]
+pub mod schedule;
 mod tls;
 mod url;
 
