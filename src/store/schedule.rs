@@ -126,6 +126,11 @@ impl Schedule {
         self.state().calls.clone()
     }
 
+    /// The last of them.
+    pub fn last_call(&self) -> Option<String> {
+        self.state().calls.last().cloned()
+    }
+
     /// `store` as the actor `number` sees it: each call waits for a step.
     pub fn store(&self, store: &Store, number: usize) -> Store {
         self.wrap(store, Some(number))

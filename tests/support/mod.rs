@@ -3,6 +3,8 @@
 //! Nothing here checks anything: a helper returns what it saw, and the test says what that must be.
 //! The real servers come from `tests/setup.sh`; without them a test prints SKIPPED and why.
 
+#[cfg(feature = "testing")]
+pub mod actors;
 pub mod azurite;
 pub mod cluster;
 pub mod gcs_double;

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::repo::System;
 use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
 use crate::repo::objects::{Floor, Verdict};
@@ -127,6 +127,28 @@ impl Look {
         holdings
     }
 
+    /// Refuses to go on if an intent or a verdict that might speak for others' packs cannot be read. Those of the dead do not matter.
+    ///
+    /// # Errors
+    /// Kind `Corrupt`, naming the object.
+    pub(super) fn check_readable(&self, dead: &BTreeSet<BackupId>) -> Result<()> {
+        let unreadable = |info: &&BackupInfo| !dead.contains(&info.id) && info.unreadable.is_some();
+        let Some(info) = self.catalog.backups.iter().find(unreadable) else { return Ok(()) };
+        let what = info.unreadable.clone().unwrap_or_default();
+        let marked = info.files.has(BackupObject::Expired);
+        let hint = match marked {
+            true => "it is marked; once the grace has passed it no longer counts".to_owned(),
+            false => format!(
+                "another repository may hold a good copy; to give this backup up: `pitr expire --backup {}`",
+                info.id
+            ),
+        };
+        Err(Error::corrupt(format!(
+            "nothing is deleted while an object cannot be read that may speak for others: {what}"
+        ))
+        .hint(hint))
+    }
+
     /// Whether anybody needs the backup.
     pub(super) fn is_pinned(&self, id: &BackupId) -> bool {
         self.pins.iter().any(|listed| listed.pin.backup == *id)
@@ -150,7 +172,10 @@ fn mark(info: &BackupInfo) -> Option<Mark> {
         Some(Verdict::Complete(_)) | None => None,
     };
     let at = tombstone.into_iter().chain(abandoned).min()?;
-    let complete = matches!(info.verdict, Some(Verdict::Complete(_))) && info.state == BackupState::Expired;
+    // One whose verdict cannot be read any more may have been.
+    let decided =
+        info.files.has(BackupObject::Verdict) && !matches!(info.verdict, Some(Verdict::Abandoned(_)));
+    let complete = decided && info.state == BackupState::Expired;
     Some(Mark { id: info.id.clone(), at, complete })
 }
 
@@ -196,6 +221,15 @@ fn sort(info: &BackupInfo, kept: &StoredWal, pinned: bool, now: Timestamp, holdi
                     what: verdict.reason.clone(),
                 });
             }
+        }
+        (BackupState::Unreadable(what), _) => {
+            holdings.running.extend(info.intent.as_ref().map(|intent| intent.wal_floor));
+            let began = began.or_else(|| complete.map(|backup| backup.started_at));
+            holdings.failures.extend(began.map(|began| Failure {
+                id: info.id.clone(),
+                began,
+                what: what.clone(),
+            }));
         }
         (BackupState::Complete | BackupState::Damaged(_) | BackupState::Garbage, _) => {}
     }

@@ -136,6 +136,7 @@ impl Run<'_> {
         let look = Look::read(self.system, self.store_now).await?;
         let marks: Vec<Mark> = look.marks().collect();
         let dead = self.dead(&marks);
+        look.check_readable(&dead)?;
         let holdings = look.holdings(self.system, &stored, &dead, self.store_now, self.superseded);
         // A clock of this host that runs ahead must not make backups old.
         let now = self.request.now.min(self.store_now);
@@ -241,6 +242,7 @@ impl Run<'_> {
         report: &mut SystemReport,
     ) -> Result<()> {
         let again = Look::read(self.system, self.store_now).await?;
+        again.check_readable(dead)?;
         let holdings = again.holdings(self.system, stored, dead, self.store_now, self.superseded);
         let frozen = report.plan.as_ref().is_some_and(|plan| plan.frozen.is_some());
         // While nothing sound is left beside it, or backups fail, what was complete once is not touched, whoever marked it.

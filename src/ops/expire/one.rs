@@ -53,7 +53,9 @@ pub async fn one(repository: &Repository, request: &OneRequest) -> Result<One> {
         let look = Look::read(&system, request.now).await?;
         let Some(info) = look.catalog.get(id) else { continue };
         return match &info.state {
-            BackupState::Complete | BackupState::Damaged(_) => mark(&system, &look, request).await,
+            BackupState::Complete | BackupState::Damaged(_) | BackupState::Unreadable(_) => {
+                mark(&system, &look, request).await
+            }
             BackupState::Expired | BackupState::Abandoned => Ok(One::Before),
             BackupState::Unfinished => Err(Error::refused(format!("backup {id} is not finished"))
                 .hint("it is running; if its writer died, expire marks it after a day")),

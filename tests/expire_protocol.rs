@@ -1,0 +1,141 @@
+//! Writers, readers and runs of expire at once, in thousands of orders: nothing that counts ever misses what it needs.
+//!
+//! The code is pitr's own; the order of its calls to the store is a seed's (`pitr::store::schedule`), and actors are killed between any
+//! two of them. There is no grace, so that nothing but the order of the protocol protects anything: REPOSITORY.md 4, W1 to W6, E1, D1 to
+//! D3, floor and pins. `PITR_SEED=N` repeats one history, `PITR_SEEDS=N` tries more of them.
+#![cfg(feature = "testing")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use jiff::SignedDuration;
+use pitr::store::schedule::Actor;
+use support::actors::{Scene, merciless};
+
+/// Actors that are awake at a time.
+const AWAKE: usize = 3;
+/// Steps of one history.
+const STEPS: usize = 2500;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+fn start(scene: &mut Scene) -> Actor<'static> {
+    match scene.schedule.below(10) {
+        0..=3 => {
+            let behind = scene.schedule.below(6);
+            scene.writer(u64::try_from(behind).unwrap_or(0))
+        }
+        4..=7 => scene.expirer(merciless()),
+        8 => scene.reader(),
+        _ => scene.operator(),
+    }
+}
+
+/// An actor that, at some point of its life, stands still for as long as others take for all of theirs.
+struct Life {
+    actor: Actor<'static>,
+    steps: usize,
+    sleeps_after: usize,
+    wakes_at: usize,
+}
+
+impl Life {
+    fn begin(scene: &mut Scene) -> Self {
+        let actor = start(scene);
+        Self { actor, steps: 0, sleeps_after: scene.schedule.below(60), wakes_at: 0 }
+    }
+
+    /// One step; true if it was the last.
+    async fn step(&mut self, scene: &Scene, now: usize) -> bool {
+        self.steps += 1;
+        if self.steps == self.sleeps_after {
+            self.wakes_at = now + scene.schedule.below(900);
+        }
+        scene.schedule.step(&mut self.actor).await
+    }
+}
+
+/// One history; what happened in it.
+async fn history(seed: u64, url: &str, steps: usize) -> Result<BTreeMap<&'static str, u64>> {
+    let mut scene = Scene::new(seed, url).await?;
+    let mut lives: Vec<Life> = Vec::new();
+    for now in 0..steps {
+        while lives.iter().filter(|life| life.wakes_at <= now).count() < AWAKE {
+            let life = Life::begin(&mut scene);
+            lives.push(life);
+        }
+        if scene.schedule.one_in(50) {
+            // Long enough for silence to mean something, or not.
+            let hours = [1, 3, 25].get(scene.schedule.below(3)).copied().unwrap_or(1);
+            scene.schedule.advance(SignedDuration::from_hours(hours));
+        }
+        let awake: Vec<usize> = (0..lives.len()).filter(|n| lives[*n].wakes_at <= now).collect();
+        let chosen = awake[scene.schedule.below(awake.len())];
+        if scene.schedule.one_in(300) {
+            scene.killed(&lives.swap_remove(chosen).actor);
+            continue;
+        }
+        if lives[chosen].step(&scene, now).await {
+            lives.swap_remove(chosen);
+        }
+        // Reading changes nothing that could be found missing.
+        let changes = |call: String| call.contains(" create ") || call.contains(" delete ");
+        if !scene.schedule.last_call().is_some_and(changes) {
+            continue;
+        }
+        scene.audit().await.with_context(|| {
+            let calls = scene.schedule.calls();
+            let last = calls.iter().rev().take(60).rev().cloned().collect::<Vec<_>>().join("\n");
+            format!("PITR_SEED={seed}, step {now}; the last calls:\n{last}")
+        })?;
+    }
+    Ok(scene.tally())
+}
+
+fn run<T>(work: impl Future<Output = T>) -> Result<T> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    Ok(builder.enable_time().start_paused(true).build()?.block_on(work))
+}
+
+#[test]
+fn nothing_that_counts_ever_misses_what_it_needs() -> Result<()> {
+    if let Some(seed) = number("PITR_SEED") {
+        return run(history(seed, "memory:", STEPS))?.map(|tally| println!("{tally:?}"));
+    }
+    let mut total = BTreeMap::new();
+    for seed in 0..number("PITR_SEEDS").unwrap_or(60) {
+        for (what, n) in run(history(seed, "memory:", STEPS))?? {
+            *total.entry(what).or_insert(0) += n;
+        }
+    }
+    // A history in which nothing is deleted, refused or killed would prove nothing.
+    for what in [
+        "backups completed",
+        "backups given up",
+        "backups deleted",
+        "backups kept in part",
+        "WAL deleted",
+        "restores",
+        "restores refused",
+        "runs of expire",
+        "kills",
+    ] {
+        ensure!(total.get(what).is_some_and(|n| *n >= 20), "too few {what}: {total:?}");
+    }
+    println!("{total:?}");
+    Ok(())
+}
+
+#[test]
+fn and_so_on_a_directory() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    for seed in 0..3 {
+        let url = format!("file://{}/{seed}", place.path().display());
+        run(history(seed, &url, 250))??;
+    }
+    Ok(())
+}
