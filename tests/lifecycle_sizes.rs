@@ -10,17 +10,16 @@
 mod support;
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use support::azurite::{ACCOUNT, Azurite};
 use support::cluster::{Install, Stop, give_to_server, scratch, setting};
 use support::gcs_double::{GcsDouble, WRITER};
 use support::log::{CLOCK, Client, Load, assert_balanced, assert_rows, rows};
-use support::site::{Answer, Site, SiteOptions, switch, until};
+use support::s3::S3;
+use support::site::{Answer, Site, SiteOptions, switch};
 
 /// Backs up under load and restores to a time between commits and to the end. `switch` ends the WAL.
 fn cycle(site: &Site, switch: impl Fn() -> Result<()>) -> Result<()> {
@@ -59,57 +58,12 @@ fn a_cluster_with_segments_of_64_mib_can_be_restored() -> Result<()> {
     segments_of(64)
 }
 
-/// An S3 server with one bucket, ended with the test.
-struct S3 {
-    server: Child,
-    port: u16,
-    directory: tempfile::TempDir,
-}
-
-impl S3 {
-    fn start() -> Result<Option<Self>> {
-        let Some(program) = setting("PITR_S3S_FS") else {
-            eprintln!("SKIPPED: s3s-fs is not installed; run tests/setup.sh");
-            return Ok(None);
-        };
-        let directory = scratch("pitr-s3-")?;
-        fs::create_dir(directory.path().join("bucket"))?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut command = Command::new(program);
-        command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-        command.args(["--access-key", "tester", "--secret-key", "not-so-secret"]).arg(directory.path());
-        let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let s3 = Self { server, port, directory };
-        until(
-            || Ok(TcpStream::connect(("127.0.0.1", port)).is_ok()),
-            || "s3s-fs does not listen".to_owned(),
-        )?;
-        Ok(Some(s3))
-    }
-}
-
-impl Drop for S3 {
-    fn drop(&mut self) {
-        self.server.kill().ok();
-        self.server.wait().ok();
-    }
-}
-
 /// No AWS_* reaches what the server runs: the credentials come from the file that the configuration names.
 fn in_s3(major: u32) -> Result<()> {
     let Some(install) = Install::find_or_skip(major) else { return Ok(()) };
     let Some(s3) = S3::start()? else { return Ok(()) };
     let place = scratch("pitr-site-")?;
-    let keys = place.path().join("keys");
-    fs::write(&keys, "access_key_id = tester\nsecret_access_key = not-so-secret\n")?;
-    fs::set_permissions(&keys, fs::Permissions::from_mode(0o600))?;
-    give_to_server(&keys)?;
-    let more = format!(
-        "endpoint = \"http://127.0.0.1:{}\"\nallow_http = true\nregion = \"us-east-1\"\nallow_unsafe_store = true\n\
-         credentials_file = \"{}\"\n",
-        s3.port,
-        keys.display()
-    );
+    let more = s3.settings(place.path())?;
     let site = Site::at(&install, &SiteOptions::default(), place, "s3://bucket/some/prefix", Some(&more))?;
     let wal = s3.directory.path().join("bucket/some/prefix/main").join(site.system()?).join("wal");
     let stored = |name: &str| {

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod gcs_double;
 pub mod log;
 pub mod restored;
+pub mod s3;
 pub mod site;
 pub mod store_rules;
 pub mod tls;

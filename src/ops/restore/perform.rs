@@ -92,6 +92,7 @@ struct Work<'a> {
 impl Work<'_> {
     async fn run(&self) -> Result<Report> {
         let p = self.prepared;
+        self.wal_is_kept().await?;
         let _locks = self.clear()?;
         let trees = Trees::new(p);
         self.skeleton(&trees)?;
@@ -119,6 +120,17 @@ impl Work<'_> {
             aside: p.aside.clone(),
             outside,
             unpinned: false,
+        })
+    }
+
+    /// Expiry may have let WAL go between the plan and the pin. Later it sees the pin.
+    async fn wal_is_kept(&self) -> Result<()> {
+        let system = self.prepared.stored.system();
+        let Some(floor) = system.floor().await? else { return Ok(()) };
+        let gone = self.prepared.plan.segments.iter().find(|name| !floor.keeps(**name));
+        gone.map_or(Ok(()), |name| {
+            let gone = Error::not_found(format!("{name} has expired since the restore was planned"));
+            Err(gone.hint("repeat the command: it plans with what is left"))
         })
     }
 
