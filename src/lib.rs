@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  main.rs  cli/                       flags, text and JSON, exit codes
-//!           ops/                       archive backup plan restore init check info
+//!           ops/                       archive backup plan restore init check info expire
 //!  repo/ (access)  store  pgwire/conn  durable  clock      the only places that touch the world
 //!  ---------------------------------------------------------------------- below: no IO, no clock, no async
 //!  repo formats   pgwire messages   codec   pgdata   wal

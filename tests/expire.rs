@@ -4,7 +4,6 @@
 //! marked. What the store calls old is made by setting the times of its files back.
 
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
-#![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod support;
 

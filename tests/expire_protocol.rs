@@ -4,6 +4,8 @@
 //! two of them. There is no grace, so that nothing but the order of the protocol protects anything: REPOSITORY.md 4, W1 to W6, E1, D1 to
 //! D3, floor and pins. `PITR_SEED=N` repeats one history, `PITR_SEEDS=N` tries more of them.
 #![cfg(feature = "testing")]
+#![expect(clippy::disallowed_methods, reason = "a seed to repeat comes from the environment")]
+#![expect(clippy::print_stdout, reason = "what happened in the histories")]
 
 mod support;
 

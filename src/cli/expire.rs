@@ -40,8 +40,14 @@ pub async fn run(common: &Common, args: &ExpireArgs, cancel: CancellationToken) 
     }
 }
 
-/// The repositories to work on, with what each promises, and those beside it.
-fn chosen(context: &Context) -> Result<Vec<(Repository, Option<Retention>, Vec<Repository>)>> {
+/// A repository to work on, what it promises, and those beside it.
+struct Chosen {
+    repository: Repository,
+    policy: Option<Retention>,
+    others: Vec<Repository>,
+}
+
+fn chosen(context: &Context) -> Result<Vec<Chosen>> {
     let configured: Vec<(Repository, &RepositoryConfig)> =
         context.config.repositories.iter().map(|c| Ok((context.open(c)?, c))).collect::<Result<_>>()?;
     let named = context.repositories()?;
@@ -54,8 +60,8 @@ fn chosen(context: &Context) -> Result<Vec<(Repository, Option<Retention>, Vec<R
     Ok(named
         .into_iter()
         .map(|repository| {
-            let (policy, beside) = (policy(repository.name()), beside(repository.name()));
-            (repository, policy, beside)
+            let (policy, others) = (policy(repository.name()), beside(repository.name()));
+            Chosen { repository, policy, others }
         })
         .collect())
 }
@@ -65,7 +71,7 @@ async fn all(context: &Context, args: &ExpireArgs) -> Result<Ended> {
     let zone = context.config.timezone.clone().unwrap_or(TimeZone::UTC);
     let progress = terminal(common);
     let (mut shown, mut failure) = (Vec::new(), None);
-    for (repository, policy, others) in chosen(context)? {
+    for Chosen { repository, policy, others } in chosen(context)? {
         let request =
             ExpireRequest { policy, zone: zone.clone(), now: SystemClock.now(), dry_run: args.dry_run };
         match expire(&repository, &others, &request, &progress).await {
@@ -99,7 +105,7 @@ async fn choose(context: &Context, args: &ExpireArgs, id: &str) -> Result<Ended>
     let common = &context.common;
     let id = backup_id(id)?;
     let (mut shown, mut absent) = (Vec::new(), None);
-    for (repository, policy, _) in chosen(context)? {
+    for Chosen { repository, policy, .. } in chosen(context)? {
         let request = OneRequest {
             id: id.clone(),
             policy,

@@ -82,7 +82,7 @@ impl Initial<'_> {
              name = \"main\"\n\
              url  = {url}\n\
              # Any moment of the window can be restored; daily, weekly, monthly, yearly keep single backups for longer.\n\
-             # Without retention everything is kept.\n\
+             # Without retention everything is kept. See `pitr expire --dry-run`.\n\
              # retention = {{ window = \"7d\", daily = \"30d\" }}\n\
              \n\
              # A second repository, off the site. Credentials come from a file, because the server's environment has none.\n\

@@ -153,7 +153,7 @@ impl Run<'_> {
         };
         self.mark(&look, &mut report).await?;
         let floor = self.floor(&stored, &look, &mut report).await?;
-        self.delete(&stored, &marks, &dead, floor.as_ref(), &mut report).await?;
+        self.sweep(&stored, &marks, &dead, floor.as_ref(), &mut report).await?;
         progress.end();
         Ok(report)
     }
@@ -227,13 +227,13 @@ impl Run<'_> {
         let (now, then) = (above(old, &stored.wal, size), above(lines, &stored.wal, size));
         now.into_iter()
             .map(|(timeline, spans)| {
-                (timeline, then.get(&timeline).map_or(spans.clone(), |t| spans.without(t)))
+                (timeline, then.get(&timeline).map_or_else(|| spans.clone(), |t| spans.without(t)))
             })
             .collect()
     }
 
     /// D2 and D3.
-    async fn delete(
+    async fn sweep(
         &self,
         stored: &Stored,
         marks: &[Mark],

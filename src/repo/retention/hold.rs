@@ -113,7 +113,7 @@ impl Holds {
         held.add(from, u64::MAX);
         let below = first.checked_sub(1).map(|last| Spans::one(0, last)).unwrap_or_default();
         let held = held.and(&below);
-        let keep = kept.map_or(held.clone(), |kept| held.and(&kept));
+        let keep = kept.map_or_else(|| held.clone(), |kept| held.and(&kept));
         let name = |number| SegmentName::new(timeline, SegmentNo::new(number), self.size);
         Some(TimelineFloor {
             timeline,
@@ -144,7 +144,7 @@ fn kept_of(line: &TimelineFloor, size: SegmentSize) -> Spans {
 pub fn above(lines: &[TimelineFloor], wal: &StoredWal, size: SegmentSize) -> StoredWal {
     let of = |(timeline, spans): (&TimelineId, &Spans)| {
         let line = lines.iter().find(|line| line.timeline == *timeline);
-        (*timeline, line.map_or(spans.clone(), |line| spans.and(&kept_of(line, size))))
+        (*timeline, line.map_or_else(|| spans.clone(), |line| spans.and(&kept_of(line, size))))
     };
     wal.iter().map(of).collect()
 }
