@@ -556,49 +556,6 @@ fn every_required_repository_gets_the_same_backup_and_an_optional_one_none() -> 
     Ok(())
 }
 
-/// Every call in turn is refused, and in a second round every one is done with its reply lost.
-#[cfg(feature = "testing")]
-#[test]
-fn whatever_call_to_the_repository_fails_a_backup_is_whole_or_not_there() -> Result<()> {
-    use pitr::store::Policy;
-    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
-    let world = World::new(&install)?;
-    let (mut failed, mut succeeded) = (0, 0);
-    for effect in ["deny", "lost"] {
-        for call in 1.. {
-            let plain = world.system.repository();
-            let (store, faults) = plain.store().with_faults(Policy::default().once());
-            faults.add(&format!("{effect}:{call}"))?;
-            let faulty = Repository::new(store, "local", plain.cluster().clone(), true);
-            let before = world.complete()?.len();
-            let done =
-                wait(backup(&request(&world, "postgres")?, &[faulty], &Silent, &CancellationToken::new()));
-            let after = world.complete()?.len();
-            match done {
-                Ok(_) => {
-                    succeeded += 1;
-                    ensure!(after == before + 1, "{effect}:{call}: a yes without a verdict");
-                }
-                Err(error) => {
-                    failed += 1;
-                    // A verdict whose reply was lost may stand; then it stands for a whole backup, which is checked below.
-                    ensure!(after == before || effect == "lost", "{effect}:{call}: {}", error.report());
-                    ensure!(error.exit_code() != 8, "{effect}:{call}: the one before was not abandoned");
-                }
-            }
-            if u64::try_from(faults.calls().len())? < call {
-                break;
-            }
-        }
-    }
-    ensure!(failed > 20 && succeeded >= 2, "{failed} failed, {succeeded} succeeded");
-    for backup in world.complete()? {
-        assert_intact(&world, &backup)?;
-        assert_wal_is_there(&world, &backup)?;
-    }
-    Ok(())
-}
-
 #[test]
 fn a_standby_can_be_backed_up() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };

@@ -26,6 +26,7 @@ pub mod verify;
 
 use std::ffi::OsString;
 use std::future::Future;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -86,6 +87,8 @@ fn log_to_stderr(verbose: u8) {
     let _ = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        // PostgreSQL's log is no terminal.
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .try_init();
 }

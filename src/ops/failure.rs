@@ -28,11 +28,7 @@ impl From<StoreError> for Error {
             _ => Kind::Failed,
         };
         let hint = error.hint();
-        let outer = Self::new(kind, error.to_string());
-        match hint {
-            Some(hint) => outer.hint(hint),
-            None => outer,
-        }
+        Self::new(kind, error.to_string()).hint(hint)
     }
 }
 

@@ -66,24 +66,31 @@ impl StoreError {
         self.class
     }
 
-    /// What to do about it, if there is something to do.
-    pub fn hint(&self) -> Option<&'static str> {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
         let has = |text: &str| self.cause.contains(text);
         match self.kind {
-            StoreErrorKind::Credentials if has("RequestTimeTooSkewed") => Some("set this machine's clock"),
+            StoreErrorKind::Unreachable => {
+                "is the store up, and can this host reach it? then repeat the command; `pitr check` tests the store"
+            }
+            StoreErrorKind::Credentials if has("RequestTimeTooSkewed") => "set this machine's clock",
             StoreErrorKind::Credentials => {
-                Some("check credentials_file (or the cloud's own variables) and what its user may do")
+                "check credentials_file (or the cloud's own variables) and what its user may do"
             }
-            StoreErrorKind::NoRoot if self.object.starts_with("file:") => Some("is the disk mounted?"),
-            StoreErrorKind::NoRoot => Some("create the bucket or container first; pitr does not"),
-            StoreErrorKind::Usage if has("certificate") => {
-                Some("name the certificate authority's file as ca_file")
+            StoreErrorKind::NoRoot if self.object.starts_with("file:") => "is the disk mounted?",
+            StoreErrorKind::NoRoot => "create the bucket or container first; pitr does not",
+            StoreErrorKind::Full => "make room in the repository, then repeat the command",
+            StoreErrorKind::Denied => {
+                "is the file system mounted read-only? the user pitr runs as must be able to write there"
             }
+            StoreErrorKind::TooLarge => "something other than pitr wrote this object: nothing of it was used",
+            StoreErrorKind::Usage if has("certificate") => "name the certificate authority's file as ca_file",
+            StoreErrorKind::Usage => "correct the repository's part of the configuration",
             StoreErrorKind::Unsupported => {
-                Some("use a store that supports conditional writes, or see allow_unsafe_store")
+                "use a store that supports conditional writes, or see allow_unsafe_store"
             }
-            StoreErrorKind::Hidden => Some("remove the delete marker to bring the object back"),
-            _ => None,
+            StoreErrorKind::Hidden => "remove the delete marker to bring the object back",
+            StoreErrorKind::Other => "mend the cause, then repeat the command; `pitr check` tests the store",
         }
     }
 }

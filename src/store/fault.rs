@@ -1,5 +1,5 @@
-//! A store that fails on purpose: the n-th call is refused, loses its reply, is cut short, stalls or looks at an old
-//! listing.
+//! A store that fails on purpose: the n-th call is refused, loses its reply, is cut short, stalls, looks at an old
+//! listing or denies an object that is there.
 //!
 //! It sits below deadlines and repetition, so that a test may watch them work, or take them away
 //! ([`super::Policy::once`]) and see what a single failure does to whoever called. Calls are counted from 1.
@@ -7,7 +7,8 @@
 //!
 //! As text, for whole processes (`PITR_TEST_FAULTS`): `EFFECT[@CALL[/KEY]]:N[+]`, separated by commas. `fail:3` is the
 //! third call; `lost@create/backup.json:1` the first create of a key that contains `backup.json`; `fail@list:2+` every
-//! listing from the second on. Effects: `fail`, `deny`, `lost`, `short`, `stall`, `stale`.
+//! listing from the second on. Effects: `fail`, `deny`, `lost`, `short`, `stall`, `stale`, `lie`. Each hit is a warning
+//! that begins with `injected`, so that a test can tell a run that met its fault from one that made fewer calls.
 
 use std::fmt;
 use std::ops::Range;
@@ -36,6 +37,8 @@ pub enum Effect {
     Stall,
     /// A listing lacks the newest object that was created through this store. Other calls work.
     Stale,
+    /// An object that is there is said not to be. Calls that cannot say so work.
+    Lie,
 }
 
 /// One fault: which call, and what happens to it.
@@ -77,6 +80,7 @@ impl FromStr for Rule {
             "short" => Effect::Short,
             "stall" => Effect::Stall,
             "stale" => Effect::Stale,
+            "lie" => Effect::Lie,
             _ => return Err(fail()),
         };
         let (nth, onwards) = which.strip_suffix('+').map_or((which, false), |nth| (nth, true));
@@ -149,6 +153,9 @@ impl Faults {
                 }
             }
         }
+        if let Some(effect) = effect {
+            tracing::warn!("injected {effect:?} on {call} {key}");
+        }
         effect
     }
 }
@@ -204,7 +211,7 @@ impl FaultStore {
                 Err(if call == "create" { lost.outcome_unknown() } else { lost })
             }
             Some(Effect::Short) if call != "open" => Err(not_now()),
-            Some(Effect::Short | Effect::Stale) | None => Ok((done.await?, effect)),
+            Some(Effect::Short | Effect::Stale | Effect::Lie) | None => Ok((done.await?, effect)),
         }
     }
 }
@@ -229,12 +236,14 @@ impl Backend for FaultStore {
                 let halve = |bytes: bytes::Bytes| bytes.slice(..bytes.len() / 2);
                 Ok(Some(Opened { body: opened.body.take(1).map_ok(halve).boxed(), ..opened }))
             }
+            (_, Some(Effect::Lie)) => Ok(None),
             (opened, _) => Ok(opened),
         }
     }
 
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, Fault> {
-        self.around("head", key, self.inner.head(key)).await.map(|(info, _)| info)
+        let (info, effect) = self.around("head", key, self.inner.head(key)).await?;
+        Ok(info.filter(|_| effect != Some(Effect::Lie)))
     }
 
     async fn list(&self, listing: &Listing) -> Result<Page, Fault> {

@@ -162,7 +162,7 @@ async fn a_probe_finds_out_a_store_that_ignores_the_condition_and_cleans_up() {
 async fn a_probe_of_a_store_that_knows_no_conditions_says_so() {
     let error = careless(true, false).probe_create_race("").await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Unsupported);
-    assert!(error.hint().unwrap().contains("allow_unsafe_store"));
+    assert!(error.hint().contains("allow_unsafe_store"));
 }
 
 #[tokio::test(start_paused = true)]

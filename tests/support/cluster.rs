@@ -113,7 +113,17 @@ pub fn run(command: &mut Command) -> Result<String> {
 
 /// A temporary directory that the servers' user owns and may enter.
 pub fn scratch(prefix: &str) -> Result<tempfile::TempDir> {
-    let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(env::temp_dir())?;
+    scratch_in(&env::temp_dir(), prefix)
+}
+
+/// The same in memory, if there is such a place: for many files that are synced again and again.
+pub fn scratch_in_memory(prefix: &str) -> Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { scratch_in(memory, prefix) } else { scratch(prefix) }
+}
+
+fn scratch_in(place: &Path, prefix: &str) -> Result<tempfile::TempDir> {
+    let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(place)?;
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
     give_to_server(dir.path())?;
     Ok(dir)

@@ -1,10 +1,11 @@
 //! What integration tests share. Each test binary takes what it needs with `mod support;`.
 //!
-//! Nothing here checks anything: a helper returns what it saw, and the test says what that must be.
+//! Nothing here checks anything but `audit`: a helper returns what it saw, and the test says what that must be.
 //! The real servers come from `tests/setup.sh`; without them a test prints SKIPPED and why.
 
 #[cfg(feature = "testing")]
 pub mod actors;
+pub mod audit;
 pub mod azurite;
 pub mod cluster;
 pub mod gcs_double;

@@ -141,6 +141,7 @@ async fn route(system: &System, timeline: TimelineId) -> Result<Route> {
             "the history of timeline {timeline}, which recovery goes to, is not in repository {}",
             system.repository().name()
         ))
+        .hint("push the history file from the server that was promoted: `pitr archive-push pg_wal/FILE`")
     })?;
     Ok(Route { history, size: system.identity().segment_size })
 }

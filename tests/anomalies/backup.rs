@@ -1,0 +1,145 @@
+//! `backup` and `info`: the server is real and shared by all rounds, the repository is the directory that it archives into.
+//!
+//! A backup is whole or not there. What was taken is judged file by file with the server's own manifest.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use pitr::error::Error;
+use pitr::ops::Silent;
+use pitr::ops::backup::{BackupRequest, WAL_PATIENCE, backup};
+use pitr::pgwire::{Checkpoint, ConnInfo, Deadlines, Environment};
+use pitr::repo::Repository;
+use pitr::store::{Store, StoreOptions};
+use tokio_util::sync::CancellationToken;
+
+use super::archive::Info;
+use super::support::audit::{Auditor, Objects, objects_in};
+use super::support::cluster::Install;
+use super::support::site::{Site, SiteOptions};
+use super::{Command, Said, survive, survive_apart, wait};
+
+/// Backups that run at a time.
+const WORLDS: usize = 3;
+
+/// A server that archives, small, and keeps its WAL for the auditor.
+pub fn small_site(install: &Install) -> Result<Site> {
+    let conf = "wal_keep_size = 4GB\nautovacuum = off\n";
+    let site = Site::new(install, &SiteOptions { conf, ..SiteOptions::default() })?;
+    // A cluster of one database: two thirds less to copy, hundreds of times.
+    site.cluster.psql("ALTER DATABASE template0 IS_TEMPLATE false")?;
+    site.cluster.psql("ALTER DATABASE template1 IS_TEMPLATE false")?;
+    site.cluster.psql("DROP DATABASE template0")?;
+    site.cluster.psql("DROP DATABASE template1")?;
+    site.cluster.psql("CREATE TABLE t AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000) n")?;
+    site.switch()?;
+    Ok(site)
+}
+
+/// A directory as a store; new files belong to whom it belongs to.
+pub fn store_at(repository: &Path) -> Result<Store> {
+    let url = format!("file://{}", repository.display());
+    let owner = pitr::durable::Owner::of(repository)?.to_give();
+    Ok(Store::open(&url.parse()?, &StoreOptions { owner, ..StoreOptions::default() })?)
+}
+
+struct Backup {
+    /// Its repository, into which the server archives too.
+    repository: PathBuf,
+    request: BackupRequest,
+    /// Complete backups before this round.
+    before: usize,
+}
+
+/// Complete backups by their verdicts.
+fn complete(objects: &Objects) -> usize {
+    let verdicts = objects.iter().filter(|(key, _)| key.ends_with("/backup.json"));
+    verdicts.filter(|(_, bytes)| String::from_utf8_lossy(bytes).contains("\"complete\"")).count()
+}
+
+impl Backup {
+    /// As expiry would: a hundred backups would be read again for every audit. The newest is the one the next run finds.
+    fn forget_all_but_the_newest(&self) -> Result<()> {
+        let cluster = std::fs::read_dir(self.repository.join("main"))?.flatten();
+        let folders = cluster.filter_map(|entry| std::fs::read_dir(entry.path().join("backups")).ok());
+        let mut backups = folders.flatten().map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        backups.sort_by_key(|path| path.metadata().and_then(|found| found.created()).ok());
+        backups.pop();
+        backups.iter().try_for_each(|backup| Ok(std::fs::remove_dir_all(backup)?))
+    }
+}
+
+impl Command for Backup {
+    fn name(&self) -> String {
+        "backup".into()
+    }
+
+    fn least_calls(&self) -> usize {
+        12
+    }
+
+    fn world(&mut self) -> Result<Store> {
+        self.forget_all_but_the_newest()?;
+        self.before = complete(&objects_in(&self.repository)?);
+        store_at(&self.repository)
+    }
+
+    fn run(&self, repository: Repository) -> Result<Said, Error> {
+        let done = wait(false, backup(&self.request, &[repository], &Silent, &CancellationToken::new()));
+        done.map(|_| Said::Done)
+    }
+
+    fn audit(&self, said: &Result<Said, Error>, after: &Objects) -> Result<()> {
+        // The auditor has taken every complete one apart: here only that a yes is one.
+        ensure!(said.is_err() || complete(after) > self.before, "a yes without a verdict");
+        if let Err(error) = said {
+            ensure!(error.exit_code() != 8, "the one before was taken for a living one: {}", error.report());
+        }
+        Ok(())
+    }
+
+    fn believes_a_lie(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn whatever_call_of_backup_fails_it_is_whole_or_not_there() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = small_site(&install)?;
+    let request = BackupRequest {
+        conninfo: ConnInfo::parse(&site.cluster.conninfo(), &Environment::default())?,
+        deadlines: Deadlines::default(),
+        data_dir: Some(site.cluster.data.clone()),
+        label: "anomalies".into(),
+        checkpoint: Checkpoint::Fast,
+        max_rate: None,
+        wal_patience: WAL_PATIENCE,
+    };
+    // Every segment is archived into all of them, and each has a backup of its own running.
+    let repositories: Vec<PathBuf> = (0..WORLDS).map(|n| site.place().join(format!("repo-{n}"))).collect();
+    let section = |(n, path): (usize, &PathBuf)| {
+        format!("[[repository]]\nname = \"main-{n}\"\nurl = \"file://{}\"\n", path.display())
+    };
+    site.write_config(&repositories.iter().enumerate().map(section).collect::<String>())?;
+    site.json(&["init", "--json"])?;
+    let worlds = repositories.into_iter().map(|repository| {
+        let auditor = Auditor::of_server(&site.cluster.data.join("pg_wal"));
+        (Backup { repository, request: request.clone(), before: 0 }, auditor)
+    });
+    let auditors = survive_apart(worlds.collect())?;
+    let whole: usize = auditors.iter().map(Auditor::whole_backups).sum();
+    ensure!(whole > 50, "{whole} backups were taken");
+    Ok(())
+}
+
+#[test]
+fn whatever_call_of_info_fails_it_shows_all_or_nothing() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = small_site(&install)?;
+    site.backup()?;
+    site.backup()?;
+    site.switch()?;
+    let mut auditor = Auditor::of_server(&site.cluster.data.join("pg_wal"));
+    survive(&mut Info::new(objects_in(&site.repository)?), &mut auditor)
+}
