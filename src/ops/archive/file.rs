@@ -179,13 +179,21 @@ impl WalSource {
         content: &[u8],
         compression: Compression,
     ) -> Result<WalContent, Error> {
-        let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
-        let mut builder =
-            WalObjectBuilder::new(asked, size, compression).map_err(|e| unbuildable(self.name, e))?;
-        builder.push(content).map_err(|e| unbuildable(self.name, e))?;
-        let object = builder.finish(Facts::Unscanned).map_err(|e| unbuildable(self.name, e))?;
-        Ok(WalContent { object, scan: None })
+        Ok(WalContent { object: small_object(asked, content, compression)?, scan: None })
     }
+}
+
+/// The object of a file that holds no WAL.
+pub(super) fn small_object(
+    asked: Asked,
+    content: &[u8],
+    compression: Compression,
+) -> Result<WalObject, Error> {
+    let name = asked.name;
+    let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
+    let mut builder = WalObjectBuilder::new(asked, size, compression).map_err(|e| unbuildable(name, e))?;
+    builder.push(content).map_err(|e| unbuildable(name, e))?;
+    builder.finish(Facts::Unscanned).map_err(|e| unbuildable(name, e))
 }
 
 /// As many bytes as fit or the file has.

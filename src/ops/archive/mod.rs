@@ -13,8 +13,8 @@ pub mod get;
 pub mod push;
 
 pub use get::{Got, get_file};
-pub(in crate::ops) use push::store_file_of_copy;
 pub use push::{PushReport, store_file};
+pub(in crate::ops) use push::{store_file_of_copy, store_history};
 
 use std::path::{Path, PathBuf};
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use futures_util::future::join_all;
 
 use super::conflict;
-use super::file::{WalContent, WalSource};
+use super::file::{WalContent, WalSource, small_object};
 use super::{COPY_MARKER, data_directories};
 use crate::codec::Compression;
 use crate::error::{Error, Result};
@@ -25,6 +25,10 @@ use crate::repo::archive::Stored;
 use crate::repo::{RepoError, Repository, System};
 use crate::wal::timeline::MAX_HISTORY_BYTES;
 use crate::wal::{SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
+
+/// Advice where two histories of one timeline meet.
+const TWO_PROMOTED: &str =
+    "two servers were promoted to the same timeline: only one of them may go on archiving here";
 
 /// What a push came to.
 #[derive(Debug)]
@@ -196,7 +200,7 @@ fn refuse_other_history(stored: &TimelineHistory, pg_wal: &Path, repository: &st
         "{name} in {} is not the one that is archived in repository {repository}: this server left its parent elsewhere",
         pg_wal.display()
     ))
-    .hint("two servers were promoted to the same timeline: only one of them may go on archiving here"))
+    .hint(TWO_PROMOTED))
 }
 
 /// The directory a file of `pg_wal` is in.
@@ -265,6 +269,30 @@ async fn store_histories(
         wanted_by = name.to_string();
     }
     Ok(())
+}
+
+/// Stores the history of a timeline whose bytes came from the server itself, or finds that the same is stored.
+///
+/// # Errors
+/// `Corrupt` for bytes that are no history of it, `Refused` where another one is stored.
+pub(in crate::ops) async fn store_history(
+    system: &System,
+    timeline: TimelineId,
+    content: &[u8],
+    compression: Compression,
+) -> Result<TimelineHistory> {
+    let name = WalFileName::History(timeline);
+    let history = TimelineHistory::parse(timeline, content)
+        .map_err(|e| Error::corrupt(format!("the server's {name} is damaged")).source(e))?;
+    let object = small_object(system.asked(name), content, compression)?;
+    match system.put_wal(&object).await? {
+        Stored::Conflict(_) => Err(Error::refused(format!(
+            "the server's {name} is not the one that is archived in repository {}: it left its parent elsewhere",
+            system.repository().name()
+        ))
+        .hint(TWO_PROMOTED)),
+        _ => Ok(history),
+    }
 }
 
 fn refuse_copies(directories: &[PathBuf]) -> Result<()> {

@@ -17,6 +17,7 @@ mod assemble;
 pub mod catalogue;
 mod check;
 mod facts;
+mod histories;
 mod listing;
 mod needed;
 mod packer;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::ops::Progress;
+use crate::ops::archive::COPY_MARKER;
 use crate::pgdata::backup_manifest::WalRange;
 use crate::pgdata::{BackupLabel, ControlFile};
 use crate::pgwire::{BaseBackupOptions, Checkpoint, ConnInfo, Deadlines, TablespaceInfo};
@@ -178,6 +180,10 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
         return Err(Error::failed("backup_label or pg_control of the backup contradict the server"));
     }
     let sealed = transfer.packed.listing.seal().map_err(|error| damaged("archive").source(error))?;
+    // A role that may not look into the data directory learns it here.
+    if sealed.find(COPY_MARKER.as_bytes()).is_some() {
+        return Err(prepare::is_a_copy());
+    }
     let summary = check::against_manifest(&transfer.manifest, &sealed).map_err(|error| {
         Error::corrupt("what arrived is not what the server sent").source(error).hint(
             "the network or this host's memory changed bytes; nothing of this backup will be used, take another",
@@ -260,6 +266,7 @@ async fn settle_wal(
         local: server.local.clone(),
         patience: request.wal_patience,
     };
+    histories::bring(&mut server.replication, targets, wanted.timeline).await?;
     wal::wait(&wanted, &mut server.sql, targets, progress).await?;
     wal::window_earliest(&wanted, targets.first()?).await
 }

@@ -117,13 +117,15 @@ fn is_data_directory(dir: &Path, identity: &Identity) -> bool {
 async fn refuse_copy(sql: &mut Sql, local: Option<&Path>) -> Result<()> {
     let seen = facts::has_file(sql, COPY_MARKER).await;
     let here = || local.is_some_and(|dir| dir.join(COPY_MARKER).exists());
-    if seen.unwrap_or_else(here) {
-        return Err(Error::refused(format!(
-            "this server is a copy ({COPY_MARKER} lies in its data directory); its backups would pass for the original's"
-        ))
-        .hint("back up the original; or make this copy a cluster of its own with `pitr init --adopt`"));
-    }
-    Ok(())
+    if seen.unwrap_or_else(here) { Err(is_a_copy()) } else { Ok(()) }
+}
+
+/// The error for a server that is a copy.
+pub(super) fn is_a_copy() -> Error {
+    Error::refused(format!(
+        "this server is a copy ({COPY_MARKER} lies in its data directory); its backups would pass for the original's"
+    ))
+    .hint("back up the original; or make this copy a cluster of its own with `pitr init --adopt`")
 }
 
 /// Settings under which the WAL that the backup needs may never arrive.

@@ -31,7 +31,7 @@ const FAREWELL: Duration = Duration::from_secs(15);
 /// Between two signs of life; a backup without a new object for 15 minutes counts as dead.
 const ALIVE_EVERY: Duration = Duration::from_secs(300);
 /// How WAL is packed that the archiver did not bring.
-const WAL_COMPRESSION: Compression = Compression::Zstd { level: 1 };
+pub(super) const WAL_COMPRESSION: Compression = Compression::Zstd { level: 1 };
 
 /// All of them, and which backup they get.
 #[derive(Debug, Clone)]
