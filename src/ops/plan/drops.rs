@@ -16,6 +16,7 @@ use super::outcome::{Stop, Warning};
 use super::world::{PlanBackup, Want};
 use crate::wal::event::EventKind;
 use crate::wal::lsn::Lsn;
+use crate::wal::time::PgTime;
 
 /// Completed checkpoints before the drop record among which the first record of its transaction lies: the one waited for,
 /// one that ran when it was requested, and one more for others' requests.
@@ -38,12 +39,13 @@ struct Inside {
 }
 
 /// Moves a stop that lies inside a drop to the last end or PREPARE before the dropping transaction's first record. Drops up to
-/// link `horizon` are considered.
+/// link `horizon` are considered; nothing of after `until` is stopped at.
 pub(super) fn move_before(
     backup: &PlanBackup,
     line: &Line<'_>,
     stop: Stop,
     horizon: usize,
+    until: Option<PgTime>,
 ) -> Step<(Stop, Vec<Warning>)> {
     let mut warnings = Vec::new();
     let mut stop = stop;
@@ -57,7 +59,7 @@ pub(super) fn move_before(
             break;
         }
         warnings.push(Warning::MovedBeforeDrop { xid: drop.xid, first, drop: drop.lsn, unmoved: record.lsn });
-        stop = match line.last_stop(backup.stop_lsn, first)? {
+        stop = match line.last_stop(backup.stop_lsn, first, until)? {
             Some(event) => Stop::Lsn(stop_record(&event)),
             None => Stop::Immediate { lsn: backup.stop_lsn },
         };

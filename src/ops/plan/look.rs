@@ -145,9 +145,10 @@ impl<'a> Line<'a> {
         Ok(largest)
     }
 
-    /// The last stop in [from, before).
-    pub(super) fn last_stop(&self, from: Lsn, before: Lsn) -> Step<Option<Event>> {
-        self.last_that(from, before, |commits| commits.last_stop, is_stop)
+    /// The last stop in [from, before) that is not of after `until`.
+    pub(super) fn last_stop(&self, from: Lsn, before: Lsn, until: Option<PgTime>) -> Step<Option<Event>> {
+        let in_time = |e: &Event| until.is_none_or(|until| e.kind.time().is_some_and(|time| time <= until));
+        self.last_that(from, before, |commits| commits.last_stop, |event| is_stop(event) && in_time(event))
     }
 
     /// The last commit in [from, before).

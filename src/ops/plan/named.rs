@@ -90,13 +90,13 @@ pub(super) fn plan_xid(query: &Query<'_>, xid: u32, edge: Edge) -> Step<Recovery
             let warnings = warn_inside(backup, &mut line, &stop)?;
             return Draft { backup, stop, warnings }.finish(query, line);
         }
-        let stop = match line.last_stop(backup.stop_lsn, end.lsn)? {
+        let stop = match line.last_stop(backup.stop_lsn, end.lsn, None)? {
             Some(event) => Stop::Lsn(stop_record(&event)),
             None => Stop::Immediate { lsn: backup.stop_lsn },
         };
         let horizon = line.index_near(end.lsn).saturating_add(NEAR);
         line.settle(horizon)?;
-        let (stop, warnings) = move_before(backup, &line, stop, horizon)?;
+        let (stop, warnings) = move_before(backup, &line, stop, horizon, None)?;
         return Draft { backup, stop, warnings }.finish(query, line);
     }
     let timeline = query.history.timeline();

@@ -8,7 +8,8 @@
 //! ```
 //! The backup must not hold an end with time > T itself. Without c6 the stop is the last candidate all the same, never "latest",
 //! provided that something stored shows that the archive goes as far as T. PostgreSQL would stop before c6 too, but only if c6
-//! exists; naming p5 needs no later record.
+//! exists; naming p5 needs no later record. PostgreSQL would also replay a PREPARE that was made after T and before c6: p5 is a stop
+//! only if its own time is not above T, so that a transaction is not left prepared at a moment at which it was not yet.
 
 use super::branches;
 use super::drops;
@@ -47,7 +48,7 @@ pub(super) fn plan(query: &Query<'_>, time: PgTime) -> Step<RecoveryPlan> {
         });
     }
     let before = over.as_ref().map_or(Lsn::MAX, |event| event.lsn);
-    let stop = match line.last_stop(backup.stop_lsn, before)? {
+    let stop = match line.last_stop(backup.stop_lsn, before, Some(time))? {
         Some(event) => Stop::Lsn(stop_record(&event)),
         None => Stop::Immediate { lsn: backup.stop_lsn },
     };
@@ -55,7 +56,7 @@ pub(super) fn plan(query: &Query<'_>, time: PgTime) -> Step<RecoveryPlan> {
         refuse_if_stepped_back(query, backup, &line, &stop, over, time)?;
     }
     let last = line.links.len().saturating_sub(1);
-    let (stop, warnings) = drops::move_before(backup, &line, stop, last)?;
+    let (stop, warnings) = drops::move_before(backup, &line, stop, last, Some(time))?;
     Draft { backup, stop, warnings }.finish(query, line)
 }
 

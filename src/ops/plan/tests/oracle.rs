@@ -173,7 +173,7 @@ impl Setting<'_> {
             }
         }
         let before = over.map_or(Lsn::MAX, |at| after[at].lsn);
-        self.moved(backup, line, before)
+        self.moved(backup, line, before, Some(time))
     }
 
     fn covered(&self, backup: &PlanBackup, line: &Replay<'_>, time: PgTime) -> bool {
@@ -201,12 +201,16 @@ impl Setting<'_> {
         })
     }
 
-    /// The last stop before `before`, moved before drops.
-    fn moved(&self, backup: &PlanBackup, line: &Replay<'_>, before: Lsn) -> Expect {
+    /// The last stop before `before`, moved before drops. Whatever was prepared after `until` is not there.
+    fn moved(&self, backup: &PlanBackup, line: &Replay<'_>, before: Lsn, until: Option<PgTime>) -> Expect {
+        let later = |r: &Rec| match r.kind {
+            Some(EventKind::Prepare { time }) => until.is_some_and(|until| time > until),
+            _ => false,
+        };
         let last = |before: Lsn| {
             line.recs
                 .iter()
-                .rfind(|r| backup.stop_lsn <= r.lsn && r.lsn < before && is_stop(r))
+                .rfind(|r| backup.stop_lsn <= r.lsn && r.lsn < before && is_stop(r) && !later(r))
                 .map(|r| r.lsn)
         };
         let mut stop = last(before);
@@ -280,7 +284,7 @@ impl Setting<'_> {
                 self.first(ends(*xid)).map_or_else(|e| e, |(_, lsn)| Expect::Stop(lsn))
             }
             RecoveryTarget::BeforeXid(xid) => match self.first(ends(*xid)) {
-                Ok((index, lsn)) => self.moved(self.usable[index].0, &self.usable[index].1, lsn),
+                Ok((index, lsn)) => self.moved(self.usable[index].0, &self.usable[index].1, lsn, None),
                 Err(expect) => expect,
             },
             RecoveryTarget::Name(name) => {

@@ -49,6 +49,19 @@ fn a_time_stops_at_the_start_of_the_last_end_before_the_first_that_is_too_late()
 }
 
 #[test]
+fn a_transaction_that_was_prepared_after_the_time_is_not_there() {
+    let Base { mut model, .. } = base();
+    let kept = model.on(1).commit(5, at(35));
+    model.on(1).push(200, 9, Some(EventKind::Prepare { time: at(39) }));
+    let prepare = model.on(1).push(200, 10, Some(EventKind::Prepare { time: at(45) })).lsn;
+    model.on(1).commit(6, at(50));
+    model.store_all();
+    assert_eq!(stop_lsn(&to(&model, RecoveryTarget::Time(at(38))).unwrap()), kept.lsn);
+    // PostgreSQL's own targets go by position alone.
+    assert_eq!(stop_lsn(&to(&model, RecoveryTarget::BeforeXid(6)).unwrap()), prepare);
+}
+
+#[test]
 fn a_time_on_an_idle_database_is_immediate_not_latest() {
     let Base { mut model, .. } = base();
     model.on(1).recs.pop();
