@@ -63,7 +63,7 @@ impl Life {
 
 /// One history; what happened in it.
 async fn history(seed: u64, url: &str, steps: usize) -> Result<BTreeMap<&'static str, u64>> {
-    let mut scene = Scene::new(seed, url).await?;
+    let mut scene = Scene::new(seed, url, seed % 2 == 0).await?;
     let mut lives: Vec<Life> = Vec::new();
     for now in 0..steps {
         while lives.iter().filter(|life| life.wakes_at <= now).count() < AWAKE {
@@ -73,7 +73,7 @@ async fn history(seed: u64, url: &str, steps: usize) -> Result<BTreeMap<&'static
         if scene.schedule.one_in(50) {
             // Long enough for silence to mean something, or not.
             let hours = [1, 3, 25].get(scene.schedule.below(3)).copied().unwrap_or(1);
-            scene.schedule.advance(SignedDuration::from_hours(hours));
+            scene.pass(SignedDuration::from_hours(hours));
         }
         let awake: Vec<usize> = (0..lives.len()).filter(|n| lives[*n].wakes_at <= now).collect();
         let chosen = awake[scene.schedule.below(awake.len())];

@@ -49,6 +49,8 @@ pub struct Scene {
     pub plain: Store,
     shared: Rc<RefCell<Shared>>,
     next_actor: usize,
+    /// Whether time passes at all. Where it does not, every age is zero, and order alone protects.
+    clock_moves: bool,
 }
 
 #[derive(Debug, Default)]
@@ -64,12 +66,13 @@ struct Shared {
 
 impl Scene {
     /// A repository with an identity and one complete backup, in memory or in a directory.
-    pub async fn new(seed: u64, url: &str) -> Result<Self> {
+    pub async fn new(seed: u64, url: &str, clock_moves: bool) -> Result<Self> {
         let schedule = Schedule::new(seed, "2025-10-17T10:30:00Z".parse()?);
         let plain = Store::open(&url.parse()?, &StoreOptions::default())?;
         plain.make_root().await?;
         let shared = Shared { segment: 10, ..Shared::default() };
-        let scene = Self { schedule, plain, shared: Rc::new(RefCell::new(shared)), next_actor: 0 };
+        let scene =
+            Self { schedule, plain, shared: Rc::new(RefCell::new(shared)), next_actor: 0, clock_moves };
         let repository = repository(scene.schedule.free(&scene.plain))?;
         let facts = NewIdentity {
             system: SystemId::new(SYSTEM),
@@ -83,6 +86,13 @@ impl Scene {
         Ok(scene)
     }
 
+    /// Time passes, if it does.
+    pub fn pass(&self, span: SignedDuration) {
+        if self.clock_moves {
+            self.schedule.advance(span);
+        }
+    }
+
     fn number(&mut self) -> usize {
         self.next_actor += 1;
         self.next_actor
@@ -90,7 +100,8 @@ impl Scene {
 
     fn writer_on(&self, store: &Store, number: usize, behind: u64) -> Writer {
         let (schedule, shared) = (self.schedule.clone(), Rc::clone(&self.shared));
-        Writer { store: store.clone(), schedule, shared, number, behind }
+        let clock_moves = self.clock_moves;
+        Writer { store: store.clone(), schedule, shared, number, behind, clock_moves }
     }
 
     /// A writer whose server lies `behind` segments behind what is stored, as a standby may.
@@ -295,6 +306,7 @@ struct Writer {
     shared: Rc<RefCell<Shared>>,
     number: usize,
     behind: u64,
+    clock_moves: bool,
 }
 
 impl Writer {
@@ -308,7 +320,9 @@ impl Writer {
             (shared.segment - self.behind.min(shared.segment - 1), shared.backups)
         };
         let now = self.schedule.now();
-        let intent = self.intent(BackupId::new(now, serial), first, parent.as_ref(), now)?;
+        // Hosts' clocks differ: a backup may be listed before the one whose packs it refers to.
+        let skew = SignedDuration::from_hours(i64::try_from(self.schedule.below(40))?);
+        let intent = self.intent(BackupId::new(now - skew, serial), first, parent.as_ref(), now)?;
         // The lease is a courtesy: these writers have none.
         let lease = LeaseState::Free { next: u32::try_from(self.number % 1_000_000)? + serial * 1_000_000 };
         system.begin_backup(&intent, &lease, now).await?;
@@ -362,7 +376,9 @@ impl Writer {
                 system.check_above_floor(name).await?;
                 self.store.create(&system.keys().wal(name), "wal").await?;
             }
-            self.schedule.advance(SignedDuration::from_mins(1));
+            if self.clock_moves {
+                self.schedule.advance(SignedDuration::from_mins(1));
+            }
         }
         Ok(())
     }
