@@ -26,7 +26,7 @@ use super::backend::{Backend, Created, Listing, ObjectInfo, Opened, Page, Payloa
 use super::error::Fault;
 use super::{Policy, Store};
 
-/// Keys on a page of a listing.
+/// Keys on a page of a listing, where nobody says otherwise.
 const PAGE: usize = 3;
 
 #[derive(Debug, Default)]
@@ -46,6 +46,7 @@ struct State {
     now: Timestamp,
     times: BTreeMap<String, Timestamp>,
     calls: Vec<String>,
+    page: usize,
 }
 
 /// The order of calls, and the store's clock.
@@ -86,7 +87,7 @@ impl Schedule {
     /// The schedule of a seed; the store's clock stands at `now`.
     pub fn new(seed: u64, now: Timestamp) -> Self {
         let gates = Gates::default();
-        let state = State { random: seed, gates, now, times: BTreeMap::new(), calls: Vec::new() };
+        let state = State { random: seed, gates, now, times: BTreeMap::new(), calls: Vec::new(), page: PAGE };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -103,6 +104,11 @@ impl Schedule {
         let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         let n = u64::try_from(n.max(1)).unwrap_or(u64::MAX);
         usize::try_from((z ^ (z >> 31)) % n).unwrap_or(0)
+    }
+
+    /// From now on listings come in pages of `keys`.
+    pub fn set_page(&self, keys: usize) {
+        self.state().page = keys.max(1);
     }
 
     /// True once in `n`.
@@ -292,9 +298,10 @@ impl Backend for Scheduled {
         let _pass = self.pass("list", &listing.prefix).await;
         let after = listing.token.clone().or_else(|| listing.after.clone());
         let mut page = self.inner.list(&Listing { after, token: None, ..listing.clone() }).await?;
-        if !listing.fold && self.actor.is_some() && page.objects.len() > PAGE {
+        let keys = self.schedule.state().page;
+        if !listing.fold && self.actor.is_some() && page.objects.len() > keys {
             page.objects.sort();
-            page.objects.truncate(PAGE);
+            page.objects.truncate(keys);
             page.token = page.objects.last().map(|info| info.key.clone());
         }
         page.objects = page.objects.into_iter().map(|info| self.dated(info)).collect();
