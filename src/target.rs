@@ -7,16 +7,17 @@
 //!  2025-10-17 10:30                      read in the configured `timezone`; refused without one
 //!  10 minutes ago, 1 hour 30 minutes ago elapsed time: a day is 24 hours
 //! ```
-//! A local time that the clocks skipped or showed twice is refused with both readings. Abbreviations such as WIB or EST are refused: several
-//! zones use them. Seconds may be absent; more than six digits of a second are refused, as PostgreSQL would round them and a
+//! A local time that the clocks skipped or showed twice is refused with both readings. Abbreviations such as WIB or EST are refused with
+//! what they could mean, and words such as "yesterday" with today's date. Seconds may be absent; more than six digits of a second are refused, as PostgreSQL would round them and a
 //! commit could fall on the other side. Pure: `now` and the zones are given. Used for `--to` and for every other time on the
 //! command line.
 
+mod abbreviation;
 mod scan;
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::{AmbiguousOffset, Offset, TimeZone};
-use jiff::{SignedDuration, Timestamp};
+use jiff::{SignedDuration, Span, Timestamp};
 
 use scan::{Scan, ZonePart};
 
@@ -53,11 +54,17 @@ pub struct TargetError {
     pub message: String,
     /// The possible readings, or the form expected.
     pub hint: String,
+    /// It is refused because its zone is open: what the server's zone makes of it is worth showing.
+    pub lacks_zone: bool,
 }
 
 impl TargetError {
     fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: hint.into() }
+        Self { message: message.into(), hint: hint.into(), lacks_zone: false }
+    }
+
+    fn without_zone(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { lacks_zone: true, ..Self::new(message, hint) }
     }
 }
 
@@ -73,8 +80,8 @@ pub fn parse(text: &str, context: &Context<'_>) -> Result<ToSpec, TargetError> {
     if text.eq_ignore_ascii_case("latest") {
         return Ok(ToSpec::Latest);
     }
-    if let Some(moment) = special(text) {
-        return Err(moment);
+    if let Some(error) = special(text).or_else(|| dateless(text, context)) {
+        return Err(error);
     }
     if let Some(elapsed) = scan::ago(text) {
         let elapsed = elapsed.ok_or_else(|| unreadable(text))?;
@@ -89,13 +96,39 @@ pub fn parse(text: &str, context: &Context<'_>) -> Result<ToSpec, TargetError> {
 
 /// Words that PostgreSQL knows for a time and that would mean another one on each call.
 fn special(text: &str) -> Option<TargetError> {
-    let known = ["now", "today", "yesterday", "tomorrow", "epoch", "infinity", "-infinity"];
+    let known = ["now", "epoch", "infinity", "-infinity"];
     known.iter().any(|word| text.eq_ignore_ascii_case(word)).then(|| {
         TargetError::new(
             format!("{text:?} is not a target"),
             "write `latest`, a time such as \"10 minutes ago\", or a date and time",
         )
     })
+}
+
+/// "10:30", "yesterday 22:00": of which day depends on where one asks, and on which side of midnight. The date is worked out and shown.
+fn dateless(text: &str, context: &Context<'_>) -> Option<TargetError> {
+    let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let days = match word.to_ascii_lowercase().as_str() {
+        "today" => 0,
+        "yesterday" => -1,
+        "tomorrow" => 1,
+        _ => {
+            Scan::new(text).clock()?;
+            0
+        }
+    };
+    let utc = TimeZone::UTC;
+    let zone = context.configured.or(context.host).unwrap_or(&utc);
+    let today = zone.to_datetime(context.now).date();
+    let date = today.checked_add(Span::new().days(days)).ok()?;
+    let named = if context.configured.is_some() { String::new() } else { format!(" {}", zone_name(zone)) };
+    let clock = if text.starts_with(|c: char| c.is_ascii_digit()) { text } else { rest.trim() };
+    let clock = if clock.is_empty() { "00:00" } else { clock };
+    let named = if clock.contains(' ') { String::new() } else { named };
+    Some(TargetError::new(
+        format!("{text:?} has no date"),
+        format!("today is {today} in {}: write \"{date} {clock}{named}\"", zone_name(zone)),
+    ))
 }
 
 fn before(text: &str, now: Timestamp, elapsed: SignedDuration) -> Result<Timestamp, TargetError> {
@@ -135,11 +168,27 @@ fn time(text: &str, date: Date, scan: &mut Scan<'_>) -> Result<Time, TargetError
         ));
     }
     Time::new(clock.hour, clock.minute, clock.second, clock.nanosecond).map_err(|_| {
+        let hint = next(date, &clock).map_or_else(
+            || "hours go from 00 to 23, minutes and seconds from 00 to 59".to_owned(),
+            |next| format!("write \"{}\"; PostgreSQL's times know no leap second", plain(next)),
+        );
         TargetError::new(
             format!("{:02}:{:02}:{:02} is not a time of day", clock.hour, clock.minute, clock.second),
-            "hours go from 00 to 23, minutes and seconds from 00 to 59",
+            hint,
         )
     })
+}
+
+/// What is meant by the end of a day (24:00) or a leap second (:60): PostgreSQL reads both as the next moment.
+fn next(date: Date, clock: &scan::Clock) -> Option<DateTime> {
+    let (hour, minute) = (i64::from(clock.hour), i64::from(clock.minute));
+    let sensible = match (clock.hour, clock.second) {
+        (24, second) => clock.minute == 0 && second == 0,
+        (0..24, 60) => (0..60).contains(&clock.minute),
+        _ => false,
+    };
+    let end = Span::new().hours(hour).minutes(minute).seconds(i64::from(clock.second));
+    sensible.then(|| date.to_datetime(Time::midnight()).checked_add(end).ok()).flatten()
 }
 
 /// The moment at which clocks in the given zone show `local`.
@@ -155,7 +204,11 @@ fn moment(
             None => Err(naive(text, local, context)),
         },
         ZonePart::Offset(seconds) => with_offset(text, local, *seconds),
-        ZonePart::Name(name) => in_zone(local, &named(name)?),
+        ZonePart::Name(name) => match named(name) {
+            Ok(zone) => in_zone(local, &zone),
+            Err(error) if abbreviation::is_one(name) => Err(abbreviated(error, local, name, context)),
+            Err(error) => Err(error),
+        },
         ZonePart::Both(seconds, name) => {
             let zone = named(name)?;
             let moment = with_offset(text, local, *seconds)?;
@@ -184,13 +237,17 @@ pub fn named(name: &str) -> Result<TimeZone, TargetError> {
     if name.eq_ignore_ascii_case("UTC") || name.eq_ignore_ascii_case("GMT") {
         return Ok(TimeZone::UTC);
     }
-    if !name.contains('/') {
+    let zone = TimeZone::get(name);
+    // CET, EST5EDT and the like are in the database; Japan and Singapore are, too, and mean one place.
+    let is_place =
+        |zone: &TimeZone| zone.iana_name().is_some_and(|n| n.contains(|c: char| c.is_ascii_lowercase()));
+    if !name.contains('/') && !zone.as_ref().is_ok_and(is_place) {
         return Err(TargetError::new(
-            format!("{name:?} is an abbreviation, and several zones use the same"),
+            format!("{name:?} is an abbreviation, and these are used for more than one offset"),
             "write the zone's name such as Asia/Jakarta, or an offset such as +07",
         ));
     }
-    TimeZone::get(name).map_err(|_| {
+    zone.map_err(|_| {
         TargetError::new(
             format!("{name:?} is not a time zone"),
             "names are those of the IANA database, such as Asia/Jakarta",
@@ -198,10 +255,25 @@ pub fn named(name: &str) -> Result<TimeZone, TargetError> {
     })
 }
 
+/// The zone that a server calls so: also abbreviations that are in the database, and rules of POSIX such as `EST5EDT,M3.2.0,M11.1.0`.
+/// For showing what a time would mean there, never for reading one.
+pub fn of_server(name: &str) -> Option<TimeZone> {
+    TimeZone::get(name).or_else(|_| TimeZone::posix(name)).ok()
+}
+
+/// Is it only a zone that keeps this text from being a moment? Then the server's is worth asking for.
+pub fn lacks_zone(text: &str, configured: Option<&TimeZone>) -> bool {
+    let context = Context { now: Timestamp::UNIX_EPOCH, configured, host: None, server: None };
+    parse(text, &context).is_err_and(|error| error.lacks_zone)
+}
+
+fn out_of_range(local: DateTime, name: &str) -> TargetError {
+    TargetError::new(format!("{local} in {name} is out of range"), FORMS)
+}
+
 fn in_zone(local: DateTime, zone: &TimeZone) -> Result<Timestamp, TargetError> {
     let name = zone_name(zone);
-    let out_of_range = || TargetError::new(format!("{local} in {name} is out of range"), FORMS);
-    let at = |offset: Offset| offset.to_timestamp(local).map_err(|_| out_of_range());
+    let at = |offset: Offset| offset.to_timestamp(local).map_err(|_| out_of_range(local, &name));
     match zone.to_ambiguous_timestamp(local).offset() {
         AmbiguousOffset::Unambiguous { offset } => at(offset),
         AmbiguousOffset::Gap { before, after } => Err(TargetError::new(
@@ -224,6 +296,17 @@ fn both_readings(local: DateTime, zone: &TimeZone, before: Offset, after: Offset
     format!("give the one you mean:\n{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
+/// An abbreviation, with what it may mean.
+fn abbreviated(error: TargetError, local: DateTime, name: &str, context: &Context<'_>) -> TargetError {
+    let near: Vec<&TimeZone> =
+        [context.server, context.configured, context.host].into_iter().flatten().collect();
+    let lines = abbreviation::readings(local, name, &near);
+    if lines.is_empty() {
+        return error;
+    }
+    TargetError::without_zone(error.message, format!("{}; it could mean\n{}", error.hint, lines.join("\n")))
+}
+
 fn naive(text: &str, local: DateTime, context: &Context<'_>) -> TargetError {
     let zones = [("UTC", Some(&TimeZone::UTC)), ("this host", context.host), ("the server", context.server)];
     let mut lines =
@@ -237,7 +320,7 @@ fn naive(text: &str, local: DateTime, context: &Context<'_>) -> TargetError {
         let whose = if name == whose { name } else { format!("{whose}, {name}") };
         lines.push(format!("  {reading}  ({whose})"));
     }
-    TargetError::new(format!("{text:?} has no time zone, and none is configured"), lines.join("\n"))
+    TargetError::without_zone(format!("{text:?} has no time zone, and none is configured"), lines.join("\n"))
 }
 
 /// A moment as clocks in `zone` show it, with its offset, in a form that [`parse`] reads back: `2025-10-17 10:30:00+07:00`.

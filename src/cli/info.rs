@@ -47,9 +47,9 @@ pub(in crate::cli) fn moment(time: PgTime) -> Timestamp {
     Timestamp::from_microsecond(time.unix_micros()).unwrap_or(Timestamp::MAX)
 }
 
-/// A time as people read it.
+/// With the offset and every digit, so that it can be given as `--to`.
 pub(in crate::cli) fn local(time: Timestamp, zone: &TimeZone) -> String {
-    time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
+    crate::target::show(time, zone)
 }
 
 fn text(cluster: &str, info: &RepositoryInfo, zone: &TimeZone) -> String {

@@ -54,7 +54,8 @@ pub async fn command(common: &Common, args: &RestoreArgs, cancel: CancellationTo
         return Ok(Ended::Well);
     }
     let now = SystemClock.now();
-    let question = question(args, &context.config, now)?;
+    let server = server_zone(args, &context).await;
+    let question = question(args, &context.config, now, server.as_ref())?;
     let progress = terminal(common);
     let deciding = Box::pin(decide(&context, args, &target_dir, &question, now, &progress));
     let prepared = tokio::select! {
@@ -133,7 +134,32 @@ fn request(args: &RestoreArgs, target_dir: &Path) -> Result<Request> {
     Ok(Request { target_dir: target_dir.to_owned(), purpose, move_aside: args.move_aside, moves, action })
 }
 
-fn question(args: &RestoreArgs, config: &Config, now: Timestamp) -> Result<PlanRequest> {
+/// The server's zone as the newest backup knows it, asked for only where a time is about to be refused for want of one.
+async fn server_zone(args: &RestoreArgs, context: &Context) -> Option<TimeZone> {
+    let text = args.target.to.as_deref()?;
+    if !target::lacks_zone(text, context.config.timezone.as_ref()) {
+        return None;
+    }
+    // What cannot be read only makes the refusal shorter.
+    for repository in context.repositories().ok()? {
+        let Ok(Some(archive)) = look(&repository, args.system_id).await else { continue };
+        let Some(newest) = archive.world.backups.iter().filter(|b| b.restorable).max_by_key(|b| b.stop_time)
+        else {
+            continue;
+        };
+        let verdict = archive.backup(&newest.id).cloned()?;
+        let (catalogue, _) = StoredBackup::new(archive.system.clone(), verdict).catalogue().await.ok()?;
+        return catalogue.and_then(|catalogue| target::of_server(&catalogue.timezone));
+    }
+    None
+}
+
+fn question(
+    args: &RestoreArgs,
+    config: &Config,
+    now: Timestamp,
+    server: Option<&TimeZone>,
+) -> Result<PlanRequest> {
     let timeline = match args.timeline.as_deref() {
         None => None,
         Some("latest") => Some(TimelineChoice::Latest),
@@ -145,19 +171,28 @@ fn question(args: &RestoreArgs, config: &Config, now: Timestamp) -> Result<PlanR
         }
     };
     Ok(PlanRequest {
-        target: recovery_target(&args.target, config, now)?,
+        target: recovery_target(&args.target, config, now, server)?,
         timeline,
         backup: args.backup.clone(),
     })
 }
 
 /// The target flags as the planner's question. Clap has made sure that there is at most one.
-fn recovery_target(args: &TargetArgs, config: &Config, now: Timestamp) -> Result<RecoveryTarget> {
+fn recovery_target(
+    args: &TargetArgs,
+    config: &Config,
+    now: Timestamp,
+    server: Option<&TimeZone>,
+) -> Result<RecoveryTarget> {
     if let Some(text) = &args.to {
-        let host = TimeZone::system();
+        // A TZ that names no zone makes it unknown, not UTC.
+        let host = TimeZone::try_system().ok().filter(|zone| !zone.is_unknown());
         let context =
-            target::Context { now, configured: config.timezone.as_ref(), host: Some(&host), server: None };
+            target::Context { now, configured: config.timezone.as_ref(), host: host.as_ref(), server };
         let spec = target::parse(text, &context).map_err(|e| Error::from(e).context("--to"))?;
+        if matches!(spec, ToSpec::At(moment) if moment > now) {
+            output::warn(&format!("warning: --to {text:?} lies in the future of this host's clock"));
+        }
         return Ok(match spec {
             ToSpec::Latest => RecoveryTarget::Latest,
             ToSpec::At(moment) => RecoveryTarget::Time(PgTime::from_unix_micros(moment.as_microsecond())),

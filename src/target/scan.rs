@@ -80,7 +80,7 @@ impl<'a> Scan<'a> {
         separated.then_some((year, month, day))
     }
 
-    /// `HH:MM`, `HH:MM:SS`, `HH:MM:SS.ffffff`.
+    /// `HH:MM`, `HH:MM:SS`, `HH:MM:SS.ffffff`; ISO 8601 has a comma for the point as well.
     pub(super) fn clock(&mut self) -> Option<Clock> {
         let hour = self.two()?;
         self.take(':')?;
@@ -89,7 +89,7 @@ impl<'a> Scan<'a> {
             return Some(clock);
         }
         clock.second = self.two()?;
-        if self.take('.').is_some() {
+        if self.take('.').or_else(|| self.take(',')).is_some() {
             let length = self.rest.bytes().take_while(u8::is_ascii_digit).count();
             let (digits, rest) = self.rest.split_at_checked(length)?;
             self.rest = rest;

@@ -37,6 +37,9 @@ fn every_form_is_read() {
         ("2025-10-17T10:30[Asia/Jakarta]", "2025-10-17T03:30:00Z"),
         ("2025-10-17T10:30:00+07:00[Asia/Jakarta]", "2025-10-17T03:30:00Z"),
         ("2025-10-17 10:30 utc", "2025-10-17T10:30:00Z"),
+        ("2025-10-17T10:30:15,5+07:00", "2025-10-17T03:30:15.5Z"),
+        ("2025-10-17 10:30 Japan", "2025-10-17T01:30:00Z"),
+        ("2025-10-17 10:30 singapore", "2025-10-17T02:30:00Z"),
         ("2025-10-17 10:30 Etc/GMT-7", "2025-10-17T03:30:00Z"),
         ("10 minutes ago", "2025-10-17T11:50:00Z"),
         ("1 hour 30 min ago", "2025-10-17T10:30:00Z"),
@@ -85,6 +88,78 @@ fn a_time_that_happened_twice_is_refused_with_both_readings() {
 }
 
 #[test]
+fn the_day_of_a_time_without_a_date_is_worked_out_in_the_configured_zone() {
+    let (kiritimati, apia) = (zone("Pacific/Kiritimati"), zone("Pacific/Pago_Pago"));
+    let hint = |text, configured, host| {
+        parse(text, &Context { configured, host, ..context(None) }).unwrap_err().hint
+    };
+    assert_eq!(
+        hint("yesterday 22:00", Some(&kiritimati), Some(&apia)),
+        "today is 2025-10-18 in Pacific/Kiritimati: write \"2025-10-17 22:00\""
+    );
+    assert_eq!(
+        hint("22:00:15", None, Some(&apia)),
+        "today is 2025-10-17 in Pacific/Pago_Pago: write \"2025-10-17 22:00:15 Pacific/Pago_Pago\""
+    );
+}
+
+/// The readings of a text that ends in an abbreviation.
+fn readings(text: &str, server: Option<&str>) -> Vec<String> {
+    let server = server.map(zone);
+    let error = parse(text, &Context { server: server.as_ref(), ..context(None) }).unwrap_err();
+    assert!(error.lacks_zone, "{error:?}");
+    error.hint.lines().skip(1).map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn an_abbreviation_is_shown_with_all_it_could_mean() {
+    assert_eq!(
+        readings("2025-07-17 10:30 CET", None),
+        [
+            "--to \"2025-07-17 10:30:00+01:00\"  (CET in Europe/Berlin)",
+            "--to \"2025-07-17 10:30:00+02:00\"  (Europe/Berlin on that day)",
+        ]
+    );
+    assert_eq!(
+        readings("2025-01-17 10:30 cst", Some("Asia/Taipei")),
+        [
+            "--to \"2025-01-17 10:30:00+08:00\"  (CST in Asia/Taipei)",
+            "--to \"2025-01-17 10:30:00-06:00\"  (CST in America/Chicago)",
+            "--to \"2025-01-17 10:30:00-05:00\"  (CST in America/Havana)",
+        ]
+    );
+    // Each reading can be given back as it stands.
+    for line in readings("2025-10-17 10:30:15.123 IST", None) {
+        let text = line.split('"').nth(1).unwrap().to_owned();
+        assert!(parse(&text, &context(None)).is_ok(), "{text}");
+    }
+}
+
+#[test]
+fn only_a_missing_zone_makes_the_servers_zone_worth_asking_for() {
+    let berlin = zone("Europe/Berlin");
+    for (text, configured, expected) in [
+        ("2025-10-17 10:30", None, true),
+        ("2025-10-17 10:30", Some(&berlin), false),
+        ("2025-10-17 10:30 IST", Some(&berlin), true),
+        ("2025-10-17 10:30 XYZ", None, false),
+        ("2025-10-26 02:30", Some(&berlin), false),
+        ("2025-10-17", None, false),
+        ("latest", None, false),
+    ] {
+        assert_eq!(lacks_zone(text, configured), expected, "{text}");
+    }
+}
+
+#[test]
+fn a_server_may_call_its_zone_by_any_name_of_postgresql() {
+    for name in ["Asia/Jakarta", "Japan", "CET", "EST5EDT", "UTC", "<+07>-07", "EST5EDT,M3.2.0,M11.1.0"] {
+        assert!(of_server(name).is_some(), "{name}");
+    }
+    assert!(of_server("localtime or so").is_none());
+}
+
+#[test]
 fn an_offset_must_agree_with_its_zone() {
     let refused = read("2025-10-17T10:30+08:00[Asia/Jakarta]", None);
     assert!(refused.starts_with(
@@ -100,20 +175,48 @@ fn what_is_not_one_moment_is_refused_in_words() {
             "\"2025-10-17\" has no time of day\nits first moment is \"2025-10-17 00:00\", its last \"2025-10-17 23:59:59.999999\"",
         ),
         ("2025-02-29 10:00Z", "2025-02-29 is not a day of the calendar"),
-        ("2025-10-17 24:00Z", "24:00:00 is not a time of day"),
-        ("2025-10-17 23:59:60Z", "23:59:60 is not a time of day"),
+        (
+            "2025-12-31 24:00Z",
+            "24:00:00 is not a time of day\nwrite \"2026-01-01 00:00:00\"; PostgreSQL's times know no leap second",
+        ),
+        (
+            "2016-12-31 23:59:60Z",
+            "23:59:60 is not a time of day\nwrite \"2017-01-01 00:00:00\"; PostgreSQL's times know no leap second",
+        ),
+        ("2025-10-17 24:01Z", "24:01:00 is not a time of day\nhours go from 00 to 23"),
+        ("2025-10-17 10:60Z", "10:60:00 is not a time of day\nhours go from 00 to 23"),
         (
             "2025-10-17 10:30:00.1234567Z",
             "\"2025-10-17 10:30:00.1234567Z\" has more than six digits of a second",
         ),
-        ("2025-10-17 10:30 WIB", "\"WIB\" is an abbreviation, and several zones use the same"),
+        (
+            "2025-10-17 10:30 WIB",
+            "\"WIB\" is an abbreviation, and these are used for more than one offset\nwrite the zone's name such as Asia/Jakarta, \
+             or an offset such as +07; it could mean\n  --to \"2025-10-17 10:30:00+07:00\"  (WIB in Asia/Jakarta)",
+        ),
+        ("2025-10-17 10:30 UTC+7", "\"UTC+7\" is an abbreviation"),
+        ("2025-10-17 10:30 EST5EDT", "\"EST5EDT\" is an abbreviation"),
+        ("2025-10-17 10:30 XYZ", "\"XYZ\" is an abbreviation"),
         ("2025-10-17 10:30 EST", "\"EST\" is an abbreviation"),
         ("2025-10-17 10:30 Asia/Jakata", "\"Asia/Jakata\" is not a time zone"),
         ("now", "\"now\" is not a target"),
+        ("10:30", "\"10:30\" has no date\ntoday is 2025-10-17 in UTC: write \"2025-10-17 10:30 UTC\""),
+        (
+            "Yesterday",
+            "\"Yesterday\" has no date\ntoday is 2025-10-17 in UTC: write \"2025-10-16 00:00 UTC\"",
+        ),
+        (
+            "today 10:30 Asia/Jakarta",
+            "\"today 10:30 Asia/Jakarta\" has no date\ntoday is 2025-10-17 in UTC: write \"2025-10-17 10:30 Asia/Jakarta\"",
+        ),
         ("ten minutes ago", "\"ten minutes ago\" is not a time\nforms: "),
     ] {
         assert!(read(text, None).starts_with(message), "{text}: {}", read(text, None));
     }
+}
+
+#[test]
+fn what_is_no_time_at_all_is_refused() {
     for text in [
         "",
         "x",

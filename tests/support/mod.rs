@@ -7,6 +7,7 @@
 pub mod actors;
 pub mod audit;
 pub mod azurite;
+pub mod clock;
 pub mod cluster;
 pub mod gcs_double;
 pub mod log;
