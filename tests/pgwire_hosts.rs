@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -138,11 +139,19 @@ async fn the_server_that_is_wanted_is_found_on_15() -> Result<()> {
 #[tokio::test]
 async fn a_random_order_reaches_every_server() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
-    let (_cluster, first) = listening(&install, 0, "")?;
+    let (_cluster, both) =
+        listening(&install, 0, &format!("listen_addresses = '{},{}'", address(0), address(1)))
+            .map(|(cluster, first)| (cluster, [first, address(1)]))?;
     let home = home()?;
-    let text = format!("host={first},{} user=postgres dbname=postgres load_balance_hosts=random", address(2));
-    for _ in 0..8 {
-        ensure!(ours(&text, home.path()).await? == first);
+    for (balance, expected) in [("disable", 1), ("random", 2)] {
+        let text =
+            format!("host={} user=postgres dbname=postgres load_balance_hosts={balance}", both.join(","));
+        let mut seen = BTreeSet::new();
+        // The chance to see only one of two is that of forty heads in a row.
+        for _ in 0..40 {
+            seen.insert(ours(&text, home.path()).await?);
+        }
+        ensure!(seen.len() == expected, "{balance}: {seen:?}");
     }
     Ok(())
 }

@@ -478,6 +478,53 @@ async fn a_man_in_the_middle_is_found_out_by_channel_binding() -> Result<()> {
     Ok(())
 }
 
+/// Shows the server's certificate without its key, in one version of TLS.
+async fn copycat(dir: &Path, version: &'static rustls::SupportedProtocolVersion) -> Result<u16> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let pem = |name: &str| fs::read(dir.join(name));
+    let chain = CertificateDer::pem_slice_iter(&pem("good.crt")?).collect::<Result<Vec<_>, _>>()?;
+    let key = provider.key_provider.load_private_key(PrivateKeyDer::from_pem_slice(&pem("wrong.key")?)?)?;
+    let shown = rustls::sign::SingleCertAndKey::from(rustls::sign::CertifiedKey::new(chain, key));
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(shown));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let port = listener.local_addr()?.port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            client.read_exact(&mut [0; 8]).await?;
+            client.write_all(b"S").await?;
+            acceptor.accept(client).await.ok();
+        }
+        std::io::Result::Ok(())
+    });
+    Ok(port)
+}
+
+#[tokio::test]
+async fn a_certificate_is_no_proof_without_its_key() -> Result<()> {
+    let Some(install) = ready(15) else { return Ok(()) };
+    let Some(server) = TlsCluster::start(&install, "")? else { return Ok(()) };
+    let home = tempfile::tempdir()?;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let port = copycat(&server.dir, version).await?;
+        for mode in ["require", "verify-full"] {
+            // The certificate itself is trusted, by its authority and as a copy.
+            for root in ["ca.crt", "good.crt"] {
+                let text = format!(
+                    "host={HOST} hostaddr=127.0.0.1 port={port} user=x dbname=x sslmode={mode} sslrootcert={}",
+                    server.file(root)
+                );
+                let error = ours(&text, home.path()).await.err().context("it was taken for the server")?;
+                ensure!(error.to_string().contains("BadSignature"), "{mode}: {error}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn tls_begins_at_once_where_the_server_can() -> Result<()> {
     for (major, can) in [(15, false), (17, true), (18, true)] {
