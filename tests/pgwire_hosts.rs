@@ -18,7 +18,7 @@ use pitr::pgwire::{
     BaseBackupOptions, Checkpoint, ConnError, ConnInfo, Deadlines, Environment, ReplicationConn, Sql,
 };
 use support::cluster::{Cluster, Install, Options, Stop, as_server};
-use support::site::{Answer, Site, SiteOptions, until};
+use support::site::{Answer, Site, SiteOptions};
 use support::tls::{TlsCluster, address, no_openssl};
 
 fn environment(home: &Path) -> Environment {
@@ -225,9 +225,11 @@ async fn a_service_connects_as_with_libpq() -> Result<()> {
     Ok(())
 }
 
-/// A server that takes very long for a spread checkpoint.
-const SLOW: &str = "checkpoint_timeout = 1h\ncheckpoint_completion_target = 0.9\n";
-const DIRTY: &str = "CREATE TABLE dirty AS SELECT n, repeat('x', 200) FROM generate_series(1, 40000) n;";
+/// A server that takes minutes for a spread checkpoint: it sleeps a tenth of a second for each of some thousand pages.
+const SLOW: &str = "checkpoint_timeout = 1h\ncheckpoint_completion_target = 0.9\nshared_buffers = 64MB\n";
+/// Not CREATE TABLE AS, which writes its pages itself.
+const DIRTY: &str = "CREATE TABLE dirty (n int, t text);\n\
+                     INSERT INTO dirty SELECT n, repeat('x', 200) FROM generate_series(1, 80000) n;";
 const WALSENDERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'";
 
 async fn a_command_that_is_given_up_leaves_no_walsender(major: u32, more: &str) -> Result<()> {
@@ -282,7 +284,7 @@ async fn a_command_that_is_given_up_over_direct_tls_leaves_no_walsender_on_17() 
 #[test]
 fn a_backup_that_is_interrupted_leaves_no_walsender() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
-    let options = SiteOptions { conf: "checkpoint_completion_target = 0.9", ..SiteOptions::default() };
+    let options = SiteOptions { conf: SLOW, ..SiteOptions::default() };
     let site = Site::new(&install, &options)?;
     site.cluster.psql(DIRTY)?;
     let mut backup = site.pitr(&["backup", "--checkpoint", "spread"])?;
@@ -295,7 +297,7 @@ fn a_backup_that_is_interrupted_leaves_no_walsender() -> Result<()> {
     )?;
     let ended = child.wait_with_output()?;
     ensure!(ended.status.code() == Some(130), "{ended:?}");
-    until(|| Ok(site.cluster.psql(WALSENDERS)? == "0"), || "the walsender waits on".into())
+    site.cluster.wait_for(WALSENDERS, "0")
 }
 
 #[test]
