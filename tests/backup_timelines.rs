@@ -150,3 +150,46 @@ fn follows_a_switch(install: &Install) -> Result<()> {
     ensure!(server.rows()? == rows, "{} instead of {rows}\n{}", server.rows()?, server.log_text());
     Ok(())
 }
+
+#[test]
+fn a_timeline_whose_forks_descend_is_archived_and_restored() -> Result<()> {
+    for major in [13, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        forks_descend(&install).with_context(|| format!("PostgreSQL {major}"))?;
+    }
+    Ok(())
+}
+
+/// Recovery towards timeline 2 that ends before timeline 2 begins, which `restore` would not do but a person may.
+fn forks_descend(install: &Install) -> Result<()> {
+    let source = Source::new(install, "")?;
+    source.row(1)?;
+    source.backup()?;
+    source.row(2)?;
+    source.cluster.stop(Stop::Fast)?;
+    source.cluster.append_conf("standby.signal", "")?;
+    source.cluster.start()?;
+    source.cluster.promote()?;
+    source.row(3)?;
+    source.archive_all()?;
+    source.cluster.stop(Stop::Fast)?;
+    let target = source.target("by-hand");
+    source.restore(&target, &["--replace", "--immediate"])?.expect(0)?;
+    let auto = target.join("postgresql.auto.conf");
+    let text = fs::read_to_string(&auto)?.replace("--timeline 1", "--timeline 2");
+    let text = text.replace("recovery_target_timeline = '1'", "recovery_target_timeline = '2'");
+    fs::write(&auto, text)?;
+    let server =
+        Restored::start(install, &target, source.cluster.socket.clone(), "5432".to_owned())?.promoted()?;
+    let history = fs::read_to_string(target.join("pg_wal/00000003.history"))?;
+    ensure!(history.lines().filter(|line| !line.is_empty()).count() == 2, "{history}");
+    server.psql("INSERT INTO t VALUES (9, '')")?;
+    let name = server.psql("SELECT pg_walfile_name(pg_switch_wal())")?;
+    server.wait_for(&format!("SELECT last_archived_wal >= '{name}' FROM pg_stat_archiver"), "t")?;
+    server.stop(Stop::Fast)?;
+    let copy = source.target("copy");
+    source.restore(&copy, &["--copy"])?.expect(0)?;
+    let restored = Restored::start_copy(install, &copy)?.promoted()?;
+    ensure!(restored.rows()? == "1,9", "{}\n{}", restored.rows()?, restored.log_text());
+    Ok(())
+}
