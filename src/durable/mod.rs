@@ -4,7 +4,8 @@
 //!  nameless   a file without a name (O_TMPFILE), or a locked temporary one where the file system has none
 //!  root       a directory of write-once files: what a `file://` repository rests on
 //!  deliver    one file put in place of another: archive-get's result, a configuration file
-//!  tree       a restored data directory: files written at offsets by many threads, then made durable
+//!  tree       a restored data directory: files written at offsets by many threads
+//!  settle     what makes such a directory durable, at once
 //! ```
 //! Invariants: a name never shows a half-written file; "yes" is said only after fsync of the file, of its
 //! directory and, once per process, of every directory up to the root; nothing existing is replaced unless the
@@ -15,6 +16,7 @@
 mod deliver;
 mod nameless;
 mod root;
+mod settle;
 mod tree;
 
 use std::fs::File;
@@ -27,6 +29,7 @@ use nix::unistd::{Gid, Uid};
 pub use deliver::{Delivery, write_replace};
 pub use nameless::is_temporary;
 pub use root::{Creation, Root};
+pub use settle::Settle;
 pub use tree::{RestoreFile, TreeWriter, move_aside, remove_durably, sync_tree};
 
 /// Mode of every file a repository is made of: the bytes of a database are in it.

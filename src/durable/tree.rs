@@ -1,8 +1,8 @@
 //! A restored data directory: made by many threads, then made durable as a whole.
 //!
 //! Files are created once (never over an existing one), written at offsets from several threads and closed without
-//! fsync; [`sync_tree`] then fsyncs every file and directory, which lets the kernel write them in one sweep instead of
-//! one by one. Until it has returned, the directory is not restored.
+//! fsync; `settle` then makes all of them durable, with [`sync_tree`] where the file system cannot do it in one sweep. Until
+//! that has returned, the directory is not restored.
 //! Invariants: a path out of a manifest cannot lead out of the root; memory does not grow with the number of files.
 //! Source of truth: RECOVERY.md 21; `SyncDataDirectory` in `fd.c` for what PostgreSQL itself fsyncs.
 
@@ -56,21 +56,12 @@ impl TreeWriter {
     pub fn create_file(&self, below: &Path, mode: u32) -> Result<RestoreFile, DurableError> {
         let path = self.resolve(below)?;
         let mut options = File::options();
-        options.read(true).write(true).create_new(true).mode(mode).custom_flags(nix::libc::O_NOFOLLOW);
+        options.write(true).create_new(true).mode(mode).custom_flags(nix::libc::O_NOFOLLOW);
         let file = options.open(&path).context("create", &path)?;
         file.set_permissions(Permissions::from_mode(mode)).context("set the mode of", &path)?;
         if let Some(owner) = self.owner {
             owner.give(&file, &path)?;
         }
-        Ok(RestoreFile { file, path })
-    }
-
-    /// Opens a file that is there, to bring it to its stored content (`restore --delta`).
-    pub fn open_file(&self, below: &Path) -> Result<RestoreFile, DurableError> {
-        let path = self.resolve(below)?;
-        let mut options = File::options();
-        options.read(true).write(true).custom_flags(nix::libc::O_NOFOLLOW);
-        let file = options.open(&path).context("open", &path)?;
         Ok(RestoreFile { file, path })
     }
 
@@ -121,19 +112,9 @@ impl RestoreFile {
         self.file.write_all_at(bytes, offset).context("write", &self.path)
     }
 
-    /// Reads at an offset, to compare with what is stored; short at the end of the file.
-    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, DurableError> {
-        self.file.read_at(bytes, offset).context("read", &self.path)
-    }
-
-    /// Cuts or extends (with a hole that reads as zeros) to this size.
-    pub fn set_len(&self, size: u64) -> Result<(), DurableError> {
-        self.file.set_len(size).context("set the size of", &self.path)
-    }
-
-    /// Makes this one file durable, for the files whose order matters (`pg_control`).
-    pub fn sync(&self) -> Result<(), DurableError> {
-        self.file.sync_all().context("fsync", &self.path)
+    /// Sets the time of its last change, once its bytes are there.
+    pub fn set_modified(&self, time: std::time::SystemTime) -> Result<(), DurableError> {
+        self.file.set_modified(time).context("set the time of", &self.path)
     }
 }
 

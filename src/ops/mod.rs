@@ -15,6 +15,7 @@ pub mod init;
 pub mod pin;
 pub mod plan;
 pub mod restore;
+mod runs;
 pub mod verify;
 
 /// Where an operation tells how far it is. Implementations must be cheap: `advance` is called for every block.

@@ -14,7 +14,7 @@
 pub mod annex;
 pub mod archive;
 pub mod backups;
-mod binary;
+pub(crate) mod binary;
 pub mod catalog;
 mod document;
 mod error;

@@ -10,6 +10,7 @@
 
 use bytes::Bytes;
 
+use crate::ops::archive::COPY_MARKER;
 use crate::pgwire::tar::{Member, MemberKind, TarError, TarItem, TarReader, padding};
 use crate::pgwire::tarwrite;
 use crate::repo::pack::FRAME_BYTES;
@@ -52,6 +53,7 @@ pub(super) struct Assembler {
     open: Frame,
     full: Option<Frame>,
     keep: Option<usize>,
+    is_copy: bool,
     kept: [Vec<u8>; READ_HERE.len()],
     pad: u64,
 }
@@ -104,7 +106,7 @@ impl Assembler {
         // Not through `put`: the two blocks may make the last frame a little longer, and save a frame of its own.
         self.open.plain.extend_from_slice(&tarwrite::END);
         let [label, tablespace_map, control] = self.kept;
-        Ok((self.open, Kept { label, tablespace_map, control }))
+        Ok((self.open, Kept { label, tablespace_map, control, is_copy: self.is_copy }))
     }
 
     fn member(&mut self, mut member: Member) -> Result<(), TarError> {
@@ -123,6 +125,7 @@ impl Assembler {
     fn begin(&mut self, member: Member) -> Result<(), TarError> {
         let header = tarwrite::header(&member)?;
         self.pad = if let MemberKind::File { size } = member.kind { padding(size) } else { 0 };
+        self.is_copy |= member.path == COPY_MARKER.as_bytes();
         self.keep = READ_HERE.iter().position(|path| *path == member.path);
         self.put(&header);
         self.open.parts.push(Part::Begin(Box::new(member)));
@@ -187,6 +190,8 @@ pub(super) struct Kept {
     pub(super) tablespace_map: Vec<u8>,
     /// `global/pg_control`.
     pub(super) control: Vec<u8>,
+    /// The mark of a copy was among the files.
+    pub(super) is_copy: bool,
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 //! agree, nothing was lost or changed between. The manifest's own checksum is verified on the way.
 //! Pure. Source of truth: `backup_manifest.c`; `pg_verifybackup` makes the same comparison on a restored directory.
 
+use std::cmp::Ordering;
 use std::fmt;
 
-use bytes::Bytes;
-
-use super::listing::{RowKind, Sealed};
+use super::held::Held;
+use super::listing::{Row, RowKind, Sealed};
+use crate::error::{Error, Result};
+use crate::ops::runs::Runs;
 use crate::pgdata::backup_manifest::{
     Algorithm, ManifestError, ManifestFile, ManifestReader, ManifestSummary, crc32c_hex,
 };
@@ -17,7 +19,7 @@ use crate::pgdata::backup_manifest::{
 const MOST_NAMED: usize = 10;
 
 /// Why the backup is not what the server sent.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub(super) enum CheckError {
     /// The manifest itself is damaged.
     #[error(transparent)]
@@ -25,6 +27,9 @@ pub(super) enum CheckError {
     /// Files differ.
     #[error("{0}")]
     Differs(Differences),
+    /// The lists cannot be held.
+    #[error("{0}")]
+    Held(#[from] Error),
 }
 
 /// Files that differ, the first of them by name.
@@ -49,46 +54,86 @@ impl fmt::Display for Differences {
     }
 }
 
-/// Compares the two.
+/// Compares the two: both sorted by path, side by side.
 ///
 /// # Errors
 /// [`CheckError`] if the manifest is damaged, or a file is missing, differs, or is not listed.
-pub(super) fn against_manifest(manifest: &[Bytes], sent: &Sealed) -> Result<ManifestSummary, CheckError> {
-    let mut differences = Differences::default();
-    let mut listed = vec![false; sent.rows().len()];
-    let mut reader = ManifestReader::new();
-    for chunk in manifest {
-        reader.push(chunk, &mut |file| compare(&file, sent, &mut listed, &mut differences))?;
-    }
+pub(super) fn against_manifest(
+    manifest: &Held,
+    sent: &Sealed,
+) -> std::result::Result<ManifestSummary, CheckError> {
+    let (mut reader, mut listed) = (ManifestReader::new(), Runs::default());
+    let mut failure = None;
+    manifest.read(|chunk| {
+        reader.push(chunk, &mut |file| {
+            if let Err(error) = listed.push(&file.path, &stated(&file)) {
+                failure.get_or_insert(error);
+            }
+        })?;
+        failure.take().map_or(Ok(()), |error| Err(CheckError::from(error)))
+    })?;
     let summary = reader.finish()?;
-    for (row, listed) in sent.rows().iter().zip(listed) {
-        if row.kind == RowKind::File && !listed {
-            differences.add(sent.path(row), "sent, but not listed");
-        }
-    }
+    let mut differences = Differences::default();
+    side_by_side(listed, sent, &mut differences)?;
     if differences.count > 0 { Err(CheckError::Differs(differences)) } else { Ok(summary) }
 }
 
-fn compare(file: &ManifestFile, sent: &Sealed, listed: &mut [bool], differences: &mut Differences) {
-    let found = sent.find(&file.path).and_then(|at| Some((sent.rows().get(at)?, listed.get_mut(at)?)));
-    let Some((row, listed)) = found.filter(|(row, _)| row.kind == RowKind::File) else {
-        return differences.add(&file.path, "listed, but not sent");
-    };
-    if std::mem::replace(listed, true) {
-        return differences.add(&file.path, "listed twice");
+/// Size and checksum as a row holds them. We asked for CRC-32C; a manifest without it proves nothing.
+fn stated(file: &ManifestFile) -> Vec<u8> {
+    let mut value = file.size.to_le_bytes().to_vec();
+    if let Some(stated) = file.checksum.as_ref().filter(|stated| stated.algorithm == Algorithm::Crc32c) {
+        value.extend_from_slice(&stated.bytes);
     }
-    if row.size != file.size {
-        return differences.add(&file.path, &format!("{} bytes listed, {} sent", file.size, row.size));
-    }
-    match &file.checksum {
-        // We asked for CRC-32C; a manifest without it proves nothing.
-        Some(stated) if stated.algorithm == Algorithm::Crc32c => {
-            if *stated.bytes != row.crc.to_le_bytes() {
-                let ours = crc32c_hex(row.crc);
-                differences.add(&file.path, &format!("checksum {stated} listed, its bytes have {ours}"));
-            }
+    value
+}
+
+fn side_by_side(listed: Runs, sent: &Sealed, differences: &mut Differences) -> Result<()> {
+    let listed = listed.sort()?;
+    let (mut listed, mut sent) = (listed.rows(), sent.rows());
+    let (mut left, mut right) = (listed.next()?, sent.next()?);
+    let mut last: Option<Vec<u8>> = None;
+    loop {
+        // Manifests list regular files only.
+        if right.as_ref().is_some_and(|row| row.kind != RowKind::File) {
+            right = sent.next()?;
+            continue;
         }
-        _ => differences.add(&file.path, "listed without a CRC-32C"),
+        let order = match (&left, &right) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((path, _)), Some(row)) => (*path).cmp(row.path),
+        };
+        if let (Some((path, value)), true) = (left, order.is_le()) {
+            match right.as_ref().filter(|_| order.is_eq()) {
+                Some(row) => compare(path, value, row, differences),
+                None if last.as_deref() == Some(path) => differences.add(path, "listed twice"),
+                None => differences.add(path, "listed, but not sent"),
+            }
+            last = Some(path.to_vec());
+            left = listed.next()?;
+        } else if let (Some(row), true) = (&right, order.is_gt()) {
+            differences.add(row.path, "sent, but not listed");
+        }
+        if order.is_ge() {
+            right = sent.next()?;
+        }
+    }
+}
+
+fn compare(path: &[u8], stated: &[u8], row: &Row<'_>, differences: &mut Differences) {
+    let (size, checksum) = stated.split_first_chunk::<8>().unwrap_or((&[0; 8], &[]));
+    let size = u64::from_le_bytes(*size);
+    if row.size != size {
+        return differences.add(path, &format!("{size} bytes listed, {} sent", row.size));
+    }
+    match checksum.first_chunk::<4>() {
+        Some(stated) if u32::from_le_bytes(*stated) == row.crc => {}
+        Some(stated) => {
+            let (listed, ours) = (crc32c_hex(u32::from_le_bytes(*stated)), crc32c_hex(row.crc));
+            differences.add(path, &format!("checksum CRC32C:{listed} listed, its bytes have {ours}"));
+        }
+        None => differences.add(path, "listed without a CRC-32C"),
     }
 }
 
@@ -105,7 +150,7 @@ mod tests {
             let size = u64::try_from(data.len()).unwrap();
             let kind = MemberKind::File { size };
             let path = path.as_bytes().to_vec();
-            listing.begin(&Member { path, kind, mode: 0o600, uid: 0, gid: 0, mtime: 0 }).unwrap();
+            listing.begin(Member { path, kind, mode: 0o600, uid: 0, gid: 0, mtime: 0 });
             listing.extend(Extent { pack: 0, offset: 0, len: size }, crc32c::crc32c(data));
             listing.end().unwrap();
         }
@@ -113,7 +158,7 @@ mod tests {
     }
 
     /// A manifest as `backup_manifest.c` writes it.
-    fn manifest(files: &[(&str, &[u8])]) -> Vec<Bytes> {
+    fn manifest(files: &[(&str, &[u8])]) -> Held {
         let entries: Vec<String> = files
             .iter()
             .map(|(path, data)| {
@@ -131,7 +176,13 @@ mod tests {
             entries.join(",\n")
         );
         let sum: String = sha2::Sha256::digest(body.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
-        vec![body.into(), format!("\"Manifest-Checksum\": \"{sum}\"}}\n").into()]
+        held(format!("{body}\"Manifest-Checksum\": \"{sum}\"}}\n").as_bytes())
+    }
+
+    fn held(bytes: &[u8]) -> Held {
+        let mut held = Held::default();
+        held.push(bytes).unwrap();
+        held
     }
 
     fn complaint(listed: &[(&str, &[u8])], came: &[(&str, &[u8])]) -> String {
@@ -158,10 +209,10 @@ mod tests {
     #[test]
     fn a_manifest_with_one_changed_byte_is_refused() {
         let files: [(&str, &[u8]); 1] = [("a", b"12")];
-        let mut bytes = manifest(&files).concat();
+        let mut bytes = manifest(&files).chunks().unwrap().concat();
         let at = bytes.windows(10).position(|w| w == b"2025-10-17").unwrap();
         bytes[at + 3] = b'6';
-        let error = against_manifest(&[bytes.into()], &sent(&files)).unwrap_err();
+        let error = against_manifest(&held(&bytes), &sent(&files)).unwrap_err();
         assert!(matches!(error, CheckError::Manifest(ManifestError::Checksum { .. })), "{error}");
     }
 }

@@ -17,6 +17,7 @@ mod assemble;
 pub mod catalogue;
 mod check;
 mod facts;
+mod held;
 mod histories;
 mod listing;
 mod needed;
@@ -37,7 +38,6 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::ops::Progress;
-use crate::ops::archive::COPY_MARKER;
 use crate::pgdata::backup_manifest::WalRange;
 use crate::pgdata::{BackupLabel, ControlFile};
 use crate::pgwire::{BaseBackupOptions, Checkpoint, ConnInfo, Deadlines, TablespaceInfo};
@@ -47,6 +47,7 @@ use crate::repo::pack::PackInfo;
 use crate::repo::path::BackupObject;
 use crate::repo::{Repository, this_process};
 use crate::wal::{PgTime, SegmentName, SegmentNo};
+use held::Held;
 use listing::Sealed;
 use prepare::Server;
 use stream::Transfer;
@@ -179,9 +180,9 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
     if says != (start, server.identity.system_id, server.segment_size) {
         return Err(Error::failed("backup_label or pg_control of the backup contradict the server"));
     }
-    let sealed = transfer.packed.listing.seal().map_err(|error| damaged("archive").source(error))?;
+    let sealed = transfer.packed.listing.seal()?;
     // A role that may not look into the data directory learns it here.
-    if sealed.find(COPY_MARKER.as_bytes()).is_some() {
+    if transfer.kept.is_copy {
         return Err(prepare::is_a_copy());
     }
     let summary = check::against_manifest(&transfer.manifest, &sealed).map_err(|error| {
@@ -213,7 +214,7 @@ struct Verified {
     sent: Sealed,
     ranges: Vec<WalRange>,
     packs: Vec<PackInfo>,
-    manifest: Vec<Bytes>,
+    manifest: Held,
     start: stream::Position,
     stop: stream::Position,
     tablespaces: Vec<TablespaceInfo>,
@@ -235,7 +236,8 @@ async fn store_metadata(verified: &mut Verified, server: &Server, targets: &Targ
     let catalogue =
         server.catalogue.encode().map_err(|e| Error::failed("cannot write the catalogue").source(e))?;
     let catalogue = put(targets, BackupObject::Catalogue, vec![catalogue.into()]).await?;
-    let pg_manifest = put(targets, BackupObject::PgManifest, std::mem::take(&mut verified.manifest)).await?;
+    let pg_manifest =
+        put(targets, BackupObject::PgManifest, std::mem::take(&mut verified.manifest).chunks()?).await?;
     let header = ManifestHeader { backup: targets.id().clone(), system: server.identity.system_id };
     let manifest = publish::manifest(&header, &verified.packs, &verified.sent)?;
     let manifest = put(targets, BackupObject::Manifest, manifest.chunks).await?;
@@ -311,7 +313,7 @@ fn verdict(
         cluster_bytes,
         new_bytes: cluster_bytes,
         stored_bytes: beside.iter().fold(packs.stored, |sum, bytes| sum.saturating_add(*bytes)),
-        files: u64::try_from(verified.sent.rows().len()).unwrap_or(u64::MAX),
+        files: verified.sent.members(),
         tablespaces: verified.tablespaces.iter().filter_map(tablespace).collect(),
         packs,
         references: Vec::new(),

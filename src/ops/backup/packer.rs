@@ -140,7 +140,7 @@ impl Packer {
         let mut crcs = crcs.into_iter();
         for part in parts {
             match part {
-                Part::Begin(member) => self.listing.begin(&member).map_err(not_a_backup)?,
+                Part::Begin(member) => self.listing.begin(*member),
                 Part::Data { at, len } => {
                     let offset = base.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
                     let len = u64::try_from(len).unwrap_or(u64::MAX);
@@ -179,8 +179,8 @@ impl Packer {
     }
 }
 
-fn not_a_backup(error: super::listing::ListingError) -> Error {
-    Error::failed("the server's archives are not a base backup").source(error)
+fn not_a_backup(error: Error) -> Error {
+    error.context("the server's archives are not a base backup")
 }
 
 fn unpackable(error: pack::PackError) -> Error {

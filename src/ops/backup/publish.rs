@@ -12,7 +12,7 @@ use crate::codec::{Compression, Hasher};
 use crate::error::{Error, Result};
 use crate::pgdata::backup_manifest::crc32c_hex;
 use crate::repo::manifest::{
-    Extent, FileEntry, FileKind, ManifestHeader, ManifestObject, ManifestWriter, PackLine, Path,
+    FileEntry, FileKind, ManifestHeader, ManifestObject, ManifestWriter, PackLine, Path,
 };
 use crate::repo::objects::ObjectRef;
 use crate::repo::pack::PackInfo;
@@ -27,28 +27,25 @@ pub(super) fn manifest(header: &ManifestHeader, packs: &[PackInfo], sent: &Seale
         .map(|(number, info)| PackLine { backup: header.backup.clone(), number, info: *info })
         .collect();
     let mut writer = ManifestWriter::new(header, &lines, COMPRESSION).map_err(unwritable)?;
-    for row in sent.rows() {
-        writer.push(&entry(row, sent)?).map_err(unwritable)?;
+    let mut rows = sent.rows();
+    while let Some(row) = rows.next()? {
+        writer.push(&entry(&row)?).map_err(unwritable)?;
     }
     writer.finish().map_err(unwritable)
 }
 
-fn entry(row: &Row, sent: &Sealed) -> Result<FileEntry> {
+fn entry(row: &Row<'_>) -> Result<FileEntry> {
     let kind = match row.kind {
         RowKind::File => FileKind::File {
             size: row.size,
-            extents: sent
-                .extents(row)
-                .iter()
-                .map(|part| Extent { pack: part.pack, offset: part.offset, len: part.len })
-                .collect(),
+            extents: row.extents(),
             checksum: Some(format!("CRC32C:{}", crc32c_hex(row.crc))),
         },
         RowKind::Directory => FileKind::Directory,
-        RowKind::Symlink => FileKind::Symlink { target: sent.target(row).to_vec() },
+        RowKind::Symlink => FileKind::Symlink { target: row.target.to_vec() },
     };
     Ok(FileEntry {
-        path: Path::new(sent.path(row)).map_err(unwritable)?,
+        path: Path::new(row.path).map_err(unwritable)?,
         kind,
         mode: row.mode,
         mtime: i64::try_from(row.mtime).unwrap_or(i64::MAX),

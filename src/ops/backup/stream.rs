@@ -12,13 +12,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::assemble::{Assembler, Frame, Kept};
 use super::facts::{self, Sample};
+use super::held::Held;
 use super::packer::{Packed, Packer, Pressing, frames_in_flight};
 use super::prepare::Server;
 use super::target::Targets;
@@ -52,7 +52,7 @@ pub(super) struct Transfer {
     /// Members and packs.
     pub(super) packed: Packed,
     /// The server's `backup_manifest`.
-    pub(super) manifest: Vec<Bytes>,
+    pub(super) manifest: Held,
     /// Files the backup itself reads.
     pub(super) kept: Kept,
     /// What the server warned of.
@@ -67,7 +67,7 @@ struct Heard {
     start: Option<Position>,
     stop: Option<Position>,
     tablespaces: Vec<TablespaceInfo>,
-    manifest: Vec<Bytes>,
+    manifest: Held,
     warnings: Vec<String>,
 }
 
@@ -160,7 +160,7 @@ async fn read(
                     progress.advance(u64::try_from(bytes).unwrap_or(u64::MAX));
                 }
             }
-            BackupEvent::ManifestData(bytes) => heard.manifest.push(bytes),
+            BackupEvent::ManifestData(bytes) => heard.manifest.push(&bytes)?,
             BackupEvent::Notice(notice) if notice.severity == "WARNING" => {
                 progress.note(&format!("WARNING of the server: {}", notice.message));
                 if heard.warnings.len() < MOST_WARNINGS {

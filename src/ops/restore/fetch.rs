@@ -1,18 +1,20 @@
 //! Fetching: packs by ranged reads, frames checked, bytes written where they belong.
 //!
 //! ```text
-//!  pieces (by pack, offset) ─► frames that hold them ─► groups of <= 8 MiB stored ─┬─► GET range ─► frame: zstd, BLAKE3 ─► pwrite
+//!  pieces (by pack, offset) ─► frames that hold them ─► groups of <= 8 MiB stored ─┬─► GET range ─► frame: zstd, BLAKE3, CRC ─► put
 //!                                                                                  ├─► …    `jobs` at a time
 //!                                                                                  └─► …
-//!  all there ─► CRC-32C of every file, put together from its parts, against the server's own manifest
+//!  a file in one part: its CRC-32C before a byte is written      in several: put together when the last is there
 //! ```
-//! Invariants: no byte reaches a file before the digest of its frame matched; memory is `jobs` groups, whatever the size of the
-//! cluster; a group is read again from its first frame, never from the pack's; what the manifest promises is there, or it fails.
+//! Invariants: no byte reaches a file before the digest of its frame matched; memory is `jobs` groups and the pieces of a few packs,
+//! whatever the size of the cluster; a frame is put once; what the manifest promises is there, or it fails.
 //! Two checks of different origin: the frame's digest is ours, the file's CRC is PostgreSQL's.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -22,10 +24,12 @@ use crate::ops::Progress;
 use crate::repo::manifest::PackLine;
 use crate::repo::pack::{FrameEntry, PackTable};
 
-use super::image::{Image, Piece};
+use super::image::{File, Image, Piece};
 
 /// Stored bytes of one ranged read. Two frames of the size that backups write; one larger frame is a group of its own.
 const GROUP_BYTES: u64 = 8 << 20;
+/// Plain bytes of one: what compresses well would else make groups of countless small files.
+const GROUP_PLAIN: u64 = 64 << 20;
 /// Pack tables that are fetched ahead of the bytes.
 const TABLES_AHEAD: usize = 2;
 
@@ -39,17 +43,17 @@ pub trait Packs: Send + Sync {
 
 /// Where bytes of files go. Called by many threads at a time.
 pub trait Sink: Send + Sync + 'static {
-    /// Takes bytes of the file `row` from offset `at` on.
+    /// Takes bytes of `file` from offset `at` on. Every byte comes once.
     ///
     /// # Errors
     /// Ends the whole fetch.
-    fn put(&self, row: u32, at: u64, bytes: &[u8]) -> Result<()>;
+    fn put(&self, file: &File, at: u64, bytes: &[u8]) -> Result<()>;
 }
 
-/// A part of a file that was put.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A part of a file that was put, and is not the whole of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    row: u32,
+    file: Arc<File>,
     at: u64,
     len: u64,
     crc: u32,
@@ -72,7 +76,7 @@ pub(in crate::ops) struct Group {
     pieces: Vec<Piece>,
 }
 
-/// Fetches `pieces` (ordered as in an image) into `sink`, `jobs` reads at a time.
+/// Fetches the files whose path is `wanted` into `sink`, `jobs` reads at a time.
 ///
 /// Dropped, or failed, it leaves files half written: the caller's marker says so.
 ///
@@ -81,12 +85,19 @@ pub(in crate::ops) struct Group {
 pub async fn fetch<P: Packs, S: Sink>(
     packs: &P,
     image: &Image,
-    pieces: &[Piece],
+    wanted: &(dyn Fn(&[u8]) -> bool + Sync),
     jobs: usize,
     sink: &Arc<S>,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let runs: Vec<&[Piece]> = pieces.chunk_by(|a, b| a.pack == b.pack).collect();
+    let asked = AtomicU64::new(0);
+    let mut pieces = image.pieces();
+    let runs = std::iter::from_fn(|| {
+        let run = pieces.next_pack(wanted).transpose()?;
+        let bytes = run.iter().flatten().fold(0_u64, |sum, piece| sum.saturating_add(piece.len));
+        asked.fetch_add(bytes, Ordering::Relaxed);
+        Some(run)
+    });
     let tables = stream::iter(runs).map(|run| groups_of(packs, image, run)).buffered(TABLES_AHEAD);
     let groups = tables.map_ok(|groups| stream::iter(groups.into_iter().map(Ok))).try_flatten();
     let mut done = std::pin::pin!(
@@ -94,20 +105,28 @@ pub async fn fetch<P: Packs, S: Sink>(
             .map(|group: Result<Group>| async { perform(packs, group?, Arc::clone(sink)).await })
             .buffer_unordered(jobs.max(1))
     );
-    let mut parts = Vec::new();
-    while let Some(group) = done.next().await {
-        let group = group?;
-        progress.advance(group.iter().map(|p| p.len).sum());
-        parts.extend(group);
+    let (mut begun, mut got) = (Begun::default(), 0_u64);
+    while let Some(written) = done.next().await {
+        let written = written?;
+        progress.advance(written.bytes);
+        got = got.saturating_add(written.bytes);
+        written.parts.into_iter().try_for_each(|part| begun.note(part))?;
     }
-    check_files(image, pieces, parts)
+    let asked = asked.load(Ordering::Relaxed);
+    if asked != got || !begun.0.is_empty() {
+        return Err(Error::corrupt(format!(
+            "the packs hold {got} of the {asked} bytes that the manifest names"
+        )));
+    }
+    Ok(())
 }
 
 /// Cuts the frames that hold `run`, all of one pack, into groups.
-async fn groups_of<P: Packs>(packs: &P, image: &Image, run: &[Piece]) -> Result<Vec<Group>> {
+async fn groups_of<P: Packs>(packs: &P, image: &Image, run: Result<Vec<Piece>>) -> Result<Vec<Group>> {
+    let run = run?;
     let index = run.first().and_then(|p| usize::try_from(p.pack).ok());
     let Some(pack) = index.and_then(|i| image.packs().get(i)) else { return Ok(Vec::new()) };
-    Ok(groups(&packs.table(pack).await?, pack, run, Frames::Wanted))
+    Ok(groups(&packs.table(pack).await?, pack, &run, Frames::Wanted))
 }
 
 /// Cuts frames of `pack` into groups; `run` are its pieces of wanted files.
@@ -129,12 +148,13 @@ pub(in crate::ops) fn groups(
         let joins = |last: &&mut Group| {
             last.frames.last().is_some_and(|l| l.range().end == frame.offset)
                 && frame.range().end.saturating_sub(last.start()) <= GROUP_BYTES
+                && held.end.saturating_sub(last.plain_start()) <= GROUP_PLAIN
         };
         match groups.last_mut().filter(joins) {
             Some(last) => {
                 // A piece that crosses from the frame before is there already.
                 let known = usize::from(last.pieces.last() == wanted.first());
-                last.pieces.extend(wanted.iter().skip(known));
+                last.pieces.extend(wanted.iter().skip(known).cloned());
                 last.frames.push(*frame);
             }
             None => {
@@ -150,31 +170,51 @@ impl Group {
         self.frames.first().map_or(0, |f| f.offset)
     }
 
+    fn plain_start(&self) -> u64 {
+        self.frames.first().map_or(0, |f| f.plain_offset)
+    }
+
     /// Where it lies in the object.
     pub(in crate::ops) fn range(&self) -> Range<u64> {
         self.start()..self.frames.last().map_or(0, |f| f.range().end)
     }
 
-    /// Checks every frame and hands out what belongs to a file.
+    /// Checks every frame and hands out what belongs to a file. What is there of `into` was done by an attempt that met damage:
+    /// those frames are left out, so that nothing is put twice.
     ///
     /// # Errors
-    /// Kind `Corrupt` for a damaged frame, else what the sink answers.
-    pub(in crate::ops) fn write<S: Sink>(&self, stored: &[u8], sink: &S) -> Result<Vec<Part>> {
-        let mut parts = Vec::new();
-        for frame in &self.frames {
+    /// Kind `Corrupt` for a damaged frame or file, before anything of the frame was put; else what the sink answers.
+    pub(in crate::ops) fn write<S: Sink>(&self, stored: &[u8], sink: &S, into: &mut Written) -> Result<()> {
+        for frame in self.frames.iter().skip(into.frames) {
             let plain = self.open(frame, stored)?;
-            let held = frame.plain_range();
-            for piece in &self.pieces {
-                let (from, to) = (piece.offset.max(held.start), piece.end().min(held.end));
-                if from >= to {
-                    continue;
+            let parts = self.parts_in(frame, &plain)?;
+            for (part, bytes) in parts {
+                sink.put(&part.file, part.at, bytes)?;
+                into.bytes = into.bytes.saturating_add(part.len);
+                if part.len < part.file.size {
+                    into.parts.push(part);
                 }
-                let bytes = cut(&plain, from - held.start, to - held.start)
-                    .ok_or_else(|| damaged(&self.pack, frame, "it is shorter than its table says"))?;
-                let at = piece.at.saturating_add(from - piece.offset);
-                sink.put(piece.row, at, bytes)?;
-                parts.push(Part { row: piece.row, at, len: to - from, crc: crc32c::crc32c(bytes) });
             }
+            into.frames = into.frames.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// What is wanted of a frame, with the checksums of it; files that lie in it as a whole are compared.
+    fn parts_in<'b>(&self, frame: &FrameEntry, plain: &'b [u8]) -> Result<Vec<(Part, &'b [u8])>> {
+        let held = frame.plain_range();
+        let from = self.pieces.partition_point(|p| p.end() <= held.start);
+        let mut parts = Vec::new();
+        for piece in self.pieces.iter().skip(from).take_while(|p| p.offset < held.end) {
+            let (from, to) = (piece.offset.max(held.start), piece.end().min(held.end));
+            let bytes = cut(plain, from - held.start, to - held.start)
+                .ok_or_else(|| damaged(&self.pack, frame, "it is shorter than its table says"))?;
+            let at = piece.at.saturating_add(from - piece.offset);
+            let part = Part { file: Arc::clone(&piece.file), at, len: to - from, crc: crc32c::crc32c(bytes) };
+            if part.len == part.file.size {
+                compare(&part.file, part.crc)?;
+            }
+            parts.push((part, bytes));
         }
         Ok(parts)
     }
@@ -192,65 +232,75 @@ fn cut(bytes: &[u8], from: u64, to: u64) -> Option<&[u8]> {
     bytes.get(usize::try_from(from).ok()?..usize::try_from(to).ok()?)
 }
 
+/// What was done of a group.
+#[derive(Debug, Default)]
+pub(in crate::ops) struct Written {
+    /// Parts of files that lie elsewhere too.
+    pub(in crate::ops) parts: Vec<Part>,
+    /// Bytes put.
+    bytes: u64,
+    /// Frames that are done.
+    frames: usize,
+}
+
 /// Reads and writes one group. Damage is read a second time: what the store holds and what a read brought are not the same.
-async fn perform<P: Packs, S: Sink>(packs: &P, group: Group, sink: Arc<S>) -> Result<Vec<Part>> {
+async fn perform<P: Packs, S: Sink>(packs: &P, group: Group, sink: Arc<S>) -> Result<Written> {
     let group = Arc::new(group);
+    let mut written = Written::default();
     let mut again = true;
     loop {
         let stored = packs.read(&group.pack, group.range()).await?;
         let (work, into) = (Arc::clone(&group), Arc::clone(&sink));
-        let written = tokio::task::spawn_blocking(move || work.write(&stored, &*into)).await;
-        let written =
-            written.unwrap_or_else(|e| Err(Error::failed("a writing thread ended early").source(e)));
-        match written {
+        // Decompressing takes a processor for long: not on the reactor.
+        let task = tokio::task::spawn_blocking(move || {
+            let done = work.write(&stored, &*into, &mut written);
+            (written, done)
+        });
+        let done = task.await.map_err(|e| Error::failed("a writing thread ended early").source(e))?;
+        written = done.0;
+        match done.1 {
             Err(error) if error.kind() == Kind::Corrupt && again => again = false,
-            result => return result,
+            result => return result.map(|()| written),
         }
     }
 }
 
-/// Every file whose pieces were asked for is whole, and is what the server's manifest says.
-fn check_files(image: &Image, pieces: &[Piece], mut parts: Vec<Part>) -> Result<()> {
-    let sum = |lens: &mut dyn Iterator<Item = u64>| lens.fold(0_u64, u64::saturating_add);
-    let asked = sum(&mut pieces.iter().map(|p| p.len));
-    let got = sum(&mut parts.iter().map(|p| p.len));
-    if asked != got {
-        return Err(Error::corrupt(format!(
-            "the packs hold {got} of the {asked} bytes that the manifest names"
-        )));
-    }
-    settle_files(image, &mut parts)
-}
+/// Files of which a part is there and another is not.
+#[derive(Debug, Default)]
+pub(in crate::ops) struct Begun(HashMap<u32, (u64, Vec<Part>)>);
 
-/// Compares the files of which all parts are there with the server's manifest, and leaves the parts of the others.
-///
-/// # Errors
-/// Kind `Corrupt`, naming the first file that is another one.
-pub(in crate::ops) fn settle_files(image: &Image, parts: &mut Vec<Part>) -> Result<()> {
-    parts.sort_unstable_by_key(|p| (p.row, p.at));
-    let mut left = Vec::new();
-    for file in parts.chunk_by(|a, b| a.row == b.row) {
-        let Some(row) = file.first().and_then(|p| image.row(p.row)) else { continue };
-        if file.iter().fold(0_u64, |sum, p| sum.saturating_add(p.len)) != row.size {
-            left.extend_from_slice(file);
-            continue;
+impl Begun {
+    /// Takes note of a part, and compares the file if that was the last.
+    ///
+    /// # Errors
+    /// Kind `Corrupt` if the file is another one than the server's manifest says.
+    pub(in crate::ops) fn note(&mut self, part: Part) -> Result<()> {
+        let (number, size) = (part.file.number, part.file.size);
+        let (got, parts) = self.0.entry(number).or_default();
+        *got = got.saturating_add(part.len);
+        parts.push(part);
+        if *got < size {
+            return Ok(());
         }
-        let mut crc = 0;
-        for part in file {
+        let Some((_, mut parts)) = self.0.remove(&number) else { return Ok(()) };
+        parts.sort_unstable_by_key(|p| p.at);
+        let crc = parts.iter().fold(0, |crc, part| {
             // Parts are far below 4 GiB; on a 64-bit machine this is exact.
-            let len = usize::try_from(part.len).unwrap_or(usize::MAX);
-            crc = crc32c::crc32c_combine(crc, part.crc, len);
-        }
-        if row.crc.is_some_and(|expected| expected != crc) {
-            let path = String::from_utf8_lossy(image.path(row)).into_owned();
-            return Err(Error::corrupt(format!(
-                "{path} has CRC-32C {crc:08x}, PostgreSQL's manifest says {:08x}",
-                row.crc.unwrap_or_default()
-            )));
-        }
+            crc32c::crc32c_combine(crc, part.crc, usize::try_from(part.len).unwrap_or(usize::MAX))
+        });
+        parts.first().map_or(Ok(()), |part| compare(&part.file, crc))
     }
-    *parts = left;
-    Ok(())
+}
+
+/// Is the file the one of the server's manifest?
+fn compare(file: &File, crc: u32) -> Result<()> {
+    match file.crc {
+        Some(expected) if expected != crc => Err(Error::corrupt(format!(
+            "{} has CRC-32C {crc:08x}, PostgreSQL's manifest says {expected:08x}",
+            String::from_utf8_lossy(&file.path)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn damaged(pack: &PackLine, frame: &FrameEntry, what: &str) -> Error {

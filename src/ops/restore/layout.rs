@@ -108,10 +108,12 @@ impl Layout {
     }
 }
 
-/// The folder of a tablespace that belongs to one major version and catalogue: `PG_15_202209061`, from the paths of the backup.
-pub fn version_folder(path_in_tablespace: &[u8]) -> Option<String> {
-    let first = path_in_tablespace.split(|b| *b == b'/').next()?;
-    let text = std::str::from_utf8(first).ok()?;
+/// The folder of a tablespace that belongs to one major version and catalogue: `PG_15_202209061`, from a path of the backup that
+/// lies in a tablespace.
+pub fn version_folder(path: &[u8]) -> Option<String> {
+    let in_tablespaces = path.strip_prefix(b"pg_tblspc/")?;
+    let folder = in_tablespaces.split(|b| *b == b'/').nth(1)?;
+    let text = std::str::from_utf8(folder).ok()?;
     text.starts_with("PG_").then(|| text.to_owned())
 }
 
@@ -151,8 +153,10 @@ mod tests {
         assert_eq!(at("pg_tblspc/16385"), None);
         assert_eq!(at("pg_tblspc/16384/PG_15_1/5/1"), Some((0, "pg_tblspc/16384/PG_15_1/5/1".to_owned())));
         assert_eq!(at("pg_tblspc"), Some((0, "pg_tblspc".to_owned())));
-        assert_eq!(version_folder(b"PG_15_202209061/5"), Some("PG_15_202209061".to_owned()));
-        assert_eq!(version_folder(b"x/5"), None);
+        let folder = version_folder(b"pg_tblspc/16385/PG_15_202209061/5");
+        assert_eq!(folder, Some("PG_15_202209061".to_owned()));
+        assert_eq!(version_folder(b"pg_tblspc/16385/x/5"), None);
+        assert_eq!(version_folder(b"base/16385/PG_15_202209061"), None);
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub mod purpose;
 pub mod settings;
 pub mod stored;
 pub mod tablespaces;
-pub mod trial;
+pub mod trees;
+mod trial;
 pub mod unarchived;
 
 pub use finish::{Finished, finish};

@@ -1,7 +1,7 @@
 //! The restore itself: what was decided is done, in an order that a kill at any point leaves harmless.
 //!
 //! ```text
-//!  pin ─► lock ─► old contents aside ─► marker ─► directories, empty files ─► restore_command tried ─► packs ─► settings ─► fsync ─► pg_control
+//!  pin ─► lock ─► old contents aside ─► marker ─► directories, empty files ─► restore_command tried ─► packs ─► settings ─► sync ─► pg_control
 //!                               └ from here on the directory is "unfinished"                                        and no longer ┘
 //! ```
 //! Without `global/pg_control` PostgreSQL refuses to start; a repeated restore knows the marker and begins anew. Invariants: nothing
@@ -12,11 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use nix::sys::stat::UtimensatFlags;
-use nix::sys::time::TimeSpec;
 use tokio_util::sync::CancellationToken;
 
-use crate::durable::{self, DirLock, DurableError, Owner, TreeWriter};
+use crate::durable::{self, DirLock, Owner, Settle, TreeWriter};
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::pgdata::conf::{self, IncludeKind, ItemKind};
@@ -24,14 +22,15 @@ use crate::pgdata::paths::required_directories;
 
 use super::Purpose;
 use super::directory::{Place, State, cannot, durable_error};
-use super::fetch::{self, Sink};
+use super::fetch;
 use super::hold::Hold;
-use super::image::{Image, Piece, RowKind};
-use super::layout::{self, Destination, Layout};
+use super::image::RowKind;
+use super::layout;
 use super::marker::{self, Marker};
 use super::outside::Home;
 use super::prepare::{LOG_DIR, Prepared, SOCKET_DIR};
 use super::tablespaces::{self, Room};
+use super::trees::Trees;
 use super::trial::Trial;
 
 /// What was done.
@@ -94,28 +93,24 @@ impl Work<'_> {
         let p = self.prepared;
         self.wal_is_kept().await?;
         let _locks = self.clear()?;
-        let trees = Trees::new(p);
-        self.skeleton(&trees)?;
+        let trees = Arc::new(Trees::new(p));
+        // Begun before the first byte is written: what fails to reach the disk from here on is told at the end.
+        let settle = self.settle()?;
+        let total = self.skeleton(&trees)?;
         self.try_command().await?;
-        let image = &p.image;
-        let wanted: Vec<Piece> =
-            image.pieces().iter().filter(|piece| trees.destination(piece.row).is_some()).copied().collect();
-        let total = wanted.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.len));
         self.progress.begin("restoring files", Some(total));
-        let trees = Arc::new(trees);
-        fetch::fetch(&p.stored, image, &wanted, self.jobs, &trees, self.progress).await?;
+        let wanted = |path: &[u8]| trees.takes(path);
+        fetch::fetch(&p.stored, &p.image, &wanted, self.jobs, &trees, self.progress).await?;
         self.progress.end();
         let outside = self.own_files(&trees)?;
-        trees.links(image)?;
-        trees.times(image)?;
+        trees.links(&p.image)?;
         self.progress.begin("making it durable", None);
-        self.sync().await?;
+        self.sync(settle).await?;
         self.progress.end();
         marker::finish(&p.place.path, &p.control, p.access.file_mode(), p.owner())?;
-        let files = image.rows().iter().filter(|row| row.kind == RowKind::File).count();
         Ok(Report {
             target: p.place.path.clone(),
-            files: u64::try_from(files).unwrap_or(u64::MAX),
+            files: p.image.files(),
             bytes: total,
             aside: p.aside.clone(),
             outside,
@@ -186,13 +181,10 @@ impl Work<'_> {
         Ok(marked)
     }
 
-    /// All directories, and all files without their bytes.
-    fn skeleton(&self, trees: &Trees) -> Result<()> {
+    /// All directories, and the files that have no bytes; returns the bytes of the others.
+    fn skeleton(&self, trees: &Trees) -> Result<u64> {
         let p = self.prepared;
         let mode = p.access.directory_mode();
-        for writer in trees.writers.iter().skip(1) {
-            writer.make_root(0o700).map_err(durable_error)?;
-        }
         let root = trees.root();
         for dir in required_directories(p.stored.verdict().major) {
             root.create_dir(Path::new(dir), mode).map_err(durable_error)?;
@@ -202,16 +194,17 @@ impl Work<'_> {
                 root.create_dir(Path::new(dir), 0o700).map_err(durable_error)?;
             }
         }
-        for row in p.image.rows() {
-            let Some((tree, path)) = trees.layout.destination(p.image.path(row)) else { continue };
-            let Some(writer) = trees.writers.get(tree) else { continue };
+        let (mut rows, mut total) = (p.image.rows(), 0_u64);
+        while let Some(row) = rows.next_row()? {
+            let Some((writer, path)) = trees.destination(row.path) else { continue };
             match row.kind {
                 RowKind::Directory => writer.create_dir(&path, row.mode).map_err(durable_error)?,
-                RowKind::File => create(writer, &path, row.mode, mode).map_err(durable_error)?,
+                RowKind::File if row.size == 0 => trees.empty_file(writer, &path, &row)?,
+                RowKind::File => total = total.saturating_add(row.size),
                 RowKind::Symlink => {}
             }
         }
-        Ok(())
+        Ok(total)
     }
 
     async fn try_command(&self) -> Result<()> {
@@ -265,17 +258,22 @@ impl Work<'_> {
         Ok(written)
     }
 
-    async fn sync(&self) -> Result<()> {
-        let places = self.prepared.tablespaces.iter().filter_map(|(t, _)| t.place.clone());
-        let roots: Vec<PathBuf> = std::iter::once(self.prepared.place.path.clone()).chain(places).collect();
+    /// Makes the places of the tablespaces, which may lie on file systems of their own, and takes note of all of them.
+    fn settle(&self) -> Result<Settle> {
+        let p = self.prepared;
+        let places = p.tablespaces.iter().filter_map(|(t, _)| t.place.clone());
+        let mut roots = vec![p.place.path.clone()];
+        for place in places {
+            TreeWriter::new(&place, p.owner()).make_root(0o700).map_err(durable_error)?;
+            roots.push(place);
+        }
+        Settle::begin(roots).map_err(durable_error)
+    }
+
+    async fn sync(&self, settle: Settle) -> Result<()> {
         let threads = self.jobs;
-        let synced = tokio::task::spawn_blocking(move || {
-            roots.iter().try_for_each(|root| durable::sync_tree(root, threads))
-        });
-        synced
-            .await
-            .map_err(|e| Error::failed("a syncing thread ended early").source(e))?
-            .map_err(durable_error)
+        let synced = tokio::task::spawn_blocking(move || settle.finish(threads)).await;
+        synced.map_err(|e| Error::failed("a syncing thread ended early").source(e))?.map_err(durable_error)
     }
 }
 
@@ -284,19 +282,6 @@ fn lock(dir: &Path) -> Result<DirLock> {
         Error::new(Kind::Busy, format!("another restore is at work in {}", dir.display()))
             .hint("let it end, or stop it and repeat the command")
     })
-}
-
-/// A file without its bytes; makes its directory if no row did.
-fn create(writer: &TreeWriter, path: &Path, mode: u32, dir_mode: u32) -> Result<(), DurableError> {
-    match writer.create_file(path, mode) {
-        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => {
-            if let Some(above) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-                writer.create_dir(above, dir_mode)?;
-            }
-            writer.create_file(path, mode).map(|_| ())
-        }
-        other => other.map(|_| ()),
-    }
 }
 
 /// Directories that a configuration file in `above` includes: PostgreSQL does not start without them, empty or not (Debian's
@@ -321,80 +306,5 @@ fn make_dirs(dir: &Path, owner: Option<Owner>) -> Result<()> {
             made.filter_map(Path::parent).try_for_each(durable::sync_dir).map_err(durable_error)
         }
         _ => Ok(()),
-    }
-}
-
-/// The trees that are written: the data directory and each tablespace elsewhere.
-struct Trees {
-    layout: Layout,
-    writers: Vec<TreeWriter>,
-    /// Where each file goes, by row: worked out once, since every frame of a large file needs it. A copy of the paths, because
-    /// writing threads outlive borrows.
-    goes: Vec<Option<Destination>>,
-}
-
-impl Trees {
-    fn new(p: &Prepared) -> Self {
-        let places = p.tablespaces.iter().filter_map(|(t, _)| t.place.as_ref());
-        let roots = std::iter::once(&p.place.path).chain(places);
-        let writers = roots.map(|root| TreeWriter::new(root, p.owner())).collect();
-        let goes = p.image.rows().iter().map(|row| match row.kind {
-            RowKind::File => p.layout.destination(p.image.path(row)),
-            RowKind::Directory | RowKind::Symlink => None,
-        });
-        Self { layout: p.layout.clone(), writers, goes: goes.collect() }
-    }
-
-    /// The data directory.
-    fn root(&self) -> &TreeWriter {
-        self.writers.first().expect("new() puts the data directory first")
-    }
-
-    fn destination(&self, row: u32) -> Option<&Destination> {
-        self.goes.get(usize::try_from(row).ok()?)?.as_ref()
-    }
-
-    /// Symbolic links come last, so that no file can be written through one. Those of tablespaces are PostgreSQL's to make.
-    fn links(&self, image: &Image) -> Result<()> {
-        for row in image.rows().iter().filter(|row| row.kind == RowKind::Symlink) {
-            let path = image.path(row);
-            if path.starts_with(b"pg_tblspc/") {
-                continue;
-            }
-            if let Some((0, path)) = self.layout.destination(path) {
-                use std::os::unix::ffi::OsStrExt as _;
-                let target = Path::new(std::ffi::OsStr::from_bytes(image.target(row)));
-                self.root().create_symlink(&path, target).map_err(durable_error)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Modification times, for later comparisons (`--delta`) and for people.
-    fn times(&self, image: &Image) -> Result<()> {
-        for (row, goes) in image.rows().iter().zip(&self.goes) {
-            let Some((tree, path)) = goes else { continue };
-            let Some(writer) = self.writers.get(*tree) else { continue };
-            let path = writer.resolve(path).map_err(durable_error)?;
-            let time = TimeSpec::new(row.mtime, 0);
-            nix::sys::stat::utimensat(
-                nix::fcntl::AT_FDCWD,
-                &path,
-                &time,
-                &time,
-                UtimensatFlags::NoFollowSymlink,
-            )
-            .map_err(|e| cannot("set the time of", &path, e.into()))?;
-        }
-        Ok(())
-    }
-}
-
-impl Sink for Trees {
-    fn put(&self, row: u32, at: u64, bytes: &[u8]) -> Result<()> {
-        let Some((tree, path)) = self.destination(row) else { return Ok(()) };
-        let Some(writer) = self.writers.get(*tree) else { return Ok(()) };
-        let file = writer.open_file(path).map_err(durable_error)?;
-        file.write_at(at, bytes).map_err(durable_error)
     }
 }

@@ -141,6 +141,8 @@ impl Prepared {
 /// What was read of the backup to decide.
 struct Seen {
     image: Image,
+    access: Access,
+    version_folder: Option<String>,
     control: Vec<u8>,
     parsed: ControlFile,
     auto_conf: Vec<u8>,
@@ -176,12 +178,11 @@ pub async fn prepare(
     }
     let located = tablespaces::locate(&seen.map, &request.moves, purpose, &place.path)?;
     let layout = Layout::new(purpose, &located);
-    let version_folder = version_folder(&seen.image, &located);
     let old_tablespaces = old_tablespaces(&place, purpose, site)?;
     let rooms = look_at_tablespaces(
         &place,
         &located,
-        version_folder.as_deref(),
+        seen.version_folder.as_deref(),
         &old_tablespaces,
         stored.verdict().major,
     )?;
@@ -198,7 +199,6 @@ pub async fn prepare(
     let start = installed.start_command(&place.path, own.home.outside());
     let aside = place.is_occupied().then(|| place.aside(site.now));
     let bytes_to_fetch = bytes_of_packs(&stored, &seen.image);
-    let access = access_of(&seen.image);
     Ok(Prepared {
         plan,
         purpose,
@@ -206,10 +206,10 @@ pub async fn prepare(
         old_tablespaces,
         binary: site.binary.clone(),
         tablespaces: located.into_iter().zip(rooms).collect(),
-        version_folder,
+        version_folder: seen.version_folder,
         layout,
         control: seen.control,
-        access,
+        access: seen.access,
         user,
         files: own.files,
         home: own.home,
@@ -229,14 +229,13 @@ async fn look(stored: &StoredBackup, target: &Path) -> Result<Seen> {
     let id = stored.verdict().id.clone();
     let image = stored.image().await?;
     let (catalogue, unreadable) = stored.catalogue().await?;
+    let found = Found::scan(&image)?;
     let must = [layout::CONTROL, "backup_label", "PG_VERSION"];
-    if let Some(missing) = must.iter().find(|path| image.find(path.as_bytes()).is_none()) {
+    if let Some(missing) = must.iter().find(|path| !found.files.contains_key(path.as_bytes())) {
         return Err(Error::corrupt(format!("backup {id} has no {missing}")));
     }
-    let rows = interesting(&image);
-    let mut found = stored.files(&image, &rows).await?;
-    let mut take =
-        |path: &str| image.find(path.as_bytes()).and_then(|row| found.remove(&row)).unwrap_or_default();
+    let mut files = stored.files(&image, &found.files).await?;
+    let mut take = |path: &str| files.remove(path.as_bytes()).unwrap_or_default();
     let (control, auto_conf, map) =
         (take(layout::CONTROL), take(layout::AUTO_CONF), take(layout::TABLESPACE_MAP));
     let parsed =
@@ -247,11 +246,8 @@ async fn look(stored: &StoredBackup, target: &Path) -> Result<Seen> {
         return Err(Error::corrupt(format!("backup {id} has tablespaces but no tablespace_map")));
     }
     let mut small = RestoredFiles::default();
-    for (index, bytes) in found {
-        if let Some(row) = image.row(index) {
-            let path = String::from_utf8_lossy(image.path(row)).into_owned();
-            small.add(target.join(path), bytes);
-        }
+    for (path, bytes) in files {
+        small.add(target.join(String::from_utf8_lossy(&path).into_owned()), bytes);
     }
     let warnings =
         unreadable.map(|why| format!("what the server said about itself could not be read: {why}"));
@@ -263,29 +259,60 @@ async fn look(stored: &StoredBackup, target: &Path) -> Result<Seen> {
         small,
         catalogue,
         warnings: warnings.into_iter().collect(),
+        access: found.access,
+        version_folder: found.version_folder,
         image,
     })
 }
 
-/// The control file, label and map, and every small file that may be configuration: at the top, or in a folder that is not
-/// PostgreSQL's own.
-fn interesting(image: &Image) -> Vec<u32> {
-    let fixed = [layout::CONTROL, layout::AUTO_CONF, layout::TABLESPACE_MAP];
-    let mut rows: Vec<u32> = fixed.iter().filter_map(|path| image.find(path.as_bytes())).collect();
-    let mut total = 0_u64;
-    for (row, index) in image.rows().iter().zip(0..) {
-        let path = image.path(row);
-        let own = |dir: &[u8]| path.starts_with(dir);
-        let foreign =
-            !(own(b"base/") || own(b"global/") || own(b"log/") || (own(b"pg_") && path.contains(&b'/')));
-        let small = row.kind == RowKind::File && row.size <= outside::MAX_CONF_BYTES;
-        let fits = rows.len() < MAX_CONF_FILES && total.saturating_add(row.size) <= MAX_CONF_TOTAL;
-        if foreign && small && fits && !rows.contains(&index) {
-            total = total.saturating_add(row.size);
-            rows.push(index);
+/// What one look over all files shows.
+struct Found {
+    /// The control file, label and map, and every small file that may be configuration: at the top, or in a folder that is not
+    /// PostgreSQL's own. With their sizes.
+    files: BTreeMap<Vec<u8>, u64>,
+    /// The mode of the directories.
+    access: Access,
+    /// The folder of this PostgreSQL in its tablespaces.
+    version_folder: Option<String>,
+}
+
+impl Found {
+    fn scan(image: &Image) -> Result<Self> {
+        let mut found = Self { files: BTreeMap::new(), access: Access::of_mode(0o700), version_folder: None };
+        let mut total = 0_u64;
+        let mut rows = image.rows();
+        while let Some(row) = rows.next_row()? {
+            match row.kind {
+                RowKind::Directory if row.path == b"base" => found.access = Access::of_mode(row.mode),
+                RowKind::File if found.takes(row.path, row.size, total) => {
+                    total = total.saturating_add(row.size);
+                    found.files.insert(row.path.to_vec(), row.size);
+                }
+                RowKind::Directory | RowKind::File | RowKind::Symlink => {}
+            }
+            if found.version_folder.is_none() {
+                found.version_folder = layout::version_folder(row.path);
+            }
         }
+        Ok(found)
     }
-    rows
+
+    /// Is this file read before anything is decided?
+    fn takes(&self, path: &[u8], size: u64, total: u64) -> bool {
+        let fits = total.saturating_add(size) <= MAX_CONF_TOTAL;
+        let small = size <= outside::MAX_CONF_BYTES && self.files.len() < MAX_CONF_FILES;
+        let decisive = DECISIVE.iter().any(|name| name.as_bytes() == path);
+        fits && (decisive || (small && may_be_configuration(path)))
+    }
+}
+
+/// Files that a restore cannot be decided without.
+const DECISIVE: [&str; 5] =
+    [layout::CONTROL, layout::AUTO_CONF, layout::TABLESPACE_MAP, "backup_label", "PG_VERSION"];
+
+fn may_be_configuration(path: &[u8]) -> bool {
+    let own = |dir: &[u8]| path.starts_with(dir);
+    !(own(b"base/") || own(b"global/") || own(b"log/") || (own(b"pg_") && path.contains(&b'/')))
 }
 
 fn check_writable(place: &Place) -> Result<()> {
@@ -326,14 +353,6 @@ fn check_control(stored: &StoredBackup, control: &ControlFile) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-fn version_folder(image: &Image, located: &[Tablespace]) -> Option<String> {
-    located.iter().find_map(|t| {
-        let prefix = format!("pg_tblspc/{}/", t.oid);
-        let row = image.below(prefix.as_bytes()).next()?;
-        layout::version_folder(image.path(row).strip_prefix(prefix.as_bytes())?)
-    })
 }
 
 /// Only a replacement may move tablespaces aside, and only those of the very directory that it replaces.
@@ -380,8 +399,9 @@ fn check_room(place: &Place, image: &Image, layout: &Layout, located: &[Tablespa
     if let Some(first) = needed.first_mut() {
         *first = SPARE_BYTES;
     }
-    for row in image.rows() {
-        let tree = layout.destination(image.path(row)).map(|(tree, _)| tree);
+    let mut rows = image.rows();
+    while let Some(row) = rows.next_row()? {
+        let tree = layout.destination(row.path).map(|(tree, _)| tree);
         if let Some(sum) = tree.and_then(|tree| needed.get_mut(tree)) {
             *sum = sum.saturating_add(row.size);
         }
@@ -411,11 +431,6 @@ fn check_room(place: &Place, image: &Image, layout: &Layout, located: &[Tablespa
 fn bytes_of_packs(stored: &StoredBackup, image: &Image) -> u64 {
     let named = image.packs().iter().fold(0_u64, |sum, pack| sum.saturating_add(pack.info.stored));
     named.max(stored.verdict().packs.stored)
-}
-
-fn access_of(image: &Image) -> Access {
-    let base = image.find(b"base").and_then(|index| image.row(index));
-    Access::of_mode(base.map_or(0o700, |row| row.mode))
 }
 
 fn backup_warnings(stored: &StoredBackup, catalogue: Option<&Catalogue>) -> Vec<String> {

@@ -22,7 +22,7 @@ use crate::repo::path::BackupObject;
 use crate::store::Store;
 
 use super::fetch::{self, Packs, Sink};
-use super::image::{Image, Piece, RowKind};
+use super::image::{File, Image};
 
 /// Reads in flight while small files are looked at.
 const SMALL_JOBS: usize = 4;
@@ -61,7 +61,7 @@ impl StoredBackup {
         let read = tokio::task::spawn_blocking(move || Image::of(&manifest)).await;
         let read = read.map_err(|e| Error::failed("reading the manifest ended early").source(e))?;
         let id = &self.verdict.id;
-        let image = read.map_err(|e| Error::corrupt(format!("backup {id}: {e}")).source(e))?;
+        let image = read.map_err(|e| e.context(format!("the manifest of backup {id} cannot be used")))?;
         if backup != *id || system != self.verdict.system {
             return Err(Error::corrupt(format!("the manifest of backup {id} says it is that of {backup}")));
         }
@@ -87,19 +87,19 @@ impl StoredBackup {
         }
     }
 
-    /// The content of small files, by row.
+    /// The content of small files, by path. What is not there is absent.
     ///
     /// # Errors
     /// As [`fetch::fetch`].
-    pub async fn files(&self, image: &Image, rows: &[u32]) -> Result<BTreeMap<u32, Vec<u8>>> {
-        let wanted: Vec<Piece> = image.pieces().iter().filter(|p| rows.contains(&p.row)).copied().collect();
-        let mut files = BTreeMap::new();
-        for index in rows {
-            if let Some(row) = image.row(*index).filter(|r| r.kind == RowKind::File) {
-                files.insert(*index, vec![0; usize::try_from(row.size).unwrap_or(0)]);
-            }
-        }
-        let sink = Arc::new(Memory(Mutex::new(files)));
+    pub async fn files(
+        &self,
+        image: &Image,
+        paths: &BTreeMap<Vec<u8>, u64>,
+    ) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let content =
+            |(path, size): (&Vec<u8>, &u64)| (path.clone(), vec![0; usize::try_from(*size).unwrap_or(0)]);
+        let sink = Arc::new(Memory(Mutex::new(paths.iter().map(content).collect())));
+        let wanted = |path: &[u8]| paths.contains_key(path);
         fetch::fetch(self, image, &wanted, SMALL_JOBS, &sink, &Silent).await?;
         let files = std::mem::take(&mut *sink.0.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(files)
@@ -164,13 +164,13 @@ impl Packs for StoredBackup {
 }
 
 /// Files in memory.
-struct Memory(Mutex<BTreeMap<u32, Vec<u8>>>);
+struct Memory(Mutex<BTreeMap<Vec<u8>, Vec<u8>>>);
 
 impl Sink for Memory {
-    fn put(&self, row: u32, at: u64, bytes: &[u8]) -> Result<()> {
+    fn put(&self, file: &File, at: u64, bytes: &[u8]) -> Result<()> {
         let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = usize::try_from(at).unwrap_or(usize::MAX);
-        let place = files.get_mut(&row).and_then(|f| f.get_mut(at..at.saturating_add(bytes.len())));
+        let place = files.get_mut(&file.path).and_then(|f| f.get_mut(at..at.saturating_add(bytes.len())));
         place.map(|p| p.copy_from_slice(bytes)).ok_or_else(|| Error::corrupt("a file is larger than it says"))
     }
 }

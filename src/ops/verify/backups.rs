@@ -18,8 +18,8 @@ use super::folder::{Look, Read};
 use super::packs::{PACK_BYTES, check_twice};
 use super::twice;
 use crate::error::{Error, Result};
-use crate::ops::restore::fetch::{Part, settle_files};
-use crate::ops::restore::image::{Image, Piece};
+use crate::ops::restore::fetch::Begun;
+use crate::ops::restore::image::{Image, Piece, Pieces};
 use crate::ops::restore::stored::StoredBackup;
 use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
 use crate::repo::manifest::{Manifest, PackLine};
@@ -87,7 +87,7 @@ async fn check_backup(look: &mut Look<'_>, stored: &StoredBackup, known: &mut Kn
 fn read_manifest(manifest: &Manifest, decode: bool) -> Result<Option<Image>> {
     let wrong = |what: String| Error::corrupt(format!("the manifest is damaged: {what}"));
     if decode {
-        return Image::of(manifest).map(Some).map_err(|e| wrong(e.to_string()));
+        return Image::of(manifest).map(Some);
     }
     manifest.entries().try_for_each(|entry| entry.map(drop)).map_err(|e| wrong(e.to_string())).map(|()| None)
 }
@@ -161,7 +161,8 @@ async fn check_extras(look: &mut Look<'_>, stored: &StoredBackup) -> Result<()> 
 struct Due {
     object: SystemObject,
     line: PackLine,
-    pieces: Vec<Piece>,
+    /// Its place in the manifest.
+    index: u32,
 }
 
 async fn check_packs(
@@ -174,38 +175,32 @@ async fn check_packs(
     let id = &stored.verdict().id;
     let due = due_packs(look, id, lines, image.as_ref(), known);
     let (packs, budget) = (Arc::new(stored.clone()), Arc::clone(&look.budget));
-    let read = |due: Due| {
+    let read = |(due, pieces): (Due, Result<Vec<Piece>>)| {
         let (packs, budget) = (Arc::clone(&packs), Arc::clone(&budget));
         async move {
             let _share = budget.take(PACK_BYTES).await;
-            let read = check_twice(packs, &due.line, &due.pieces).await;
+            let read = match pieces {
+                Ok(pieces) => check_twice(packs, &due.line, &pieces).await,
+                Err(error) => Err(error),
+            };
             (due, read)
         }
     };
     let jobs = look.request.jobs.max(1);
     let mut done = Vec::new();
-    let mut open: Vec<Part> = Vec::new();
+    // Files of which a pack was read and another was not (yet).
+    let mut begun = Begun::default();
     {
+        let mut pieces = image.as_ref().map(Image::pieces);
+        let due = due.into_iter().map(|due| {
+            let pieces = pieces_of(pieces.as_mut(), due.index);
+            (due, pieces)
+        });
         let mut reads = std::pin::pin!(futures_util::stream::iter(due).map(read).buffer_unordered(jobs));
         while let Some((due, read)) = reads.next().await {
-            let outcome = match read {
-                Ok(mut parts) => {
-                    let settled = image.as_ref().map_or(Ok(()), |image| settle_files(image, &mut parts));
-                    open.extend(parts);
-                    settled
-                }
-                Err(error) => Err(error),
-            };
+            let outcome = read.and_then(|parts| parts.into_iter().try_for_each(|part| begun.note(part)));
             look.progress.advance(due.line.info.stored);
             done.push((due.object, due.line.info.stored, outcome));
-        }
-    }
-    if let Some(image) = &image {
-        let whole = settle_files(image, &mut open);
-        if let Err(error) = whole {
-            let key = look.system.keys().backup(id, BackupObject::Manifest);
-            look.folder.findings.add(Fault::Damaged, key, error.to_string(), needed_by(id));
-            look.broken.insert(id.clone());
         }
     }
     for (object, size, outcome) in done {
@@ -269,7 +264,7 @@ fn due_packs(
             // Other files of it may be this backup's.
             (Some(_), Some(true)) if image.is_none() => {}
             (Some(_), _) if look.request.sample.takes(&key) => {
-                due.push(Due { object, line: line.clone(), pieces: pieces_of(image, index) });
+                due.push(Due { object, line: line.clone(), index });
             }
             (Some(_), _) => {}
         }
@@ -277,8 +272,7 @@ fn due_packs(
     due
 }
 
-fn pieces_of(image: Option<&Image>, pack: u32) -> Vec<Piece> {
-    let all = image.map(Image::pieces).unwrap_or_default();
-    let (from, to) = (all.partition_point(|p| p.pack < pack), all.partition_point(|p| p.pack <= pack));
-    all.get(from..to).unwrap_or_default().to_vec()
+/// The pieces of the pack at `index`; asked for in ascending order.
+fn pieces_of(pieces: Option<&mut Pieces<'_>>, index: u32) -> Result<Vec<Piece>> {
+    pieces.map_or(Ok(Vec::new()), |pieces| pieces.of_pack(index, &|_| true))
 }

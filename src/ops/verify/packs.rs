@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::codec::Hasher;
 use crate::error::{Error, Result};
-use crate::ops::restore::fetch::{Frames, Packs, Part, Sink, groups};
-use crate::ops::restore::image::Piece;
+use crate::ops::restore::fetch::{Frames, Packs, Part, Sink, Written, groups};
+use crate::ops::restore::image::{File, Piece};
 use crate::repo::manifest::PackLine;
 
 /// Memory that reading a pack takes: a group as stored, and one frame plain.
@@ -18,12 +18,12 @@ pub(super) const PACK_BYTES: u64 = 24 << 20;
 struct Nowhere;
 
 impl Sink for Nowhere {
-    fn put(&self, _row: u32, _at: u64, _bytes: &[u8]) -> Result<()> {
+    fn put(&self, _file: &File, _at: u64, _bytes: &[u8]) -> Result<()> {
         Ok(())
     }
 }
 
-/// Checks the pack; the parts of the files in it that `pieces` (ordered) name.
+/// Checks the pack, and the files in it that `pieces` (ordered) name; the parts of those that lie elsewhere too.
 ///
 /// # Errors
 /// Kind `Corrupt` for damage, `NotFound` if the backup expired meanwhile, else as the store answers.
@@ -35,7 +35,8 @@ pub(super) async fn check<P: Packs>(packs: &P, pack: &PackLine, pieces: &[Piece]
         // Decompressing takes a processor for long: not on the reactor.
         let work = tokio::task::spawn_blocking(move || {
             hasher.update(&stored);
-            group.write(&stored, &Nowhere).map(|parts| (hasher, parts))
+            let mut written = Written::default();
+            group.write(&stored, &Nowhere, &mut written).map(|()| (hasher, written.parts))
         });
         let done = work.await.map_err(|e| Error::failed("a checking thread ended early").source(e))?;
         let (hashed, found) = done?;
