@@ -202,6 +202,16 @@ pg1-user=postgres
             commands["pgBackRest archive-get"] = each(lambda p, n: ["/bin/sh", "-ec", f"{rest} archive-get {n} {out}/x"])
         self.compare(f"get of {len(paths)} segments, one at a time, {kind}", commands)
 
+    def make_files(self, count):
+        """Files that PostgreSQL does not know, but backs up: memory and time per file are the same."""
+        for index in range(count):
+            folder = f"{self.data}/many/{index // 1000:06}"
+            if index % 1000 == 0:
+                os.makedirs(folder)
+            with open(f"{folder}/{index % 1000:03}", "wb") as out:
+                out.write(b"%-1023d\n" % index)
+        subprocess.run(["chown", "-R", "postgres:", f"{self.data}/many"], check=True)
+
     def backup(self):
         out = f"{self.dir}/base"
         clean = lambda: shutil.rmtree(out, ignore_errors=True)
@@ -219,6 +229,11 @@ pg1-user=postgres
 
     def restore(self):
         out, archive = f"{self.dir}/restored", f"{self.dir}/base-tar"
+        if "backup" not in self.o.only:
+            self.archive_with(f"{self.pitr} --config {self.config} archive-push %p")
+            run([self.pitr, "--config", self.config, "backup"])
+            if self.has_rest:
+                shell(f"pgbackrest --config={self.rest} --stanza=bench --type=full --no-archive-check backup")
         run([f"{BIN}/pg_basebackup", "-h", self.dir, "-U", "postgres", "-D", archive, "-Ft", "-X", "none", "-c", "fast",
              "--compress=client-zstd:level=1,workers=2"])
 
@@ -243,16 +258,23 @@ def main():
     parser.add_argument("--scale", type=int, default=40, help="pgbench scale; 1 is about 15 MiB")
     parser.add_argument("--dir", default="/var/tmp")
     parser.add_argument("--pitr", default=BUILT, help="the program to measure")
+    parser.add_argument("--only", nargs="*", choices=("wal", "backup", "restore"), default=("wal", "backup", "restore"))
+    parser.add_argument("--many-files", type=int, default=0, help="also back up and restore so many files of 1 KiB")
     parser.add_argument("--keep", action="store_true")
     bench = Bench(parser.parse_args())
     try:
         bench.set_up()
         for kind in ("pgbench", "hashed text"):
             paths = bench.segments(kind)
-            bench.push(kind, paths)
-            bench.get(kind, paths)
-        bench.backup()
-        bench.restore()
+            if "wal" in bench.o.only:
+                bench.push(kind, paths)
+                bench.get(kind, paths)
+        if bench.o.many_files:
+            bench.make_files(bench.o.many_files)
+        if "backup" in bench.o.only:
+            bench.backup()
+        if "restore" in bench.o.only:
+            bench.restore()
     finally:
         subprocess.run([f"{BIN}/pg_ctl", "-D", bench.data, "-m", "immediate", "stop"], preexec_fn=drop, check=False,
                        stdout=subprocess.DEVNULL)

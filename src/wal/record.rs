@@ -68,7 +68,7 @@ impl RecordHeader {
     }
 
     /// How much of the body must be at hand to read the event from it; 0 for records that are none.
-    fn prefix(&self) -> usize {
+    pub(super) fn prefix(&self) -> usize {
         match self.rmid {
             RM_XACT => xact::prefix(self.info),
             RM_XLOG if xlog::is_event(self.operation()) => 4 << 10,
@@ -165,8 +165,10 @@ pub(super) struct Assembly {
     header: [u8; RECORD_HEADER],
     have: u64,
     body_crc: u32,
-    keep: usize,
-    body: Vec<u8>,
+    /// How much of the body is kept. To be set between the header and the body.
+    pub(super) keep: usize,
+    /// The kept prefix of the body.
+    pub(super) body: Vec<u8>,
 }
 
 /// Where an `Assembly` stands after a slice.
@@ -224,12 +226,6 @@ impl Assembly {
         (slice.len(), progress)
     }
 
-    /// Keeps the part of the body from which the event is read, and at least `at_least` bytes of it. To be called between
-    /// the header and the body.
-    pub(super) fn keep(&mut self, at_least: usize) {
-        self.keep = self.header().prefix().max(at_least);
-    }
-
     pub(super) fn start(&self) -> Lsn {
         self.start
     }
@@ -262,11 +258,6 @@ impl Assembly {
     /// True if the stored CRC is that of the bytes.
     pub(super) fn crc_matches(&self) -> bool {
         record_crc(self.body_crc, &self.header) == self.header().crc
-    }
-
-    /// The kept prefix of the body.
-    pub(super) fn body(&self) -> &[u8] {
-        &self.body
     }
 
     /// The first bytes of the record, header first, at most `limit`, as far as they were kept.

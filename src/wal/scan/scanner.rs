@@ -20,7 +20,7 @@ use super::summary::{CommitSummary, FRAGMENT_BYTES, Fragment, SegmentEnd, Segmen
 use crate::wal::event::{Event, EventKind};
 use crate::wal::lsn::{Lsn, PAGE_SIZE};
 use crate::wal::page::{LONG_HEADER, LongHeader, PageHeader, PgMajor};
-use crate::wal::record::{Assembly, Progress, RM_XLOG, RecordHeader, decode};
+use crate::wal::record::{Assembly, Progress, RECORD_HEADER, RM_XLOG, RecordHeader, decode, record_crc};
 use crate::wal::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::wal::timeline::TimelineId;
 
@@ -396,6 +396,10 @@ impl Scanner {
                 if padding > 0 {
                     return Ok(usize::try_from(padding).unwrap_or(usize::MAX).min(chunk.len()));
                 }
+                let whole = self.whole_records(chunk, observe);
+                if whole > 0 {
+                    return Ok(whole);
+                }
                 self.record.begin(self.pos);
                 self.state = State::Record;
                 self.record_bytes(chunk, observe)
@@ -443,20 +447,27 @@ impl Scanner {
                 self.stop(start, Fault::RecordPrevious(header.prev), page, Lsn::MAX);
                 return Ok(used);
             }
-            // A record that may cross the segment's end is kept for the fragment. Page headers take less than its own length.
-            let reach = u64::from(header.total).saturating_mul(2).saturating_add(2 * LONG_HEADER);
-            let crosses = start.saturating_add(reach) >= self.segment_end;
-            self.record.keep(if crosses { self.keep.fragment_bytes() } else { 0 });
+            self.record.keep = self.kept_of(start, &header);
         }
         if progress == Progress::Complete {
             let end = self.pos.saturating_add(u64::try_from(used).unwrap_or(0));
             if self.record.crc_matches() {
-                self.complete(end, observe);
+                let (header, body) = (self.record.header(), std::mem::take(&mut self.record.body));
+                self.complete(start, end, &header, &body, observe);
+                self.record.body = body; // its memory serves for the next one
             } else {
                 self.stop(start, Fault::RecordCrc, page, end.aligned());
             }
         }
         Ok(used)
+    }
+
+    /// How much is kept of the body of the record at `start`: what its event is read from, and of one that may cross the segment's
+    /// end what the fragment needs. Page headers take less than its own length.
+    fn kept_of(&self, start: Lsn, header: &RecordHeader) -> usize {
+        let reach = u64::from(header.total).saturating_mul(2).saturating_add(2 * LONG_HEADER);
+        let crosses = start.saturating_add(reach) >= self.segment_end;
+        header.prefix().max(if crosses { self.keep.fragment_bytes() } else { 0 })
     }
 
     /// A record must name its predecessor; of the first one only that it lies before the segment is known.
@@ -467,9 +478,38 @@ impl Scanner {
         }
     }
 
-    fn complete(&mut self, end: Lsn, observe: &mut dyn FnMut(&RecordInfo<'_>)) {
-        let lsn = self.record.start();
-        let header = self.record.header();
+    /// Takes records that lie whole in `chunk`, from its front, where they are; returns how many bytes, padding included. Most
+    /// records of most segments: they need no assembling. What is not valid is left, and judged where it is assembled.
+    fn whole_records(&mut self, chunk: &[u8], observe: &mut dyn FnMut(&RecordInfo<'_>)) -> usize {
+        let mut used = 0;
+        while let Some((header, body)) = chunk.get(used..).and_then(whole_record) {
+            let parsed = RecordHeader::parse(header);
+            if !self.follows(parsed.prev) || record_crc(crc32c::crc32c(body), header) != parsed.crc {
+                break;
+            }
+            let lsn = self.pos.saturating_add(u64::try_from(used).unwrap_or(0));
+            let end = lsn.saturating_add(parsed.total.into());
+            // As much as is kept of one that is assembled: what is found does not depend on how the bytes come.
+            let kept = body.get(..self.kept_of(lsn, &parsed)).unwrap_or(body);
+            self.complete(lsn, end, &parsed, kept, observe);
+            let padded = RECORD_HEADER.saturating_add(body.len()).next_multiple_of(8);
+            used = used.saturating_add(padded).min(chunk.len());
+            if !matches!(self.state, State::Between) {
+                break;
+            }
+        }
+        used
+    }
+
+    /// Takes note of a record whose CRC was checked; `body` is all of it, or the prefix that was kept.
+    fn complete(
+        &mut self,
+        lsn: Lsn,
+        end: Lsn,
+        header: &RecordHeader,
+        body: &[u8],
+        observe: &mut dyn FnMut(&RecordInfo<'_>),
+    ) {
         self.found.records += 1;
         if self.found.first_record.is_none() {
             self.found.first_record = Some(lsn);
@@ -478,12 +518,9 @@ impl Scanner {
         self.found.last_record = Some(lsn);
         self.found.last_record_end = Some(end);
         self.state = if header.is_switch() { State::Padding } else { State::Between };
-        let decoded = self
-            .first
-            .and_then(|first| first.major)
-            .and_then(|major| decode(major, &header, self.record.body()));
+        let decoded = self.first.and_then(|first| first.major).and_then(|major| decode(major, header, body));
         let event = decoded.map(|(xid, kind)| Event { lsn, end, xid, kind });
-        observe(&RecordInfo { lsn, end, header: &header, event: event.as_ref() });
+        observe(&RecordInfo { lsn, end, header, event: event.as_ref() });
         if let Some(event) = event {
             self.found.add(event, self.keep);
         }
@@ -644,6 +681,14 @@ impl PageBuffer {
         }
         n
     }
+}
+
+/// The record at the front of `bytes`, header and body, if all of it is there.
+fn whole_record(bytes: &[u8]) -> Option<(&[u8; RECORD_HEADER], &[u8])> {
+    let header = bytes.first_chunk::<RECORD_HEADER>()?;
+    let [a, b, c, d, ..] = *header;
+    let total = usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()?;
+    Some((header, bytes.get(RECORD_HEADER..total)?))
 }
 
 /// True if a head's last eight bytes are those of an `XLOG_SWITCH`: a switch asked for so late that its own record, all header,
