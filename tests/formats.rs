@@ -430,6 +430,7 @@ fn backup() -> Backup {
         label: "before the upgrade".to_owned(),
         from_standby: false,
         checksums: Checksums::Ok,
+        damage: Vec::new(),
         cluster_bytes: 50_000_000_000,
         new_bytes: 2_000_000_000,
         stored_bytes: 700_000_000,

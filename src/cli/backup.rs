@@ -1,7 +1,7 @@
 //! `pitr backup`: flags to a request, the report to text or JSON.
 //!
 //! The backup goes to every required repository, or to those that `--repository` names; an optional one is left out and said so, since
-//! it gets its copy later (`pitr copy`).
+//! it gets its copy later (`pitr copy`). One with damaged pages is stored and marked, and ends with the code for damage.
 
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use crate::ops::Progress;
 use crate::ops::backup::{BackupReport, BackupRequest, WAL_PATIENCE, backup};
 use crate::pgwire::{Checkpoint, Deadlines};
 use crate::repo::Repository;
+use crate::repo::objects::{Backup, Checksums};
 
 /// Limits of BASE_BACKUP's MAX_RATE, in kB/s.
 const RATES: std::ops::RangeInclusive<u64> = 32..=1_048_576;
@@ -60,7 +61,27 @@ async fn perform(
     } else if !context.common.quiet {
         output::say(&as_text(&report));
     }
+    if report.backup.checksums == Checksums::Corrupt {
+        output::warn(&damage(&report.backup).report());
+        return Ok(Ended::Damaged);
+    }
     Ok(Ended::Well)
+}
+
+/// Pages of the source are damaged: which, and what now.
+fn damage(backup: &Backup) -> Error {
+    Error::corrupt(format!(
+        "pages of the server are damaged, so backup {} is marked corrupt and is no good one:\n{}",
+        backup.id,
+        backup.damage.join("\n")
+    ))
+    .hint(format!(
+        "in the database with the number behind base/ (`SELECT oid, datname FROM pg_database`), \
+         `SELECT pg_filenode_relation(0, <number of the file>)` names the relation: an index can be rebuilt (REINDEX), a table be \
+         brought back from an older backup (`pitr restore --copy`); older backups and the WAL since them are still good, and nothing \
+         of them expires meanwhile; `pitr restore --backup {}` takes this one all the same",
+        backup.id
+    ))
 }
 
 /// A spread checkpoint takes most of checkpoint_timeout, whose limit is a day; TCP keepalive notices a server that is gone.
@@ -122,7 +143,8 @@ fn as_text(report: &BackupReport) -> String {
     .into_iter()
     .map(|(name, value)| vec![format!("  {name}"), value])
     .collect();
-    let mut text = format!("backup {} is complete\n{}", backup.id, output::table(&rows));
+    let state = if backup.checksums == Checksums::Corrupt { "stored, and corrupt" } else { "complete" };
+    let mut text = format!("backup {} is {state}\n{}", backup.id, output::table(&rows));
     // Warnings were said when they came up.
     text.push_str(
         "Next: `pitr info` lists the backups, `pitr restore --dry-run` shows what a restore would do.",
@@ -146,6 +168,7 @@ fn as_json(report: &BackupReport) -> serde_json::Value {
         "timeline": backup.timeline,
         "from_standby": backup.from_standby,
         "checksums": backup.checksums,
+        "damage": backup.damage,
         "cluster_bytes": backup.cluster_bytes,
         "new_bytes": backup.new_bytes,
         "stored_bytes": backup.stored_bytes,

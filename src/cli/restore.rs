@@ -27,7 +27,7 @@ use crate::config::load::Caller;
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::ops::facts::Archive;
-use crate::ops::plan::{PlanRequest, RecoveryPlan, RecoveryTarget, Stop, TimelineChoice, Want};
+use crate::ops::plan::{PlanBackup, PlanRequest, RecoveryPlan, RecoveryTarget, Stop, TimelineChoice, Want};
 use crate::ops::restore::directory::Place;
 use crate::ops::restore::stored::StoredBackup;
 use crate::ops::restore::tablespaces::Move;
@@ -242,7 +242,7 @@ async fn choose(
     candidates.sort_by_key(|repository| !repository.is_required());
     for repository in candidates {
         match look(repository, system).await {
-            Ok(Some(archive)) if archive.world.backups.iter().any(|b| b.restorable) => {
+            Ok(Some(archive)) if archive.world.backups.iter().any(PlanBackup::is_offered) => {
                 if !repository.is_required() && repositories.iter().any(Repository::is_required) {
                     output::warn(&format!(
                         "warning: repository {} is optional: it may lack WAL that a required one holds",
@@ -346,7 +346,7 @@ async fn prepare(
     let stored = StoredBackup::new(archive.system.clone(), verdict);
     let planned: Vec<String> = plan.warnings.iter().map(ToString::to_string).collect();
     let mut prepared = restore::prepare(stored, plan, purpose, request, site).await?;
-    prepared.warnings = [planned, archive.unreadable_warnings(), warnings, prepared.warnings].concat();
+    prepared.warnings = [planned, archive.unused_warnings(), warnings, prepared.warnings].concat();
     for warning in &prepared.warnings {
         output::warn(&format!("warning: {warning}"));
     }

@@ -22,7 +22,7 @@ use crate::repo::System;
 use crate::repo::annex::kind;
 use crate::repo::archive::{Fetched, SegmentInfo};
 use crate::repo::catalog::{BackupState, Catalog, Run, runs, wal_complete};
-use crate::repo::objects::{Backup, Floor, Verdict};
+use crate::repo::objects::{Backup, Checksums, Floor, Verdict};
 use crate::repo::walobject::WalEnd;
 use crate::wal::scan::{Keep, RecordInfo, Scanner, SegmentEnd};
 use crate::wal::{
@@ -124,12 +124,19 @@ impl Archive {
                 Answer::Refuse(refusal) => Ok(Err(refusal)),
             })
             .await?;
-        answer.map(|plan| *plan).map_err(|refusal| self.with_unreadable(refused(&refusal)))
+        answer.map(|plan| *plan).map_err(|refusal| self.with_unused(refused(&refusal)))
     }
 
-    /// What a person should know of backups that cannot be read.
-    pub fn unreadable_warnings(&self) -> Vec<String> {
-        self.catalog.unreadable().map(|(id, what)| format!("backup {id} cannot be used: {what}")).collect()
+    /// What a person should know of backups that cannot be read, or are used only by name.
+    pub fn unused_warnings(&self) -> Vec<String> {
+        let unreadable = self.catalog.unreadable();
+        let unreadable = unreadable.map(|(id, what)| format!("backup {id} cannot be used: {what}"));
+        let corrupt = self.world.backups.iter().filter(|backup| backup.restorable && backup.corrupt);
+        let corrupt = corrupt.map(|backup| {
+            let id = &backup.id;
+            format!("backup {id} is passed over, since it holds damaged pages: `--backup {id}` takes it all the same")
+        });
+        unreadable.chain(corrupt).collect()
     }
 
     /// A backup that was asked for by name, and is damaged.
@@ -142,9 +149,9 @@ impl Archive {
         }
     }
 
-    /// A backup that cannot be read may be the one that would have reached the target.
-    fn with_unreadable(&self, error: Error) -> Error {
-        let warnings = self.unreadable_warnings();
+    /// A backup that cannot be read, or is passed over, may be the one that would have reached the target.
+    fn with_unused(&self, error: Error) -> Error {
+        let warnings = self.unused_warnings();
         if warnings.is_empty() {
             return error;
         }
@@ -270,6 +277,7 @@ fn backups(
             stop_time: pg_time(backup.stop_time),
             latest_commit_inside: backup.window_earliest.map(pg_time),
             restorable: info.state == BackupState::Complete && wal.is_ok(),
+            corrupt: backup.checksums == Checksums::Corrupt,
         })
     };
     catalog.backups.iter().filter_map(planned).collect()

@@ -1,7 +1,7 @@
 //! `info`: what a repository holds of a cluster, and which moments can be restored from it.
 //!
 //! Listings, verdicts and the headers at the ends of WAL runs; no segment is opened. What is shown as restorable is: a complete
-//! verdict, every pack it names in the listing, and every segment from its start to its stop. Rules: REPOSITORY 4 (verdict, intent,
+//! verdict without damaged pages, every pack it names in the listing, and every segment from its start to its stop. Rules: REPOSITORY 4 (verdict, intent,
 //! tombstone), INTERFACE (JSON).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::clock::{Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::ops::facts::Archive;
-use crate::ops::plan::{self, Window};
+use crate::ops::plan::{self, PlanBackup, Window};
 use crate::repo::Repository;
 use crate::repo::catalog::{BackupState, Run, runs};
 use crate::repo::objects::{Backup, Identity, Verdict};
@@ -23,7 +23,7 @@ pub struct ShownBackup {
     pub id: String,
     /// Its verdict, if it ever had one that says "complete".
     pub verdict: Option<Box<Backup>>,
-    /// Everything it needs is there.
+    /// Everything it needs is there, and no page of it is damaged.
     pub restorable: bool,
     /// Why not, or what it is.
     pub state: String,
@@ -80,8 +80,8 @@ pub async fn read(repository: &Repository) -> Result<RepositoryInfo> {
     let system = repository.open(identity.system).await?;
     let mut archive = Archive::read(&system).await?;
     let windows = archive.resolve(plan::window).await?;
-    let restorable: BTreeMap<&str, bool> =
-        archive.world.backups.iter().map(|b| (b.id.as_str(), b.restorable)).collect();
+    let planned: BTreeMap<&str, &PlanBackup> =
+        archive.world.backups.iter().map(|b| (b.id.as_str(), b)).collect();
     let pins = system.pins().await?;
     // Readers' pins by this host's clock: it only shows what expiry decides by the store's.
     let counting = pins.iter().filter(|listed| listed.counts(SystemClock.now()));
@@ -92,16 +92,16 @@ pub async fn read(repository: &Repository) -> Result<RepositoryInfo> {
         .iter()
         .filter(|info| info.state != BackupState::Garbage)
         .map(|info| {
-            let can = restorable.get(info.id.as_str()).copied().unwrap_or(false);
+            let planned = planned.get(info.id.as_str()).copied();
             let verdict = match &info.verdict {
                 Some(Verdict::Complete(backup)) => Some(backup.clone()),
                 _ => None,
             };
-            let state = state(&info.state, can);
+            let state = state(&info.state, planned, verdict.as_deref());
             ShownBackup {
                 id: info.id.to_string(),
                 verdict,
-                restorable: can,
+                restorable: planned.is_some_and(PlanBackup::is_offered),
                 state,
                 pinned: pinned.contains(&info.id),
             }
@@ -124,10 +124,18 @@ pub fn no_cluster(repository: &Repository) -> Error {
         .hint("`pitr init` creates it; is the cluster's name right, and is the disk mounted?")
 }
 
-fn state(state: &BackupState, restorable: bool) -> String {
+fn state(state: &BackupState, planned: Option<&PlanBackup>, verdict: Option<&Backup>) -> String {
+    let (restorable, corrupt) = planned.map_or((false, false), |b| (b.restorable, b.corrupt));
     match state {
-        BackupState::Complete if restorable => "restorable".to_owned(),
-        BackupState::Complete => "not restorable: WAL between its start and its stop is missing".to_owned(),
+        BackupState::Complete if !restorable => {
+            "not restorable: WAL between its start and its stop is missing".to_owned()
+        }
+        BackupState::Complete if corrupt => {
+            let first = verdict.and_then(|verdict| verdict.damage.first());
+            let first = first.map(|line| format!(" ({line})")).unwrap_or_default();
+            format!("corrupt: it holds damaged pages{first}; only `restore --backup` takes it")
+        }
+        BackupState::Complete => "restorable".to_owned(),
         BackupState::Damaged(what) => format!("not restorable: {what}"),
         BackupState::Unfinished => "running, or its writer died".to_owned(),
         BackupState::Abandoned => "abandoned".to_owned(),

@@ -8,15 +8,17 @@
 //!          │   └ of a copy                    copyconf         made from nothing, by an allow-list
 //!          ├ postgresql.auto.conf             recovery         one marked block of recovery settings
 //!          └ base global pg_tblspc pg_wal     paths            what a name means: relation, temporary, excluded
+//!             └ of a relation              page             its pages and their checksums
 //! ```
 //! Pure: bytes in, values or text out. No IO, no clock. Source of truth: PostgreSQL 13 to 18, `pg_control.h`,
-//! `backup_manifest.c`, `xlogrecovery.c`, `guc-file.l`, `basebackup.c`.
+//! `backup_manifest.c`, `xlogrecovery.c`, `guc-file.l`, `basebackup.c`, `checksum_impl.h`.
 
 pub mod backup_manifest;
 pub mod conf;
 pub mod control;
 pub mod copyconf;
 pub mod label;
+pub mod page;
 pub mod paths;
 pub mod recovery;
 

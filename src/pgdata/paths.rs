@@ -267,11 +267,6 @@ pub fn init_fork_of(path: &[u8]) -> Option<Vec<u8>> {
     Some(init)
 }
 
-/// True for a file whose pages carry checksums if the cluster has them: relations, but not the maps and version files beside them.
-pub fn has_page_checksums(path: &[u8]) -> bool {
-    RelationFile::parse(path).is_some()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,9 @@ use jiff::Timestamp;
 use super::catalog::{BackupFiles, Catalog};
 use super::document::Put;
 use super::manifest::Manifest;
-use super::objects::{Abandoned, Alive, Backup, Document, Expired, Intent, Nonce, Status, Verdict, encode};
+use super::objects::{
+    Abandoned, Alive, Backup, Checksums, Document, Expired, Intent, Nonce, Status, Verdict, encode,
+};
 use super::path::{BackupId, BackupObject, SystemObject};
 use super::{RepoError, System, nonce, this_process};
 use crate::codec::Digest;
@@ -54,14 +56,15 @@ impl System {
         }
     }
 
-    /// W3: whether packs of `id` may be referred to. To be asked after the intent was created, never before.
+    /// W3: whether packs of `id` may be referred to: not if its pages are damaged. To be asked after the intent was created, never before.
     ///
     /// # Errors
     /// [`RepoError`].
     pub async fn usable_parent(&self, id: &BackupId) -> Result<Option<Box<Backup>>, RepoError> {
         let Some(Verdict::Complete(backup)) = self.verdict(id).await? else { return Ok(None) };
         let owner = self.intent(id).await?.map(|intent| intent.nonce);
-        let usable = owner == Some(backup.nonce) && !self.is_expired(id).await?;
+        let good = owner == Some(backup.nonce) && backup.checksums != Checksums::Corrupt;
+        let usable = good && !self.is_expired(id).await?;
         Ok(usable.then_some(backup))
     }
 

@@ -482,6 +482,9 @@ pub struct Backup {
     pub from_standby: bool,
     /// What page checksums said.
     pub checksums: Checksums,
+    /// With `corrupt`: which pages are damaged, a line for people each, the first hundred.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damage: Vec<String>,
     /// Bytes of all files of the cluster.
     pub cluster_bytes: u64,
     /// Bytes of them that are in this backup's own packs.
@@ -510,11 +513,11 @@ pub struct Backup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Checksums {
-    /// Every page was checked and right.
+    /// Every page was checked and right, by the server's look and by ours.
     Ok,
     /// The cluster has none.
     Off,
-    /// At least one page was wrong: the backup holds what the server holds.
+    /// At least one page was wrong: the backup holds what the server holds. Restored only if it is asked for by name, never a parent.
     Corrupt,
 }
 

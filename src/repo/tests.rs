@@ -343,6 +343,7 @@ fn backup(intent: &Intent) -> Backup {
         label: String::new(),
         from_standby: false,
         checksums: Checksums::Ok,
+        damage: Vec::new(),
         cluster_bytes: 10,
         new_bytes: 10,
         stored_bytes: 12,

@@ -406,6 +406,7 @@ impl Writer {
             label: String::new(),
             from_standby: self.behind > 0,
             checksums: Checksums::Ok,
+            damage: Vec::new(),
             cluster_bytes: 10,
             new_bytes: 10,
             stored_bytes: 13,

@@ -4,6 +4,7 @@
 //!  archive of tablespace 16400 ─┐  names get "pg_tblspc/16400/" in front      ┌ frame ┬ frame ┬ …  plain bytes, at most FRAME_BYTES,
 //!  archive of the base ─────────┴► TarReader ─► header data padding … END ───►│ parts │ parts │    with a note of which bytes are whose
 //! ```
+//! A page of a relation is never split between two frames, so that it can be checked where its frame is compressed.
 //! Runs on the task that reads the socket, so it only copies: digests, checksums and compression come later, on other threads. The
 //! headers are written anew (the server's have `./` in places, and 13/14 send no end), in the order in which members come:
 //! `global/pg_control` stays last. Pure. Source of truth: `basebackup.c`, `tar.c`.
@@ -11,6 +12,7 @@
 use bytes::Bytes;
 
 use crate::ops::archive::COPY_MARKER;
+use crate::pgdata::page::{MAX_BLOCK, PageLayout};
 use crate::pgwire::tar::{Member, MemberKind, TarError, TarItem, TarReader, padding};
 use crate::pgwire::tarwrite;
 use crate::repo::pack::FRAME_BYTES;
@@ -30,6 +32,8 @@ pub(super) enum Part {
         at: usize,
         /// Length.
         len: usize,
+        /// Number of the page that it begins with, if its pages are to be checked.
+        block: Option<u32>,
     },
     /// That member is complete.
     End,
@@ -56,9 +60,20 @@ pub(super) struct Assembler {
     is_copy: bool,
     kept: [Vec<u8>; READ_HERE.len()],
     pad: u64,
+    /// Given if pages are to be checked.
+    pages: Option<PageLayout>,
+    /// Of the open member, if it has pages: the number of its first.
+    first_block: Option<u32>,
+    /// Bytes of the open member so far.
+    passed: u64,
 }
 
 impl Assembler {
+    /// For a cluster whose relations are cut by `pages`, if pages are to be checked.
+    pub(super) fn new(pages: Option<PageLayout>) -> Self {
+        Self { pages, ..Self::default() }
+    }
+
     /// Bytes of the next archive follow: of the tablespace `oid`, or of the data directory.
     ///
     /// # Errors
@@ -127,6 +142,8 @@ impl Assembler {
         self.pad = if let MemberKind::File { size } = member.kind { padding(size) } else { 0 };
         self.is_copy |= member.path == COPY_MARKER.as_bytes();
         self.keep = READ_HERE.iter().position(|path| *path == member.path);
+        self.first_block = self.pages.and_then(|pages| pages.first_block(&member.path));
+        self.passed = 0;
         self.put(&header);
         self.open.parts.push(Part::Begin(Box::new(member)));
         Ok(())
@@ -139,7 +156,7 @@ impl Assembler {
         }
         // A frame that is full is handed over when the next byte comes, so this splits at most once: the server's pieces are
         // far below a frame. Longer ones make a longer frame, which the format allows.
-        let room = FRAME_BYTES.saturating_sub(self.open.plain.len());
+        let room = self.room();
         let (now, later) = data.split_at(room.min(data.len()));
         self.data_part(now);
         if !later.is_empty() {
@@ -148,17 +165,39 @@ impl Assembler {
         }
     }
 
+    /// How much of the open member still belongs into the open frame: with pages, up to the end of one.
+    fn room(&self) -> usize {
+        let free = FRAME_BYTES.saturating_sub(self.open.plain.len());
+        let Some(page) = self.page_bytes() else { return free };
+        let page_u64 = u64::try_from(page).unwrap_or(1);
+        let inside = usize::try_from(self.passed % page_u64).unwrap_or(0);
+        inside.saturating_add(free).next_multiple_of(page).saturating_sub(inside)
+    }
+
+    /// Bytes of a page of the open member, if it has pages.
+    fn page_bytes(&self) -> Option<usize> {
+        self.first_block.and(self.pages).map(PageLayout::block_bytes)
+    }
+
+    /// The number of the page that the next byte of the open member begins.
+    fn block(&self) -> Option<u32> {
+        let page = u64::try_from(self.page_bytes()?).ok()?;
+        let number = u32::try_from(self.passed.checked_div(page)?).ok()?;
+        Some(self.first_block?.wrapping_add(number))
+    }
+
     fn data_part(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;
         }
-        let at = self.open.plain.len();
+        let (at, block) = (self.open.plain.len(), self.block());
+        self.passed = self.passed.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
         self.open.plain.extend_from_slice(data);
         match self.open.parts.last_mut() {
-            Some(Part::Data { at: from, len }) if from.saturating_add(*len) == at => {
+            Some(Part::Data { at: from, len, .. }) if from.saturating_add(*len) == at => {
                 *len = len.saturating_add(data.len());
             }
-            _ => self.open.parts.push(Part::Data { at, len: data.len() }),
+            _ => self.open.parts.push(Part::Data { at, len: data.len(), block }),
         }
     }
 
@@ -176,7 +215,8 @@ impl Assembler {
     }
 
     fn turn(&mut self) {
-        let next = Frame { plain: Vec::with_capacity(FRAME_BYTES), parts: Vec::new() };
+        let longest = FRAME_BYTES.saturating_add(usize::try_from(MAX_BLOCK).unwrap_or(0));
+        let next = Frame { plain: Vec::with_capacity(longest), parts: Vec::new() };
         self.full = Some(std::mem::replace(&mut self.open, next));
     }
 }
@@ -218,7 +258,14 @@ mod tests {
     }
 
     fn assemble(archives: &[(Option<u32>, Vec<u8>)], cut: usize) -> (Vec<Frame>, Kept) {
-        let mut assembler = Assembler::default();
+        assemble_with(Assembler::default(), archives, cut)
+    }
+
+    fn assemble_with(
+        mut assembler: Assembler,
+        archives: &[(Option<u32>, Vec<u8>)],
+        cut: usize,
+    ) -> (Vec<Frame>, Kept) {
         let mut frames = Vec::new();
         for (tablespace, bytes) in archives {
             assembler.archive(*tablespace).unwrap();
@@ -260,7 +307,7 @@ mod tests {
                         let slash = if member.kind == MemberKind::Directory { "/" } else { "" };
                         found.push((format!("{}{slash}", String::from_utf8_lossy(&member.path)), Vec::new()));
                     }
-                    Part::Data { at, len } => {
+                    Part::Data { at, len, .. } => {
                         found.last_mut().unwrap().1.extend_from_slice(&frame.plain[*at..at + len]);
                     }
                     Part::End => {}
@@ -319,6 +366,40 @@ mod tests {
             for frame in &frames {
                 prop_assert!(frame.plain.len() <= FRAME_BYTES + 70_000);
             }
+        }
+
+        #[test]
+        fn no_page_is_split_and_each_part_knows_its_first_block(
+            pages in proptest::collection::vec(0_usize..700, 1..6), rest in 0_usize..8192, before in 0_usize..5000,
+            cut in 600_usize..70_000,
+        ) {
+            let layout = PageLayout::new(8192, 131_072).unwrap();
+            let mut files = vec![("base/5/PG_VERSION".to_owned(), vec![1; before])];
+            for (i, count) in pages.iter().enumerate() {
+                let mut data: Vec<u8> = (0..u32::try_from(*count).unwrap())
+                    .flat_map(|block| block.to_le_bytes().repeat(2048))
+                    .collect();
+                data.resize(data.len() + if i % 2 == 0 { rest } else { 0 }, 0xEE);
+                files.push((format!("base/5/{}.1", 16384 + i), data));
+            }
+            let files: Vec<(&str, &[u8])> =
+                files.iter().map(|(path, data)| (path.as_str(), data.as_slice())).collect();
+            let (frames, _) = assemble_with(Assembler::new(Some(layout)), &[(None, archive(&files, true))], cut);
+            let want: Vec<(String, Vec<u8>)> =
+                files.iter().map(|(path, data)| ((*path).to_owned(), data.to_vec())).collect();
+            prop_assert!(by_parts(&frames) == want);
+            let mut checked = 0;
+            for frame in &frames {
+                prop_assert!(frame.plain.len() < FRAME_BYTES + 8192);
+                for part in &frame.parts {
+                    let Part::Data { at, len, block: Some(block) } = part else { continue };
+                    for (page, number) in frame.plain[*at..at + len].as_chunks::<8192>().0.iter().zip(*block..) {
+                        prop_assert_eq!(page[..4].to_vec(), (number - 131_072).to_le_bytes().to_vec());
+                        checked += 1;
+                    }
+                }
+            }
+            prop_assert_eq!(checked, pages.iter().sum::<usize>());
         }
     }
 }

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use super::catalogue::{Catalogue, ConfigFile, ConfigRole, Database, Extension, Setting, TablespaceName};
 use crate::error::{Error, Result};
 use crate::ops::failure;
+use crate::pgdata::page::PageLayout;
 use crate::pgwire::{ConnError, Sql};
 use crate::wal::{Lsn, PgTime, TimelineId};
 
@@ -29,8 +30,8 @@ pub(super) struct ServerFacts {
     pub(super) version_num: u32,
     /// The server is a standby, or still recovers.
     pub(super) in_recovery: bool,
-    /// `data_checksums`.
-    pub(super) checksums: bool,
+    /// How relations are cut into pages, if `data_checksums` is on.
+    pub(super) pages: Option<PageLayout>,
     /// `archive_mode`.
     pub(super) archive_mode: String,
     /// `archive_command`.
@@ -95,19 +96,33 @@ pub(super) async fn server(sql: &mut Sql) -> Result<ServerFacts> {
          current_setting('archive_mode'), current_setting('archive_command'), \
          current_setting('archive_library', true), current_setting('wal_level'), \
          current_setting('full_page_writes'), \
-         (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'data_directory')",
+         (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'data_directory'), \
+         current_setting('block_size'), \
+         (SELECT setting FROM pg_catalog.pg_settings WHERE name = 'segment_size')",
     )
     .await?;
+    let pages = match text(&row, 2).as_str() {
+        "on" => Some(layout(&row)?),
+        _ => None,
+    };
     Ok(ServerFacts {
         version_num: number(&row, 0, "version")?,
         in_recovery: text(&row, 1) == "t",
-        checksums: text(&row, 2) == "on",
+        pages,
         archive_mode: text(&row, 3),
         archive_command: text(&row, 4),
         archive_library: text(&row, 5),
         wal_level: text(&row, 6),
         full_page_writes: text(&row, 7) == "on",
         data_directory: maybe(&row, 8).map(PathBuf::from),
+    })
+}
+
+/// Block size and blocks per file, columns 9 and 10.
+fn layout(row: &Cells) -> Result<PageLayout> {
+    let (block, blocks) = (number(row, 9, "block size")?, number(row, 10, "segment size of relations")?);
+    PageLayout::new(block, blocks).ok_or_else(|| {
+        Error::failed(format!("the server has pages of {block} bytes, {blocks} to a file, which cannot be"))
     })
 }
 

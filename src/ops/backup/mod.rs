@@ -3,11 +3,12 @@
 //! ```text
 //!  prepare   is this the right server, may it be backed up                     nothing is written
 //!  target    lease, intent.json: the WAL that will be needed is kept           from here on: abandoned if anything fails
-//!  stream    BASE_BACKUP ─► assemble ─► packer ─► pack-*                       bounded memory, several threads
+//!  stream    BASE_BACKUP ─► assemble ─► packer ─► pack-*                       bounded memory, several threads; pages are checked
 //!  check     every file against the server's backup_manifest
 //!  publish   catalogue, backup_manifest, manifest
 //!  wal       every segment from start to stop is stored
-//!  verdict   backup.json {complete}                                            the backup exists after this object
+//!  verdict   backup.json {complete}                                            the backup exists after this object;
+//!                                                                              with damaged pages it is marked, and used only by name
 //! ```
 //! A run that dies leaves objects without a verdict: never listed, recognised by the next run, removed by `expire`. A run that
 //! fails says so itself with the verdict {abandoned}. Both creates are of the same key, so exactly one of "complete" and "abandoned"
@@ -22,6 +23,7 @@ mod histories;
 mod listing;
 mod needed;
 mod packer;
+mod pages;
 mod prepare;
 mod publish;
 mod stream;
@@ -39,8 +41,9 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::pgdata::backup_manifest::WalRange;
+use crate::pgdata::page::PageLayout;
 use crate::pgdata::{BackupLabel, ControlFile};
-use crate::pgwire::{BaseBackupOptions, Checkpoint, ConnInfo, Deadlines, TablespaceInfo};
+use crate::pgwire::{BaseBackupOptions, Checkpoint, ChecksumFailure, ConnInfo, Deadlines, TablespaceInfo};
 use crate::repo::manifest::ManifestHeader;
 use crate::repo::objects::{Backup, BackupKind, Checksums, ObjectRef, PackTotals, Status, Tablespace};
 use crate::repo::pack::PackInfo;
@@ -55,6 +58,9 @@ use target::Targets;
 
 /// How long nothing of the missing WAL may arrive before a backup is given up.
 pub const WAL_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Messages of the server about damaged pages that are kept.
+const MOST_TOLD: usize = 20;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -88,12 +94,13 @@ pub struct BackupReport {
     pub warnings: Vec<String>,
 }
 
-/// Takes a full backup of the server into every one of `repositories`.
+/// Takes a full backup of the server into every one of `repositories`. One with damaged pages is kept, since it may be all there is,
+/// and says so: [`Checksums::Corrupt`], with what is known of them.
 ///
 /// Dropped, or ended by `cancel`, it leaves a backup without verdict or an abandoned one, and nothing that a later run stumbles over.
 ///
 /// # Errors
-/// Kind `Refused` for a copy or a foreign cluster, `Busy` while another backup runs, `Corrupt` if the server found damaged pages,
+/// Kind `Refused` for a copy or a foreign cluster, `Busy` while another backup runs, `Corrupt` if what arrived is not what was sent,
 /// `Interrupted` after `cancel`; otherwise what failed, and where.
 pub async fn backup(
     request: &BackupRequest,
@@ -176,8 +183,10 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
     let label = BackupLabel::parse(&transfer.kept.label).map_err(|e| damaged("backup_label").source(e))?;
     let control =
         ControlFile::parse(&transfer.kept.control).map_err(|e| damaged("global/pg_control").source(e))?;
-    let says = (label.start_lsn, control.system_id, control.segment_size);
-    if says != (start, server.identity.system_id, server.segment_size) {
+    let layout = PageLayout::new(control.block_size, control.relation_segment_blocks);
+    let pages = layout.filter(|_| control.has_checksums());
+    let says = (label.start_lsn, control.system_id, control.segment_size, pages);
+    if says != (start, server.identity.system_id, server.segment_size, server.facts.pages) {
         return Err(Error::failed("backup_label or pg_control of the backup contradict the server"));
     }
     let sealed = transfer.packed.listing.seal()?;
@@ -193,6 +202,9 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
     if summary.system_id.is_some_and(|system| system != server.identity.system_id) {
         return Err(Error::failed("backup_manifest names another cluster than the server"));
     }
+    let report = transfer.packed.pages.judge(transfer.stop.0);
+    let mut warnings = transfer.warnings;
+    warnings.extend(report.notes);
     Ok(Verified {
         sent: sealed,
         ranges: summary.wal_ranges,
@@ -202,11 +214,21 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
         stop: transfer.stop,
         tablespaces: transfer.tablespaces,
         checksums: control.has_checksums(),
+        damage: damage_of(report.damage, transfer.damage.as_deref()),
         stop_time: transfer.sample.map(|sample| sample.time),
         checkpoint_time: Timestamp::from_second(control.checkpoint.time)
             .map_err(|e| damaged("checkpoint time").source(e))?,
-        warnings: transfer.warnings,
+        warnings,
     })
+}
+
+/// Damaged pages by our own look; what the server said counts where we saw nothing, as in files that are no relation's.
+fn damage_of(mut ours: Vec<String>, servers: Option<&ChecksumFailure>) -> Vec<String> {
+    if let (true, Some(failure)) = (ours.is_empty(), servers) {
+        ours.extend(failure.warnings.iter().take(MOST_TOLD).map(|warning| warning.message.clone()));
+        ours.push(failure.error.message.clone());
+    }
+    ours
 }
 
 /// A transfer that is what the server sent.
@@ -219,6 +241,8 @@ struct Verified {
     stop: stream::Position,
     tablespaces: Vec<TablespaceInfo>,
     checksums: bool,
+    /// Damaged pages, a line each.
+    damage: Vec<String>,
     stop_time: Option<PgTime>,
     /// Of the control file: everything committed by then lies before the start. On an idle standby nothing newer is known.
     checkpoint_time: Timestamp,
@@ -309,7 +333,12 @@ fn verdict(
         ),
         label: request.label.clone(),
         from_standby: server.facts.in_recovery,
-        checksums: if verified.checksums { Checksums::Ok } else { Checksums::Off },
+        checksums: match (verified.damage.is_empty(), verified.checksums) {
+            (false, _) => Checksums::Corrupt,
+            (true, true) => Checksums::Ok,
+            (true, false) => Checksums::Off,
+        },
+        damage: verified.damage.clone(),
         cluster_bytes,
         new_bytes: cluster_bytes,
         stored_bytes: beside.iter().fold(packs.stored, |sum, bytes| sum.saturating_add(*bytes)),

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  reader ──► press (blocking threads, FRAMES at most) ──► packer, in order ──► put (PUTS_IN_FLIGHT at most) ──► every repository
-//!             CRC-32C of each file's part, BLAKE3, zstd     pack, extents        one conditional create each
+//!             CRC-32C of each file's part, pages, BLAKE3, zstd     pack, extents        one conditional create each
 //! ```
 //! The packer is a task of its own, so that nothing of this slows the
 //! one that reads the socket. What is in memory at one time: a few frames, one open pack and the packs under way, 256 MiB in the worst case. A pack is closed
-//! once it has 32 MiB. Nothing here knows what the bytes mean. If it is dropped, uploads end where they are: packs
+//! once it has 32 MiB. Nothing here knows what the bytes mean, but for the pages of relations, which are checked on the way. If it is dropped, uploads end where they are: packs
 //! without a verdict are garbage that the next run and `expire` recognise.
 
 use std::num::NonZeroUsize;
@@ -16,6 +16,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use super::assemble::{Frame, Part};
 use super::listing::{Extent, Listing};
+use super::pages::{Finding, PageFindings, PageRule};
 use super::target::Targets;
 use crate::codec::Compression;
 use crate::error::{Error, Result};
@@ -40,8 +41,17 @@ pub(super) fn frames_in_flight() -> usize {
 pub(super) struct Pressed {
     frame: CompressedFrame,
     parts: Vec<Part>,
-    /// CRC-32C of each [`Part::Data`], in order.
-    crcs: Vec<u32>,
+    /// Of each [`Part::Data`], in order.
+    looked: Vec<Looked>,
+}
+
+/// What a piece of a file shows.
+#[derive(Debug, Default)]
+struct Looked {
+    /// CRC-32C.
+    crc: u32,
+    /// Pages that are not plainly right.
+    findings: Vec<Finding>,
 }
 
 /// A frame on its way, with the permit that bounds how many there are.
@@ -52,25 +62,27 @@ pub(super) struct Pressing {
 }
 
 impl Pressing {
-    /// Starts the work on a blocking thread.
-    pub(super) fn start(frame: Frame, permit: OwnedSemaphorePermit) -> Self {
-        Self { work: tokio::task::spawn_blocking(move || press(frame)), permit }
+    /// Starts the work on a blocking thread. Pages are judged by `rule`, if there is one.
+    pub(super) fn start(frame: Frame, rule: Option<PageRule>, permit: OwnedSemaphorePermit) -> Self {
+        Self { work: tokio::task::spawn_blocking(move || press(frame, rule)), permit }
     }
 }
 
-fn press(frame: Frame) -> Result<Pressed> {
+fn press(frame: Frame, rule: Option<PageRule>) -> Result<Pressed> {
     let Frame { plain, parts } = frame;
-    let crcs = parts
+    let looked = parts
         .iter()
         .filter_map(|part| match part {
-            Part::Data { at, len } => {
-                Some(crc32c::crc32c(plain.get(*at..at.saturating_add(*len)).unwrap_or_default()))
+            Part::Data { at, len, block } => {
+                let data = plain.get(*at..at.saturating_add(*len)).unwrap_or_default();
+                let findings = rule.zip(*block).map(|(rule, first)| rule.examine(data, first));
+                Some(Looked { crc: crc32c::crc32c(data), findings: findings.unwrap_or_default() })
             }
             Part::Begin(_) | Part::End => None,
         })
         .collect();
     let frame = compress_frame(&plain, COMPRESSION).map_err(unpackable)?;
-    Ok(Pressed { frame, parts, crcs })
+    Ok(Pressed { frame, parts, looked })
 }
 
 /// What the packs hold.
@@ -80,6 +92,8 @@ pub(super) struct Packed {
     pub(super) listing: Listing,
     /// All packs, by number.
     pub(super) packs: Vec<PackInfo>,
+    /// Pages that are not plainly right.
+    pub(super) pages: PageFindings,
 }
 
 /// Puts frames into packs and packs into the repositories.
@@ -87,6 +101,9 @@ pub(super) struct Packed {
 pub(super) struct Packer {
     targets: Targets,
     listing: Listing,
+    /// The open member's.
+    path: Vec<u8>,
+    pages: PageFindings,
     open: PackBuilder,
     next: u32,
     puts: JoinSet<Result<(u32, PackInfo)>>,
@@ -99,6 +116,8 @@ impl Packer {
         Self {
             targets,
             listing: Listing::default(),
+            path: Vec::new(),
+            pages: PageFindings::default(),
             open: PackBuilder::new(pack::TARGET),
             next: 0,
             puts: JoinSet::new(),
@@ -127,24 +146,31 @@ impl Packer {
         }
         self.packs.sort_unstable_by_key(|(number, _)| *number);
         let packs = self.packs.into_iter().map(|(_, info)| info).collect();
-        Ok(Packed { listing: self.listing, packs })
+        Ok(Packed { listing: self.listing, packs, pages: self.pages })
     }
 
     async fn take(&mut self, pressed: Pressed) -> Result<()> {
-        let Pressed { frame, parts, crcs } = pressed;
+        let Pressed { frame, parts, looked } = pressed;
         if self.open.is_full() {
             self.close().await?;
         }
         let base = self.open.plain_len();
         self.open.push(frame).map_err(unpackable)?;
-        let mut crcs = crcs.into_iter();
+        let mut looked = looked.into_iter();
         for part in parts {
             match part {
-                Part::Begin(member) => self.listing.begin(*member),
-                Part::Data { at, len } => {
+                Part::Begin(member) => {
+                    self.path.clone_from(&member.path);
+                    self.listing.begin(*member);
+                }
+                Part::Data { at, len, .. } => {
+                    let Looked { crc, findings } = looked.next().unwrap_or_default();
+                    for finding in findings {
+                        self.pages.add(&self.path, finding);
+                    }
                     let offset = base.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
                     let len = u64::try_from(len).unwrap_or(u64::MAX);
-                    self.listing.extend(Extent { pack: self.next, offset, len }, crcs.next().unwrap_or(0));
+                    self.listing.extend(Extent { pack: self.next, offset, len }, crc);
                 }
                 Part::End => self.listing.end().map_err(not_a_backup)?,
             }

@@ -156,7 +156,7 @@ mod tests {
         ServerFacts {
             version_num: 150_018,
             in_recovery: false,
-            checksums: true,
+            pages: None,
             archive_mode: "on".into(),
             archive_command: "/usr/local/bin/pitr --config /etc/pitr/pitr.toml archive-push %p".into(),
             archive_library: String::new(),

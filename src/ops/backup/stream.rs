@@ -4,8 +4,8 @@
 //!  BackupEvent ─► Assembler ─► frame ─(permit)─► press ─► Packer        one after the other, bounded by the permits
 //!       └─ manifest, start, stop, warnings          meanwhile: a sample of the server's clock every SAMPLE_EVERY
 //! ```
-//! Only `Done` after the end position makes a backup; wrong page checksums come as an error after all data (RECOVERY.md 26). The
-//! samples tell up to which time the archive covers everything once the WAL up to the stop is there: a sample taken before the
+//! Only `Done` after the end position makes a good backup; wrong page checksums come as an error after all data (RECOVERY.md 26),
+//! and what arrived is then a faithful copy of damaged pages. Our own check says which they are. The samples tell up to which time the archive covers everything once the WAL up to the stop is there: a sample taken before the
 //! stop position, never the time at which the client saw the end.
 
 use std::collections::VecDeque;
@@ -20,11 +20,13 @@ use super::assemble::{Assembler, Frame, Kept};
 use super::facts::{self, Sample};
 use super::held::Held;
 use super::packer::{Packed, Packer, Pressing, frames_in_flight};
+use super::pages::PageRule;
 use super::prepare::Server;
 use super::target::Targets;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::ops::Progress;
+use crate::pgdata::page::PageLayout;
 use crate::pgwire::basebackup::{BackupEvent, BaseBackupOptions, ChecksumFailure, TablespaceInfo};
 use crate::pgwire::tar::TarError;
 use crate::pgwire::{BaseBackupStream, ConnError, Sql};
@@ -40,7 +42,7 @@ const MOST_WARNINGS: usize = 20;
 /// Position and timeline.
 pub(super) type Position = (Lsn, TimelineId);
 
-/// A transfer that succeeded.
+/// A transfer of which everything arrived.
 #[derive(Debug)]
 pub(super) struct Transfer {
     /// Where replay starts.
@@ -57,6 +59,8 @@ pub(super) struct Transfer {
     pub(super) kept: Kept,
     /// What the server warned of.
     pub(super) warnings: Vec<String>,
+    /// What it said of damaged pages, in place of success.
+    pub(super) damage: Option<Box<ChecksumFailure>>,
     /// The last sample before the stop, if there is one.
     pub(super) sample: Option<Sample>,
 }
@@ -69,6 +73,7 @@ struct Heard {
     tablespaces: Vec<TablespaceInfo>,
     manifest: Held,
     warnings: Vec<String>,
+    damage: Option<Box<ChecksumFailure>>,
 }
 
 /// Runs the transfer.
@@ -79,13 +84,13 @@ pub(super) async fn transfer(
     progress: &dyn Progress,
 ) -> Result<Transfer> {
     let Server { replication, sql, first, .. } = server;
-    let in_recovery = server.facts.in_recovery;
+    let (in_recovery, pages) = (server.facts.in_recovery, server.facts.pages);
     let over = CancellationToken::new();
     let (frames, packer_end) = mpsc::channel(frames_in_flight());
     let reading = async {
         let _guard = over.clone().drop_guard();
         let stream = replication.base_backup(options).await.map_err(lost)?;
-        read(stream, frames, progress).await
+        read(stream, pages, frames, progress).await
     };
     // A set, because dropping it ends the task.
     let mut packer = JoinSet::new();
@@ -109,6 +114,7 @@ pub(super) async fn transfer(
         manifest: heard.manifest,
         kept,
         warnings: heard.warnings,
+        damage: heard.damage,
         sample,
     })
 }
@@ -133,18 +139,24 @@ async fn sample_until(over: CancellationToken, sql: &mut Sql, in_recovery: bool)
     }
 }
 
-/// Reads to the end. Frames go to `sink`, which the packer empties; the permits bound how many exist.
+/// Reads to the end. Frames go to `sink`, which the packer empties; the permits bound how many exist. `pages` is given if their
+/// checksums are to be checked.
 async fn read(
     mut stream: BaseBackupStream<'_>,
+    pages: Option<PageLayout>,
     sink: mpsc::Sender<Pressing>,
     progress: &dyn Progress,
 ) -> Result<(Heard, Kept)> {
     let permits = Arc::new(Semaphore::new(frames_in_flight()));
     let mut heard = Heard::default();
-    let mut assembler = Assembler::default();
-    while let Some(event) = stream.next().await.map_err(lost)? {
+    let mut assembler = Assembler::new(pages);
+    let mut rule = None;
+    while let Some(event) = next(&mut stream, &mut heard).await? {
         match event {
-            BackupEvent::Started { lsn, timeline } => heard.start = Some((lsn, timeline)),
+            BackupEvent::Started { lsn, timeline } => {
+                heard.start = Some((lsn, timeline));
+                rule = pages.map(|layout| PageRule { layout, start: lsn });
+            }
             BackupEvent::Ended { lsn, timeline } => heard.stop = Some((lsn, timeline)),
             BackupEvent::Tablespaces(list) => {
                 let total = list.iter().filter_map(|space| space.size).fold(0_u64, u64::saturating_add);
@@ -156,7 +168,7 @@ async fn read(
                 assembler.push(bytes);
                 while let Some(frame) = assembler.frame().map_err(damaged)? {
                     let bytes = frame.plain.len();
-                    hand_over(frame, &permits, &sink).await?;
+                    hand_over(frame, rule, &permits, &sink).await?;
                     progress.advance(u64::try_from(bytes).unwrap_or(u64::MAX));
                 }
             }
@@ -174,43 +186,39 @@ async fn read(
         }
     }
     let (last, kept) = assembler.finish().map_err(damaged)?;
-    hand_over(last, &permits, &sink).await?;
+    hand_over(last, rule, &permits, &sink).await?;
     progress.end();
     Ok((heard, kept))
 }
 
-async fn hand_over(frame: Frame, permits: &Arc<Semaphore>, sink: &mpsc::Sender<Pressing>) -> Result<()> {
-    // The semaphore is never closed, and the packer ends early only with an error of its own, which is the one reported.
-    let gone = || Error::failed("the repository does not take the backup any more");
-    let permit = Arc::clone(permits).acquire_owned().await.map_err(|_| gone())?;
-    sink.send(Pressing::start(frame, permit)).await.map_err(|_| gone())
-}
-
-fn damaged(error: TarError) -> Error {
-    Error::failed("the server's archives cannot be read").source(error)
+/// The next event. That pages are damaged comes after all data, in place of the end: it is one.
+async fn next(stream: &mut BaseBackupStream<'_>, heard: &mut Heard) -> Result<Option<BackupEvent>> {
+    match stream.next().await {
+        Err(ConnError::Checksums(failure)) => {
+            heard.damage = Some(failure);
+            Ok(None)
+        }
+        other => other.map_err(lost),
+    }
 }
 
 /// The connection or the command failed.
 fn lost(error: ConnError) -> Error {
-    match error {
-        ConnError::Checksums(failure) => page_damage(&failure),
-        other => facts::connection(other).context("the base backup was interrupted"),
-    }
+    facts::connection(error).context("the base backup was interrupted")
 }
 
-/// Pages of the source are damaged: says which files and blocks, as far as the server told.
-fn page_damage(failure: &ChecksumFailure) -> Error {
-    let mut told: Vec<&str> = failure.warnings.iter().map(|warning| warning.message.as_str()).collect();
-    let hidden = told.len().saturating_sub(MOST_WARNINGS);
-    told.truncate(MOST_WARNINGS);
-    let more = failure.more_warnings.saturating_add(u64::try_from(hidden).unwrap_or(u64::MAX));
-    let rest = if more > 0 { format!("\nand {more} more") } else { String::new() };
-    Error::corrupt(format!(
-        "pages of the source are damaged, so this backup is not kept as a good one:\n{}{rest}",
-        told.join("\n")
-    ))
-    .hint(
-        "find the relation with pg_filenode_relation() or oid2name, and restore it from an older backup; \
-         older backups and the WAL since them are still good",
-    )
+async fn hand_over(
+    frame: Frame,
+    rule: Option<PageRule>,
+    permits: &Arc<Semaphore>,
+    sink: &mpsc::Sender<Pressing>,
+) -> Result<()> {
+    // The semaphore is never closed, and the packer ends early only with an error of its own, which is the one reported.
+    let gone = || Error::failed("the repository does not take the backup any more");
+    let permit = Arc::clone(permits).acquire_owned().await.map_err(|_| gone())?;
+    sink.send(Pressing::start(frame, rule, permit)).await.map_err(|_| gone())
+}
+
+fn damaged(error: TarError) -> Error {
+    Error::failed("the server's archives cannot be read").source(error)
 }

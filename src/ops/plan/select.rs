@@ -19,7 +19,7 @@ pub(super) struct Query<'a> {
     pub(super) facts: &'a Facts,
     /// The route.
     pub(super) history: TimelineHistory,
-    /// Restorable backups on it, newest first; only the one that was asked for, if one was. Never empty.
+    /// Backups on it that may be used, newest first; only the one that was asked for, if one was. Never empty.
     pub(super) backups: Vec<&'a PlanBackup>,
     /// The backup that was asked for.
     pub(super) named: Option<&'a PlanBackup>,
@@ -54,10 +54,10 @@ pub(super) fn on_route(backup: &PlanBackup, history: &TimelineHistory) -> bool {
     begin <= backup.start_lsn && end.is_none_or(|end| backup.stop_lsn <= end)
 }
 
-/// Restorable backups on a route, newest first.
+/// Backups on a route that are offered, newest first.
 pub(super) fn backups_on<'a>(world: &'a World, history: &TimelineHistory) -> Vec<&'a PlanBackup> {
     let mut found: Vec<&PlanBackup> =
-        world.backups.iter().filter(|b| b.restorable && on_route(b, history)).collect();
+        world.backups.iter().filter(|b| b.is_offered() && on_route(b, history)).collect();
     found.sort_by(|a, b| (b.stop_lsn, b.start_lsn, &b.id).cmp(&(a.stop_lsn, a.start_lsn, &a.id)));
     found
 }
@@ -77,7 +77,7 @@ pub(super) fn select<'a>(request: &'a PlanRequest, world: &'a World, facts: &'a 
         if !on_route(backup, &history) {
             return Err(Refusal::BackupNotOnTimeline { id: backup.id.clone(), timeline }.into());
         }
-        backups.retain(|b| b.id == backup.id);
+        backups = vec![backup];
     }
     if backups.is_empty() {
         return Err(Refusal::NoBackup { timeline: request.timeline.is_some().then_some(timeline) }.into());

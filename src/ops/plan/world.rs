@@ -52,6 +52,15 @@ pub struct PlanBackup {
     pub latest_commit_inside: Option<PgTime>,
     /// Complete, not expired, every byte there.
     pub restorable: bool,
+    /// Pages of the server were damaged when it was taken: used only if it is asked for by name.
+    pub corrupt: bool,
+}
+
+impl PlanBackup {
+    /// It may be used though nobody named it.
+    pub fn is_offered(&self) -> bool {
+        self.restorable && !self.corrupt
+    }
 }
 
 /// What was fetched so far. Grows from run to run; nothing in it is ever replaced.

@@ -324,5 +324,6 @@ fn store(rng: &mut Rng, model: &mut Model) {
         let latest = model.route(backup.timeline).into_iter().filter(inside).filter_map(times).max();
         model.backups[index].latest_commit_inside = if rng.chance(50) { latest } else { None };
         model.backups[index].restorable = rng.chance(95);
+        model.backups[index].corrupt = rng.chance(3);
     }
 }

@@ -203,6 +203,7 @@ impl Model {
             stop_time: ended,
             latest_commit_inside: None,
             restorable: true,
+            corrupt: false,
         });
     }
 

@@ -123,12 +123,12 @@ fn on_route(backup: &PlanBackup, history: &TimelineHistory) -> bool {
 fn setting(model: &Model) -> Option<Setting<'_>> {
     let good = |t: &TimelineId| {
         let history = &model.timelines[t].history;
-        model.backups.iter().any(|b| b.restorable && on_route(b, history))
+        model.backups.iter().any(|b| b.restorable && !b.corrupt && on_route(b, history))
     };
     let timeline = model.timelines.keys().copied().filter(good).max()?;
     let history = &model.timelines[&timeline].history;
     let mut backups: Vec<&PlanBackup> =
-        model.backups.iter().filter(|b| b.restorable && on_route(b, history)).collect();
+        model.backups.iter().filter(|b| b.restorable && !b.corrupt && on_route(b, history)).collect();
     backups.sort_by_key(|b| std::cmp::Reverse(b.stop_lsn));
     let with = |b: &'_ PlanBackup| replay(model, timeline, b.start_lsn);
     let all: Vec<_> = backups.into_iter().map(|b| (b, with(b))).collect();
@@ -181,7 +181,8 @@ impl Setting<'_> {
         let mut times = line.recs.iter().filter(alive).filter_map(|rec| rec.kind.as_ref()?.time());
         let ended = |b: &PlanBackup| line.recs.iter().any(|rec| rec.end.aligned() == b.stop_lsn);
         let history = &self.model.timelines[&self.timeline].history;
-        let mut backups = self.model.backups.iter().filter(|b| b.restorable && on_route(b, history));
+        let mut backups =
+            self.model.backups.iter().filter(|b| b.restorable && !b.corrupt && on_route(b, history));
         times.any(|t| t >= time)
             || backups.any(|b| b.stop_lsn >= backup.stop_lsn && b.stop_time >= time && ended(b))
     }
