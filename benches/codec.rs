@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pitr::codec::{Compression, Digest, compress, decompress};
+use pitr::pgdata::page::checksum;
 use pitr::repo::walobject::{self, Asked, Facts, WalObjectBuilder};
 use pitr::wal::{Keep, Scanner, SegmentName, SegmentSize, SystemId, WalFileName};
 
@@ -36,6 +37,18 @@ fn pieces(criterion: &mut Criterion) {
     group.bench_function("BLAKE3", |b| b.iter(|| Digest::of(black_box(&text))));
     group.bench_function("zstd 1", |b| b.iter(|| compress(black_box(&text), LEVEL_1)));
     group.bench_function("unzstd", |b| b.iter(|| decompress(black_box(&frame), 16 << 20)));
+    group.finish();
+}
+
+/// The pages of a relation, in frames as a backup has them.
+fn pages(criterion: &mut Criterion) {
+    let text = hashed_text(4 << 20);
+    let mut group = criterion.benchmark_group("pages, 4 MiB");
+    group.throughput(Throughput::Bytes(4 << 20));
+    group.bench_function("checksum", |b| {
+        b.iter(|| black_box(&text).chunks(8192).zip(0..).fold(0, |all, (page, n)| all ^ checksum(page, n)));
+    });
+    group.bench_function("CRC-32C", |b| b.iter(|| crc32c::crc32c(black_box(&text))));
     group.finish();
 }
 
@@ -72,5 +85,5 @@ fn segment(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, pieces, segment);
+criterion_group!(benches, pieces, pages, segment);
 criterion_main!(benches);

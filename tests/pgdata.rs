@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use pitr::pgdata::backup_manifest::{Algorithm, FileHasher, PgManifest};
@@ -20,6 +20,7 @@ use pitr::pgdata::conf::{self, CommandSource, ItemKind};
 use pitr::pgdata::control::{ControlFile, DbState};
 use pitr::pgdata::copyconf::{CopyPlace, CopySource, Host, copy_config};
 use pitr::pgdata::label::{BackupFrom, BackupLabel, TablespaceMap};
+use pitr::pgdata::page::{self, PageLayout, PageLook};
 use pitr::pgdata::paths::{self, PathClass};
 use pitr::pgdata::recovery::{self, Action, Inclusive, RecoverySettings, Stop as Target};
 use pitr::wal::{PgMajor, TimelineId};
@@ -132,6 +133,95 @@ fn control_file_says_what_pg_controldata_says() -> Result<()> {
         cluster.crash()?;
         compare_control(&cluster, DbState::InProduction)?;
     }
+    Ok(())
+}
+
+/// All files below `dir` with the name that they have in a backup; a tablespace's link is followed.
+fn files_below(dir: &Path, name: &str, into: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let file = path.file_name().context("a name")?.to_string_lossy().into_owned();
+        let name = if name.is_empty() { file } else { format!("{name}/{file}") };
+        if path.is_dir() {
+            files_below(&path, &name, into)?;
+        } else {
+            into.push((name, path));
+        }
+    }
+    Ok(())
+}
+
+/// Looks at every page of a stopped cluster: how many there are that were written. None may be anything but right or empty.
+fn written_pages(cluster: &Cluster) -> Result<u32> {
+    let control = control_of(cluster)?;
+    let layout = PageLayout::new(control.block_size, control.relation_segment_blocks).context("a layout")?;
+    let mut files = Vec::new();
+    files_below(&cluster.data, "", &mut files)?;
+    let mut written = 0;
+    for (name, path) in files {
+        let Some(first) = layout.first_block(name.as_bytes()) else { continue };
+        let bytes = fs::read(&path)?;
+        for (page, block) in bytes.chunks(layout.block_bytes()).zip(first..) {
+            match page::look(page, block) {
+                PageLook::Right => written += 1,
+                PageLook::Empty => {}
+                other => anyhow::bail!("{name}, block {block}: {other:?}"),
+            }
+        }
+    }
+    Ok(written)
+}
+
+#[test]
+fn every_page_of_a_stopped_server_carries_the_checksum_that_we_compute() -> Result<()> {
+    for install in [13, 15, 18].into_iter().filter_map(Install::find_or_skip) {
+        let cluster = Cluster::init(&install, &Options::default())?;
+        cluster.start()?;
+        let space = cluster.root().join("far");
+        fs::create_dir(&space)?;
+        give_to_server(&space)?;
+        cluster.psql(&format!("create tablespace far location '{}'", space.display()))?;
+        cluster.psql(
+            "create table t tablespace far as select n, repeat('x', 500) x from generate_series(1, 9999) n",
+        )?;
+        cluster.psql(
+            "create unlogged table u as select n from generate_series(1, 9999) n; create index on u (n);
+             create index on t using gin (string_to_array(x, 'y')); create index on t using brin (n);
+             create index on t using hash (n); create index on t using gist (box(point(n, n), point(n, n)));
+             create index on t using spgist (x); create sequence s",
+        )?;
+        cluster.psql("vacuum")?;
+        cluster.stop(Stop::Fast)?;
+        let written = written_pages(&cluster)?;
+        ensure!(written > 3000, "PostgreSQL {}: {written} pages", install.major);
+        eprintln!("PostgreSQL {}: {written} pages have their checksums", install.major);
+    }
+    Ok(())
+}
+
+/// `pg_checksums` computes and writes checksums of whatever has a relation's name: it says what the blocks of a second file count.
+#[test]
+fn blocks_of_later_files_count_as_pg_checksums_counts_them() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let cluster = Cluster::init(&install, &Options { checksums: false, ..Options::default() })?;
+    cluster.start()?;
+    cluster.psql("create table t as select generate_series(1, 9999)")?;
+    let file = cluster.psql("select pg_relation_filepath('t')")?;
+    cluster.stop(Stop::Fast)?;
+    let pages = fs::read(cluster.data.join(&file))?;
+    let more = ["base/1/99999.1", "base/1/99999_fsm.3", "base/1/99998.40", "global/99997_init.2"];
+    for name in more {
+        fs::write(cluster.data.join(name), &pages)?;
+        give_to_server(&cluster.data.join(name))?;
+    }
+    run(as_server(install.tool("pg_checksums"))?.args(["--enable", "--no-sync"]).arg(&cluster.data))?;
+    let written = written_pages(&cluster)?;
+    let ours = u32::try_from(pages.len() / 8192 * more.len())?;
+    ensure!(written > ours, "{written}");
+    let moved = cluster.data.join("base/1/99999.2");
+    fs::rename(cluster.data.join(more[0]), &moved)?;
+    let error = written_pages(&cluster).expect_err("pages of another file");
+    ensure!(error.to_string().contains("base/1/99999.2, block 262144: Wrong"), "{error}");
     Ok(())
 }
 

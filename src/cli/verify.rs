@@ -143,7 +143,11 @@ fn works(text: &mut String, folder: &Folder, zone: &TimeZone) {
             text,
             "backup {} {}",
             backup.id,
-            if backup.restorable { "is restorable" } else { "IS NOT RESTORABLE" }
+            match (backup.restorable, backup.corrupt) {
+                (true, false) => "is restorable",
+                (true, true) => "holds damaged pages of the server: it is restored only by its name",
+                (false, _) => "IS NOT RESTORABLE",
+            }
         );
     }
     for window in &folder.windows {
@@ -305,8 +309,10 @@ fn folder_json(folder: &Folder) -> Value {
     let known = folder.known.iter().map(
         |known| json!({ "object": known.object, "lost": known.lost.iter().map(lost_json).collect::<Vec<_>>() }),
     );
-    let backups =
-        folder.backups.iter().map(|backup| json!({ "id": backup.id, "restorable": backup.restorable }));
+    let backups = folder
+        .backups
+        .iter()
+        .map(|backup| json!({ "id": backup.id, "restorable": backup.restorable, "corrupt": backup.corrupt }));
     json!({
         "system_identifier": folder.system.to_string(),
         "objects": folder.extent.listed,

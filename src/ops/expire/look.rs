@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::error::{Error, Result};
 use crate::repo::System;
 use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
-use crate::repo::objects::{Floor, Verdict};
+use crate::repo::objects::{Checksums, Floor, Verdict};
 use crate::repo::path::{BackupId, BackupObject};
 use crate::repo::pins::ListedPin;
 use crate::repo::retention::{Failure, HeldBackup, Holdings, Marked, Spans, StoredWal};
@@ -75,6 +75,8 @@ pub(super) struct Mark {
     pub(super) at: Timestamp,
     /// The backup was complete.
     pub(super) complete: bool,
+    /// It holds damaged pages.
+    pub(super) corrupt: bool,
 }
 
 /// Backups, pins and floor at one moment.
@@ -176,7 +178,8 @@ fn mark(info: &BackupInfo) -> Option<Mark> {
     let decided =
         info.files.has(BackupObject::Verdict) && !matches!(info.verdict, Some(Verdict::Abandoned(_)));
     let complete = decided && info.state == BackupState::Expired;
-    Some(Mark { id: info.id.clone(), at, complete })
+    let corrupt = matches!(&info.verdict, Some(Verdict::Complete(b)) if b.checksums == Checksums::Corrupt);
+    Some(Mark { id: info.id.clone(), at, complete, corrupt })
 }
 
 fn is_silent(info: &BackupInfo, now: Timestamp) -> bool {

@@ -245,9 +245,12 @@ impl Run<'_> {
         again.check_readable(dead)?;
         let holdings = again.holdings(self.system, stored, dead, self.store_now, self.superseded);
         let frozen = report.plan.as_ref().is_some_and(|plan| plan.frozen.is_some());
-        // While nothing sound is left beside it, or backups fail, what was complete once is not touched, whoever marked it.
-        let careful = frozen || holdings.backups.iter().all(|b| b.unsound.is_some());
-        let spared = |id: &BackupId| careful && marks.iter().any(|mark| mark.id == *id && mark.complete);
+        // While nothing sound is left beside it, or backups fail, what was complete once is not touched, whoever marked it. Only
+        // that a server with damaged pages may not fill the store: its copies go while there is a sound backup.
+        let alone = holdings.backups.iter().all(|b| b.unsound.is_some());
+        let careful = frozen || alone;
+        let spares = |mark: &Mark| mark.complete && (alone || frozen && !mark.corrupt);
+        let spared = |id: &BackupId| marks.iter().any(|mark| mark.id == *id && spares(mark));
         let goes: BTreeSet<BackupId> =
             dead.iter().filter(|id| !again.is_pinned(id) && !spared(id)).cloned().collect();
         report

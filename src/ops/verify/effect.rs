@@ -69,7 +69,9 @@ pub(super) async fn settle(
             look.folder.findings.kept.push(finding);
         }
     }
-    look.folder.backups = backups.into_iter().map(|(id, restorable)| Backup { id, restorable }).collect();
+    let corrupt = |id: &BackupId| archive.world.backups.iter().any(|b| b.corrupt && b.id == id.as_str());
+    let shown = |(id, restorable)| Backup { corrupt: corrupt(&id), id, restorable };
+    look.folder.backups = backups.into_iter().map(shown).collect();
     Ok(())
 }
 

@@ -69,6 +69,8 @@ pub struct Backup {
     pub id: BackupId,
     /// Everything it needs is there, as far as was looked.
     pub restorable: bool,
+    /// Pages were damaged when it was taken: it is what the server had, and is restored only by its name.
+    pub corrupt: bool,
 }
 
 /// What nobody needs any more.

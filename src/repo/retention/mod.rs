@@ -104,6 +104,8 @@ pub struct HeldBackup {
     pub earliest: Timestamp,
     /// Why it cannot be relied on, if so: something of it or of its WAL is missing, or the server's pages were corrupt.
     pub unsound: Option<String>,
+    /// The server's pages were.
+    pub corrupt: bool,
     /// Somebody needs it.
     pub pinned: bool,
 }
@@ -114,8 +116,8 @@ impl HeldBackup {
         let (first, last) = hold::segments(backup.start_lsn, backup.stop_lsn, backup.segment_size);
         let whole = wal.get(&backup.timeline).is_some_and(|spans| spans.contains_all(first, last));
         let no_wal = || (!whole).then(|| "WAL between its start and its stop is missing".to_owned());
-        let corrupt =
-            || (backup.checksums == Checksums::Corrupt).then(|| "it holds corrupt pages".to_owned());
+        let corrupt = backup.checksums == Checksums::Corrupt;
+        let damaged = || corrupt.then(|| "it holds corrupt pages".to_owned());
         Self {
             id: backup.id.clone(),
             timeline: backup.timeline,
@@ -126,7 +128,8 @@ impl HeldBackup {
             finished_at: backup.finished_at,
             // RECOVERY.md 1; where no commit is known between start and stop, the stop is the safe answer.
             earliest: backup.window_earliest.map_or(backup.stop_time, |inside| inside.max(backup.started_at)),
-            unsound: missing.or_else(no_wal).or_else(corrupt),
+            unsound: missing.or_else(no_wal).or_else(damaged),
+            corrupt,
             pinned,
         }
     }
@@ -321,14 +324,18 @@ pub fn plan(policy: &Policy, holdings: &Holdings, now: Timestamp, zone: &TimeZon
         }
     }
     let newest = sound.last().copied();
+    let newest_corrupt = holdings.backups.iter().filter(|b| b.corrupt).max_by_key(|b| (b.stop_time, &b.id));
     for backup in &holdings.backups {
+        // A server with a damaged page makes one such copy after the other, and while nothing goes they would fill the store.
+        let replaced =
+            newest.is_some() && backup.corrupt && newest_corrupt.is_some_and(|n| n.id != backup.id);
         let recent = backup.stop_time >= start || newest.is_none_or(|n| backup.stop_time > n.stop_time);
         let reasons = [
             (backup.unsound.is_none() && backup.stop_time >= start, Reason::Window),
-            (backup.unsound.is_some() && recent, Reason::Recent),
+            (backup.unsound.is_some() && recent && !replaced, Reason::Recent),
             (newest.is_some_and(|n| n.id == backup.id), Reason::Newest),
             (backup.pinned, Reason::Pinned),
-            (frozen.is_some(), Reason::Frozen),
+            (frozen.is_some() && !replaced, Reason::Frozen),
         ];
         for (_, reason) in reasons.into_iter().filter(|(holds, _)| *holds) {
             keep.add(&backup.id, reason);
@@ -410,6 +417,7 @@ fn since(route: &Route, wal: &StoredWal, sound: &[&HeldBackup]) -> Option<Timest
 
 fn going(holdings: &Holdings, keep: &Keep, policy: &Policy) -> Vec<Going> {
     let why = |backup: &HeldBackup| match &backup.unsound {
+        Some(what) if backup.corrupt => format!("{what}, and there is a sound backup"),
         Some(what) => format!("older than the window, and {what}"),
         None if policy.window.is_zero() => "kept for no promise".to_owned(),
         None => "older than the window, and kept for no other promise".to_owned(),

@@ -126,6 +126,21 @@ fn nothing_goes_while_newer_backups_fail_or_are_damaged() {
 }
 
 #[test]
+fn of_corrupt_backups_only_the_newest_stays_beside_a_sound_one() {
+    let mut world = world(&[5, 20, 40, 42, 44], 50);
+    world.backups.iter_mut().skip(2).for_each(|backup| backup.corrupt = true);
+    let policy = window(20);
+    let decided = decide(&policy, &world);
+    assert!(decided.frozen.is_some() && decided.floor(None, &world.holdings().wal).is_none());
+    assert_eq!(gone(&decided, &world), [2, 3]);
+    world.backups[2].pinned = true;
+    assert_eq!(gone(&decide(&policy, &world), &world), [3]);
+    // With nothing sound beside them, each may be worth something.
+    world.backups.drain(..2);
+    assert_eq!(gone(&decide(&policy, &world), &world), [0; 0]);
+}
+
+#[test]
 fn silence_of_twice_the_promised_distance_freezes() {
     let world = world(&[5, 20], 21);
     let plan_at =

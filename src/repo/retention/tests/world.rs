@@ -123,6 +123,7 @@ impl World {
             finished_at: stop,
             earliest: stop,
             unsound: None,
+            corrupt: false,
             pinned: false,
         });
         id
@@ -193,7 +194,9 @@ impl World {
             (tli(*timeline), TimelineHistory::parse(tli(*timeline), text.as_bytes()).unwrap())
         };
         let judged = |backup: &HeldBackup| HeldBackup {
-            unsound: (!self.is_sound(backup)).then(|| "WAL is missing".to_owned()),
+            unsound: (!self.is_sound(backup))
+                .then(|| "WAL is missing".to_owned())
+                .or_else(|| backup.corrupt.then(|| "its pages are corrupt".to_owned())),
             ..backup.clone()
         };
         Holdings {
