@@ -548,7 +548,8 @@ fn half_a_page_is_noted_and_without_checksums_nothing_is_claimed() -> Result<()>
     let output = world.backup()?;
     let json: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     ensure!(output.status.code() == Some(6) && json["checksums"] == "corrupt", "{json}");
-    ensure!(json["damage"][0].as_str().is_some_and(|line| line.contains("/stray")), "{json}");
+    let told = json["damage"].as_array().context("damage")?;
+    ensure!(told.iter().any(|line| line.as_str().is_some_and(|line| line.contains("/stray"))), "{json}");
     fs::remove_file(path.with_file_name("stray"))?;
     bytes.truncate(blocks * 8192);
     bytes[5000] ^= 0xFF;
