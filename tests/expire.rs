@@ -474,6 +474,33 @@ fn wal_that_another_repository_wants_and_lacks_stays() -> Result<()> {
 }
 
 #[test]
+fn corrupt_backups_do_not_pile_up_and_nothing_else_goes_meanwhile() -> Result<()> {
+    let Some(bench) = Bench::new(2, AT_ONCE)? else { return Ok(()) };
+    let cluster = &bench.source.cluster;
+    cluster.psql("CREATE TABLE damaged AS SELECT generate_series(1, 1000) n; CHECKPOINT")?;
+    let path = cluster.data.join(cluster.psql("SELECT pg_relation_filepath('damaged')")?);
+    let mut bytes = fs::read(&path)?;
+    bytes[5000] ^= 0xFF;
+    fs::write(&path, bytes)?;
+    let mut corrupt = Vec::new();
+    for _ in 0..3 {
+        // Ids count seconds: their order would be chance.
+        std::thread::sleep(Duration::from_millis(1100));
+        let said = bench.source.pitr(&["backup", "--json"])?.expect(6)?.json()?;
+        corrupt.push(said["id"].as_str().context("an id")?.to_owned());
+    }
+    let first = bench.expire(&[])?;
+    ensure!(system(&first)["frozen"].as_str().is_some_and(|why| why.contains("corrupt pages")), "{first}");
+    let second = bench.expire(&[])?;
+    ensure!(texts(&system(&second)["deleted"]["backups"], "") == corrupt[..2], "{second}");
+    let left: BTreeSet<String> = bench.info()?.into_keys().collect();
+    let wanted = bench.backups.iter().chain(&corrupt[2..]).cloned().collect();
+    ensure!(left == wanted, "{left:?}");
+    ensure!(bench.rows("all", &[])? == "10,11,20,21");
+    Ok(())
+}
+
+#[test]
 fn expiry_in_a_bucket_leaves_what_is_promised() -> Result<()> {
     let Some(s3) = S3::start()? else { return Ok(()) };
     let bucket = s3.directory.path().join("bucket");
