@@ -42,9 +42,19 @@ use progress::{Talk, Terminal};
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let caller = Caller::of(&args);
     // A panic unwinds to here, so that it ends with the code that its caller reads rightly; the hook has printed where it was.
-    std::panic::catch_unwind(move || parse_and_run(args, caller))
-        .unwrap_or_else(|_| ExitCode::from(caller.panic()))
+    let code = std::panic::catch_unwind(move || parse_and_run(args, caller)).unwrap_or_else(|_| {
+        output::warn(DEFECT);
+        ExitCode::from(caller.panic())
+    });
+    if code == ExitCode::SUCCESS && output::is_lost() {
+        return ExitCode::from(caller.failure(crate::error::Kind::Failed));
+    }
+    code
 }
+
+/// What a person should know after a panic.
+const DEFECT: &str = "error: pitr met a defect of its own and stopped; the lines above say where
+HINT: what was not reported as done is not done, and can be repeated; please report the lines above";
 
 fn parse_and_run(args: Vec<OsString>, caller: Caller) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
@@ -90,6 +100,8 @@ fn log_to_stderr(verbose: u8) {
         // PostgreSQL's log is no terminal.
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
+        // It would tell of a standard error that is gone on that standard error, and panic.
+        .log_internal_errors(false)
         .try_init();
 }
 

@@ -1,18 +1,33 @@
 //! Standard output and standard error, the only two places where pitr speaks to people.
 //!
 //! Standard output carries the result (text, or one JSON object with `--json`); standard error carries errors, warnings and
-//! progress. A reader that went away (`pitr info | head`) is not an error.
+//! progress. A reader that went away (`pitr info | head`) is not an error; a result that could not be written (a full disk) is.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::Error;
+
+/// A result did not reach whom it was for.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// True if something that was to be printed to standard output could not be written: no success, whatever the command did.
+pub fn is_lost() -> bool {
+    LOST.load(Ordering::Relaxed)
+}
 
 /// Prints `text` to standard output. A closed pipe is ignored.
 pub fn say(text: &str) {
     let mut out = io::stdout().lock();
     let end: &[u8] = if text.ends_with('\n') { b"" } else { b"\n" };
-    // A reader that closed the pipe has seen enough.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.write_all(end)).and_then(|()| out.flush());
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(end)).and_then(|()| out.flush());
+    match written {
+        // A reader that closed the pipe has seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe && !LOST.swap(true, Ordering::Relaxed) => {
+            warn(&format!("error: cannot write the result to standard output: {error}"));
+        }
+        _ => {}
+    }
 }
 
 /// Prints one JSON object, indented on a terminal, on one line otherwise.

@@ -7,7 +7,7 @@
 //!
 //! As text, for whole processes (`PITR_TEST_FAULTS`): `EFFECT[@CALL[/KEY]]:N[+]`, separated by commas. `fail:3` is the
 //! third call; `lost@create/backup.json:1` the first create of a key that contains `backup.json`; `fail@list:2+` every
-//! listing from the second on. Effects: `fail`, `deny`, `lost`, `short`, `stall`, `stale`, `lie`. Each hit is a warning
+//! listing from the second on. Effects: `fail`, `deny`, `lost`, `short`, `stall`, `stale`, `lie`, `panic`. Each hit is a warning
 //! that begins with `injected`, so that a test can tell a run that met its fault from one that made fewer calls.
 
 use std::fmt;
@@ -39,6 +39,8 @@ pub enum Effect {
     Stale,
     /// An object that is there is said not to be. Calls that cannot say so work.
     Lie,
+    /// The program itself fails in the middle of the call, before anything is done.
+    Panic,
 }
 
 /// One fault: which call, and what happens to it.
@@ -81,6 +83,7 @@ impl FromStr for Rule {
             "stall" => Effect::Stall,
             "stale" => Effect::Stale,
             "lie" => Effect::Lie,
+            "panic" => Effect::Panic,
             _ => return Err(fail()),
         };
         let (nth, onwards) = which.strip_suffix('+').map_or((which, false), |nth| (nth, true));
@@ -205,6 +208,8 @@ impl FaultStore {
                 Err(Fault::permanent(StoreErrorKind::Credentials, format!("injected refusal of {call}")))
             }
             Some(Effect::Stall) => std::future::pending().await,
+            #[expect(clippy::panic, reason = "a defect, to see what it does to whoever called")]
+            Some(Effect::Panic) => panic!("injected panic on {call}"),
             Some(Effect::Lost) => {
                 done.await?;
                 let lost = Fault::unreachable(format!("injected loss of the reply to {call}"));

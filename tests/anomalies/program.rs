@@ -1,10 +1,12 @@
-//! The program itself, each command as users and PostgreSQL run it: what a refusal at the n-th call makes of its exit code.
+//! The program itself, each command as users and PostgreSQL run it: what a refusal, or a defect of ours, at the n-th call makes of
+//! its exit code, and what becomes of it when nobody reads what it prints.
 //!
 //! `PITR_TEST_FAULTS` refuses the call for good, so that the store's own repetition does not hide it. What the program prints and
 //! the repository are all that is looked at.
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -20,8 +22,10 @@ struct Row {
     /// Without faults.
     good: i32,
     /// With one that is not survived: "a key or a permission is missing", as its caller reads it.
-    refused: i32,
+    refused: &'static [i32],
     least_calls: u64,
+    /// What it needs each time, because it uses it up.
+    before: Option<Vec<String>>,
 }
 
 fn rows(site: &Site, target: &Path) -> Result<Vec<Row>> {
@@ -34,60 +38,111 @@ fn rows(site: &Site, target: &Path) -> Result<Vec<Row>> {
     let push = format!("pg_wal/{first}");
     let target = target.display().to_string();
     let superuser = site.cluster.conninfo();
-    let row = |args: &[&str], good, refused, least_calls| {
-        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Row { args, good, refused, least_calls }
+    let backup = site.json(&["info", "--json"])?["repositories"][0]["backups"][0]["id"]
+        .as_str()
+        .context("a backup")?
+        .to_owned();
+    let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+    let row = |args: &[&str], good, refused, least_calls| Row {
+        args: owned(args),
+        good,
+        refused,
+        least_calls,
+        before: None,
     };
     Ok(vec![
-        row(&["init", "--superuser", &superuser], 0, 7, 8),
-        row(&["check"], 0, 1, 8),
-        row(&["archive-push", &push], 0, 7, 3),
-        row(&["archive-get", &first, "pg_wal/RECOVERYXLOG"], 0, 207, 2),
-        row(&["archive-get", &later, "pg_wal/RECOVERYXLOG"], 1, 207, 4),
-        row(&["archive-get", "00000002.history", "pg_wal/RECOVERYHISTORY"], 1, 207, 4),
-        row(&["backup"], 0, 7, 12),
-        row(&["info"], 0, 7, 8),
-        row(&["restore", "--copy", "--target-dir", &target], 0, 7, 15),
+        row(&["init", "--superuser", &superuser], 0, &[7], 8),
+        row(&["check"], 0, &[1], 8),
+        row(&["archive-push", &push], 0, &[7], 3),
+        row(&["archive-get", &first, "pg_wal/RECOVERYXLOG"], 0, &[207], 2),
+        row(&["archive-get", &later, "pg_wal/RECOVERYXLOG"], 1, &[207], 4),
+        row(&["archive-get", "00000002.history", "pg_wal/RECOVERYHISTORY"], 1, &[207], 4),
+        row(&["backup"], 0, &[7], 12),
+        row(&["info"], 0, &[7], 8),
+        // What it could look at is sound, and it says that this is not all.
+        row(&["verify"], 0, &[1, 7], 8),
+        row(&["verify", "--decode"], 0, &[1, 7], 8),
+        row(&["pin", &backup], 0, &[7], 4),
+        Row { before: Some(owned(&["pin", &backup])), ..row(&["unpin", &backup], 0, &[7], 4) },
+        row(&["expire"], 0, &[7], 8),
+        row(&["restore", "--copy", "--target-dir", &target], 0, &[7], 15),
     ])
 }
 
 fn run(site: &Site, row: &Row, faults: Option<&str>) -> Result<Answer> {
+    if let Some(before) = &row.before {
+        let args: Vec<&str> = before.iter().map(String::as_str).collect();
+        site.ask(&args)?.expect(0, &[])?;
+    }
     let args: Vec<&str> = row.args.iter().map(String::as_str).collect();
     let mut command = site.pitr(&args)?;
     command.envs(faults.map(|faults| ("PITR_TEST_FAULTS", faults)));
     Answer::of(&mut command)
 }
 
-/// Refuses the first, second, ... call of a command, until it is through.
-fn refuse_each_call(site: &Site, row: &Row, target: &Path, auditor: &mut Auditor) -> Result<()> {
-    for nth in 1..MOST_CALLS {
+/// What is done to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Harm {
+    /// The store says "not you".
+    Deny,
+    /// We fall over.
+    Panic,
+}
+
+impl Harm {
+    fn rule(self, nth: u64) -> String {
+        match self {
+            Self::Deny => format!("deny:{nth}"),
+            Self::Panic => format!("panic:{nth}"),
+        }
+    }
+
+    /// May a command that met it end so?
+    fn explains(self, row: &Row, answer: &Answer) -> bool {
+        // A defect in a thread of its own is a failure like others; one in the main thread has its own code.
+        let get = row.args.iter().any(|arg| arg == "archive-get");
+        let advised = answer.err.contains("HINT") || answer.out.contains("refusal");
+        match self {
+            Self::Deny => row.refused.contains(&answer.code) && advised,
+            Self::Panic if get => matches!(answer.code, 201 | 220) && answer.err.contains("panicked"),
+            Self::Panic => answer.code == 1 && answer.err.contains("panicked"),
+        }
+    }
+}
+
+/// Harms the first, second, ... call of a command, until it is through.
+fn harm_each_call(site: &Site, row: &Row, target: &Path, auditor: &mut Auditor, harm: Harm) -> Result<()> {
+    let delivered = site.cluster.data.join("pg_wal/RECOVERYXLOG");
+    // Beyond the first calls those of many segments are alike.
+    let calls = std::iter::successors(Some(1), |nth| Some(nth + 1 + nth / 20 * 5));
+    for nth in calls.take_while(|nth| *nth < 10 * MOST_CALLS) {
         let before = objects_in(&site.repository)?;
         if target.exists() {
             fs::remove_dir_all(target)?;
         }
-        let answer = run(site, row, Some(&format!("deny:{nth}")))?;
-        let what = format!("{:?}, deny at call {nth}: {answer:?}", row.args);
+        if delivered.exists() {
+            fs::remove_file(&delivered)?;
+        }
+        let answer = run(site, row, Some(&harm.rule(nth)))?;
+        let what = format!("{:?}, {harm:?} at call {nth}: {answer:?}", row.args);
         let hit = answer.err.contains("injected");
         auditor.check(&without_passing(before), &objects_in(&site.repository)?).context(what.clone())?;
         let restored = target.join("global/pg_control").exists();
         ensure!(!restored || answer.code == 0, "{what}: what failed can start");
+        ensure!(!delivered.exists() || answer.code == 0, "{what}: what failed left a segment");
         if !hit {
             ensure!(answer.code == row.good && nth > row.least_calls, "{what}");
             return Ok(());
         }
         // What a command can do without (a probe that stays, a pin that runs out) is no failure; but it is never "not there".
         let survived = answer.code == 0 && row.good == 0;
-        ensure!(survived || answer.code == row.refused, "{what}");
-        ensure!(
-            survived || answer.err.contains("HINT") || answer.out.contains("refusal"),
-            "{what}: no advice"
-        );
+        ensure!(survived || harm.explains(row, &answer), "{what}");
         if answer.code != 0 {
             let again = run(site, row, None)?;
             ensure!(again.code == row.good, "{what}: repeated: {again:?}");
         }
     }
-    anyhow::bail!("{:?} makes {MOST_CALLS} calls and more", row.args)
+    anyhow::bail!("{:?} does not end", row.args)
 }
 
 fn without_passing(mut objects: super::support::audit::Objects) -> super::support::audit::Objects {
@@ -95,8 +150,7 @@ fn without_passing(mut objects: super::support::audit::Objects) -> super::suppor
     objects
 }
 
-#[test]
-fn every_command_ends_with_its_documented_code_whatever_call_is_refused() -> Result<()> {
+fn harm_every_command(harm: Harm) -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let site = small_site(&install)?;
     site.backup()?;
@@ -105,7 +159,61 @@ fn every_command_ends_with_its_documented_code_whatever_call_is_refused() -> Res
     give_to_server(place.path())?;
     let mut auditor = Auditor::of_server(&site.cluster.data.join("pg_wal"));
     for row in rows(&site, &target)? {
-        refuse_each_call(&site, &row, &target, &mut auditor)?;
+        harm_each_call(&site, &row, &target, &mut auditor, harm)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn every_command_ends_with_its_documented_code_whatever_call_is_refused() -> Result<()> {
+    harm_every_command(Harm::Deny)
+}
+
+/// PostgreSQL must not take a defect of ours for the end of WAL.
+#[test]
+fn a_defect_in_the_middle_of_a_command_stops_recovery_and_is_no_success() -> Result<()> {
+    harm_every_command(Harm::Panic)
+}
+
+/// Where the output of a command goes in vain.
+fn deaf(site: &Site, args: &[&str], out: Stdio, err: Stdio) -> Result<Option<i32>> {
+    let mut command = site.pitr(args)?;
+    // A warning is due, so that there is something to say.
+    command.env("PITR_TEST_FAULTS", "fail:1").stdin(Stdio::null());
+    Ok(command.stdout(out).stderr(err).status()?.code())
+}
+
+/// The end of a pipe whose reader is gone.
+fn unread() -> Result<Stdio> {
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    Ok(writer.into())
+}
+
+fn full() -> Result<Stdio> {
+    Ok(fs::OpenOptions::new().write(true).open("/dev/full")?.into())
+}
+
+#[test]
+fn commands_do_their_work_when_nobody_reads_them_and_a_result_that_is_lost_is_no_success() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = small_site(&install)?;
+    site.backup()?;
+    let first = site.cluster.wal_files()?.first().and_then(|p| p.file_name()?.to_str().map(str::to_owned));
+    let first = first.context("a segment")?;
+    let (push, got) = (format!("pg_wal/{first}"), site.cluster.data.join("pg_wal/RECOVERYXLOG"));
+    let get = ["archive-get", &first, "pg_wal/RECOVERYXLOG"];
+    for make in [unread, full] {
+        assert_eq!(deaf(&site, &["archive-push", &push], make()?, make()?)?, Some(0));
+        assert_eq!(deaf(&site, &get, make()?, make()?)?, Some(0));
+        ensure!(got.exists(), "the segment was delivered");
+        fs::remove_file(&got)?;
+        let absent = ["archive-get", "0000000100000000000000F0", "pg_wal/RECOVERYXLOG"];
+        assert_eq!(deaf(&site, &absent, make()?, make()?)?, Some(1), "absence stays absence");
+    }
+    for args in [&["info", "--json"][..], &["info"], &["verify", "--json"], &["check", "--json"]] {
+        assert_eq!(deaf(&site, args, unread()?, unread()?)?, Some(0), "{args:?} | head");
+        assert_eq!(deaf(&site, args, full()?, Stdio::null())?, Some(1), "{args:?} > /dev/full");
     }
     Ok(())
 }
