@@ -198,6 +198,7 @@ fn the_primary_itself_comes_back(debian: &Debian, moment: &str) {
 
 /// Data directory and configuration are gone: all there is are the repository and pitr's own configuration.
 fn a_lost_host_comes_back(debian: &Debian) {
+    let before = layout();
     drop_cluster();
     assert!(!Path::new(&format!("/etc/postgresql/{VERSION}/{CLUSTER}")).exists());
     let said = debian.ok(&["restore", "--replace"]);
@@ -209,6 +210,28 @@ fn a_lost_host_comes_back(debian: &Debian) {
     wait_until_open(debian);
     assert_eq!(debian.sql("select n from public.last"), "42");
     assert_eq!(debian.sql("select count(*) from t"), "1500");
+    assert_eq!(layout(), before, "not the layout that pg_createcluster made");
+    // Anybody's psql finds the server by Debian's own wrapper, which reads its port.
+    let seen = sh(&format!(
+        "setpriv --reuid=65534 --regid=65534 --clear-groups pg_lsclusters -h {VERSION} {CLUSTER}"
+    ));
+    let words: Vec<&str> = seen.split_whitespace().collect();
+    let data = format!("/var/lib/postgresql/{VERSION}/{CLUSTER}");
+    assert_eq!(words[2..6], [debian.port().as_str(), "online", "postgres", data.as_str()], "{seen}");
+    // And it starts with the host, as before.
+    sh(&format!("pg_ctlcluster {VERSION} {CLUSTER} restart"));
+    wait_until_open(debian);
+}
+
+/// The files of the cluster's configuration with owners, modes and contents, and the data directory's own. What pg_createcluster
+/// lays down beside them (start.conf, pg_ctl.conf, environment) is its default, holds nothing of the server's, and may be missing.
+fn layout() -> String {
+    let etc = format!("/etc/postgresql/{VERSION}/{CLUSTER}");
+    let names = "! -name start.conf ! -name pg_ctl.conf ! -name environment";
+    sh(&format!(
+        "cd {etc} && find . {names} -printf '%P %u:%g %m %y\\n' | sort && find . -type f {names} | sort | xargs sha256sum \
+         && stat -c '%U:%G %a' /var/lib/postgresql/{VERSION}/{CLUSTER}"
+    ))
 }
 
 fn wait_until_open(debian: &Debian) {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::ops::backup::catalogue::{Catalogue, ConfigRole};
-use crate::pgdata::conf;
+use crate::pgdata::conf::{self, ItemKind};
 
 use super::configuration::Files;
 
@@ -74,6 +74,23 @@ pub fn home(catalogue: Option<&Catalogue>, target: &Path) -> Home {
         }
     }
     Home::Written { main, files }
+}
+
+/// The mode of a configuration file that is written.
+///
+/// Debian's commands, and its `psql`, run as anybody and read the port in the main file, which `pg_createcluster` makes readable to
+/// all. One that holds a password is not, whatever it was.
+pub fn mode(home: &Home, path: &Path, text: &[u8]) -> u32 {
+    let main = matches!(home, Home::Written { main, .. } if main == path);
+    let debian = path.starts_with("/etc/postgresql") || path.starts_with("/etc/postgresql-common");
+    // A file that cannot be parsed may hold anything.
+    let secret = conf::parse(text).map_or(true, |items| {
+        items.iter().any(|item| match &item.kind {
+            ItemKind::Setting { value, .. } => value.to_ascii_lowercase().contains("passw"),
+            ItemKind::Include { .. } => false,
+        })
+    });
+    if main && debian && !secret { 0o644 } else { 0o640 }
 }
 
 /// The configuration, pointing to another data directory.
@@ -141,6 +158,18 @@ impl Files for RestoredFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn debians_main_file_is_readable_to_all_unless_it_holds_a_password() {
+        let main = Path::new("/etc/postgresql/15/main/postgresql.conf");
+        let home = Home::Written { main: main.to_owned(), files: Vec::new() };
+        assert_eq!(mode(&home, main, b"port = 5433\n#password_encryption = md5\n"), 0o644);
+        assert_eq!(mode(&home, main, b"primary_conninfo = 'host=a Password=b'\n"), 0o640);
+        assert_eq!(mode(&home, Path::new("/etc/postgresql/15/main/pg_hba.conf"), b""), 0o640);
+        let elsewhere = Path::new("/srv/conf/postgresql.conf");
+        let home = Home::Written { main: elsewhere.to_owned(), files: Vec::new() };
+        assert_eq!(mode(&home, elsewhere, b""), 0o640);
+    }
     use crate::ops::backup::catalogue::ConfigFile;
 
     fn catalogue(path: &str, text: Option<&str>) -> Catalogue {

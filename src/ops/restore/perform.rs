@@ -27,7 +27,7 @@ use super::hold::Hold;
 use super::image::RowKind;
 use super::layout;
 use super::marker::{self, Marker};
-use super::outside::Home;
+use super::outside::{self, Home};
 use super::prepare::{LOG_DIR, Prepared, SOCKET_DIR};
 use super::tablespaces::{self, Room};
 use super::trees::Trees;
@@ -247,7 +247,7 @@ impl Work<'_> {
             let included = include_directories(above, bytes);
             let made = make_dirs(above, p.owner())
                 .and_then(|()| included.iter().try_for_each(|dir| make_dirs(dir, p.owner())))
-                .and_then(|()| write(path, bytes, 0o640));
+                .and_then(|()| write(path, bytes, outside::mode(&p.home, path, bytes)));
             match made {
                 Ok(()) => written.push(path.clone()),
                 Err(error) => {
