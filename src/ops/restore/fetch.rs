@@ -6,7 +6,7 @@
 //!                                                                                  └─► …
 //!  a file in one part: its CRC-32C before a byte is written      in several: put together when the last is there
 //! ```
-//! Invariants: no byte reaches a file before the digest of its frame matched; memory is `jobs` groups and the pieces of a few packs,
+//! Invariants: no byte reaches a file before the digest of its frame matched; memory is `jobs` groups with their pieces,
 //! whatever the size of the cluster; a frame is put once; what the manifest promises is there, or it fails.
 //! Two checks of different origin: the frame's digest is ours, the file's CRC is PostgreSQL's.
 
@@ -17,21 +17,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::repo::manifest::PackLine;
 use crate::repo::pack::{FrameEntry, PackTable};
 
-use super::image::{File, Image, Piece};
+use super::image::{File, Image, Piece, Pieces};
 
 /// Stored bytes of one ranged read. Two frames of the size that backups write; one larger frame is a group of its own.
 const GROUP_BYTES: u64 = 8 << 20;
 /// Plain bytes of one: what compresses well would else make groups of countless small files.
 const GROUP_PLAIN: u64 = 64 << 20;
-/// Pack tables that are fetched ahead of the bytes.
-const TABLES_AHEAD: usize = 2;
 
 /// Where packs come from.
 pub trait Packs: Send + Sync {
@@ -91,15 +89,11 @@ pub async fn fetch<P: Packs, S: Sink>(
     progress: &dyn Progress,
 ) -> Result<()> {
     let asked = AtomicU64::new(0);
-    let mut pieces = image.pieces();
-    let runs = std::iter::from_fn(|| {
-        let run = pieces.next_pack(wanted).transpose()?;
-        let bytes = run.iter().flatten().fold(0_u64, |sum, piece| sum.saturating_add(piece.len));
-        asked.fetch_add(bytes, Ordering::Relaxed);
-        Some(run)
+    let cut = Cut { packs, image, wanted, asked: &asked, pieces: image.pieces(), pack: None };
+    let groups = stream::try_unfold(cut, |mut cut| async move {
+        let group = cut.next().await?;
+        Ok(group.map(|group| (group, cut)))
     });
-    let tables = stream::iter(runs).map(|run| groups_of(packs, image, run)).buffered(TABLES_AHEAD);
-    let groups = tables.map_ok(|groups| stream::iter(groups.into_iter().map(Ok))).try_flatten();
     let mut done = std::pin::pin!(
         groups
             .map(|group: Result<Group>| async { perform(packs, group?, Arc::clone(sink)).await })
@@ -121,48 +115,98 @@ pub async fn fetch<P: Packs, S: Sink>(
     Ok(())
 }
 
-/// Cuts the frames that hold `run`, all of one pack, into groups.
-async fn groups_of<P: Packs>(packs: &P, image: &Image, run: Result<Vec<Piece>>) -> Result<Vec<Group>> {
-    let run = run?;
-    let index = run.first().and_then(|p| usize::try_from(p.pack).ok());
-    let Some(pack) = index.and_then(|i| image.packs().get(i)) else { return Ok(Vec::new()) };
-    Ok(groups(&packs.table(pack).await?, pack, &run, Frames::Wanted))
+/// The groups of a fetch, one after another. What is held of the pieces are those of one group.
+struct Cut<'a, P> {
+    packs: &'a P,
+    image: &'a Image,
+    wanted: &'a (dyn Fn(&[u8]) -> bool + Sync),
+    /// Bytes of the pieces so far.
+    asked: &'a AtomicU64,
+    pieces: Pieces<'a>,
+    /// Index and frames of the pack that is being cut.
+    pack: Option<(u32, Cutter)>,
 }
 
-/// Cuts frames of `pack` into groups; `run` are its pieces of wanted files.
-pub(in crate::ops) fn groups(
-    table: &PackTable,
-    pack: &PackLine,
-    run: &[Piece],
-    frames: Frames,
-) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    for frame in table.frames() {
-        let held = frame.plain_range();
-        let from = run.partition_point(|p| p.end() <= held.start);
-        let to = run.partition_point(|p| p.offset < held.end);
-        let wanted = run.get(from..to).unwrap_or_default();
-        if wanted.is_empty() && frames == Frames::Wanted {
-            continue;
-        }
-        let joins = |last: &&mut Group| {
-            last.frames.last().is_some_and(|l| l.range().end == frame.offset)
-                && frame.range().end.saturating_sub(last.start()) <= GROUP_BYTES
-                && held.end.saturating_sub(last.plain_start()) <= GROUP_PLAIN
-        };
-        match groups.last_mut().filter(joins) {
-            Some(last) => {
-                // A piece that crosses from the frame before is there already.
-                let known = usize::from(last.pieces.last() == wanted.first());
-                last.pieces.extend(wanted.iter().skip(known).cloned());
-                last.frames.push(*frame);
+impl<P: Packs> Cut<'_, P> {
+    async fn next(&mut self) -> Result<Option<Group>> {
+        loop {
+            if let Some((index, cutter)) = &mut self.pack {
+                let group = cutter.next(&mut |end| {
+                    let piece = self.pieces.next_before(*index, end, self.wanted)?;
+                    self.asked.fetch_add(piece.as_ref().map_or(0, |p| p.len), Ordering::Relaxed);
+                    Ok(piece)
+                })?;
+                if group.is_some() {
+                    return Ok(group);
+                }
+                // What lies behind the last frame is asked for, and will be missed.
+                while let Some(piece) = self.pieces.next_before(*index, u64::MAX, self.wanted)? {
+                    self.asked.fetch_add(piece.len, Ordering::Relaxed);
+                }
+                self.pack = None;
             }
-            None => {
-                groups.push(Group { pack: pack.clone(), frames: vec![*frame], pieces: wanted.to_vec() });
-            }
+            let Some(index) = self.pieces.peek(self.wanted)?.map(|piece| piece.pack) else { return Ok(None) };
+            let pack = usize::try_from(index).ok().and_then(|i| self.image.packs().get(i));
+            let pack =
+                pack.ok_or_else(|| Error::corrupt("the manifest names a pack that it does not list"))?;
+            let table = self.packs.table(pack).await?;
+            self.pack = Some((index, Cutter::new(table, pack.clone(), Frames::Wanted)));
         }
     }
-    groups
+}
+
+/// Cuts the frames of one pack into groups.
+#[derive(Debug)]
+pub(in crate::ops) struct Cutter {
+    table: PackTable,
+    pack: PackLine,
+    frames: Frames,
+    /// The next frame.
+    at: usize,
+    /// The piece that goes on in it.
+    crossing: Option<Piece>,
+}
+
+impl Cutter {
+    /// From the first frame of `pack` on.
+    pub(in crate::ops) fn new(table: PackTable, pack: PackLine, frames: Frames) -> Self {
+        Self { table, pack, frames, at: 0, crossing: None }
+    }
+
+    /// The next group. `more` gives the next piece of the pack that begins before an offset.
+    ///
+    /// # Errors
+    /// Those of `more`.
+    pub(in crate::ops) fn next(
+        &mut self,
+        more: &mut dyn FnMut(u64) -> Result<Option<Piece>>,
+    ) -> Result<Option<Group>> {
+        let mut group: Option<Group> = None;
+        while let Some(frame) = self.table.frames().get(self.at).copied() {
+            if group.as_ref().is_some_and(|group| !group.has_room(&frame)) {
+                break;
+            }
+            self.at = self.at.saturating_add(1);
+            let held = frame.plain_range();
+            let mut found: Vec<Piece> = self.crossing.take().into_iter().collect();
+            while let Some(piece) = more(held.end)? {
+                found.push(piece);
+            }
+            self.crossing = found.last().filter(|piece| piece.end() > held.end).cloned();
+            match &mut group {
+                None if found.is_empty() && self.frames == Frames::Wanted => {}
+                None => group = Some(Group { pack: self.pack.clone(), frames: vec![frame], pieces: found }),
+                Some(_) if found.is_empty() && self.frames == Frames::Wanted => break,
+                Some(group) => {
+                    // A piece that crosses from the frame before is there already.
+                    let known = usize::from(group.pieces.last() == found.first());
+                    group.pieces.extend(found.into_iter().skip(known));
+                    group.frames.push(frame);
+                }
+            }
+        }
+        Ok(group)
+    }
 }
 
 impl Group {
@@ -172,6 +216,12 @@ impl Group {
 
     fn plain_start(&self) -> u64 {
         self.frames.first().map_or(0, |f| f.plain_offset)
+    }
+
+    /// May the frame that follows be read with it?
+    fn has_room(&self, next: &FrameEntry) -> bool {
+        next.range().end.saturating_sub(self.start()) <= GROUP_BYTES
+            && next.plain_range().end.saturating_sub(self.plain_start()) <= GROUP_PLAIN
     }
 
     /// Where it lies in the object.

@@ -220,53 +220,48 @@ fn read_row<'a>(path: &'a [u8], value: &'a [u8]) -> Option<Row<'a>> {
 #[derive(Debug)]
 pub struct Pieces<'a> {
     rows: Rows<'a>,
-    /// The first piece of the next pack.
+    /// What was looked at and not taken.
     ahead: Option<Piece>,
 }
 
 impl Pieces<'_> {
-    /// The next piece of a file whose path is `wanted`.
+    /// The next piece of a file whose path is `wanted`; it stays the next one.
     ///
     /// # Errors
     /// If there is no memory to open it.
-    pub fn next_piece(&mut self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Option<Piece>> {
-        if let Some(piece) = self.ahead.take() {
-            return Ok(Some(piece));
-        }
-        while let Some((key, value)) = self.rows.next()? {
+    pub fn peek(&mut self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Option<&Piece>> {
+        while self.ahead.is_none() {
+            let Some((key, value)) = self.rows.next()? else { return Ok(None) };
             let claim = Claim::read(key, value).ok_or_else(unreadable)?;
             if wanted(claim.path) {
-                return Ok(Some(claim.piece()));
+                self.ahead = Some(claim.piece());
             }
         }
-        Ok(None)
+        Ok(self.ahead.as_ref())
     }
 
-    /// All wanted pieces of the next pack that has any.
+    /// Takes the next wanted piece, if it lies in the pack at index `pack` and begins before `end`.
     ///
     /// # Errors
-    /// As [`Pieces::next_piece`].
-    pub fn next_pack(&mut self, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Option<Vec<Piece>>> {
-        let Some(first) = self.next_piece(wanted)? else { return Ok(None) };
-        let pack = first.pack;
-        self.ahead = Some(first);
-        self.of_pack(pack, wanted).map(Some)
+    /// As [`Pieces::peek`].
+    pub fn next_before(
+        &mut self,
+        pack: u32,
+        end: u64,
+        wanted: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<Option<Piece>> {
+        let here = self.peek(wanted)?.is_some_and(|piece| piece.pack == pack && piece.offset < end);
+        Ok(if here { self.ahead.take() } else { None })
     }
 
-    /// All wanted pieces of the pack at `index`; those of packs before it are passed over.
+    /// All pieces of the pack at index `pack`; those of packs before it are passed over.
     ///
     /// # Errors
-    /// As [`Pieces::next_piece`].
-    pub fn of_pack(&mut self, index: u32, wanted: &dyn Fn(&[u8]) -> bool) -> Result<Vec<Piece>> {
+    /// As [`Pieces::peek`].
+    pub fn of_pack(&mut self, pack: u32) -> Result<Vec<Piece>> {
         let mut pieces = Vec::new();
-        while let Some(piece) = self.next_piece(wanted)? {
-            if piece.pack > index {
-                self.ahead = Some(piece);
-                break;
-            }
-            if piece.pack == index {
-                pieces.push(piece);
-            }
+        while self.peek(&|_| true)?.is_some_and(|piece| piece.pack <= pack) {
+            pieces.extend(self.ahead.take().filter(|piece| piece.pack == pack));
         }
         Ok(pieces)
     }
@@ -386,20 +381,19 @@ mod tests {
     #[test]
     fn pieces_are_ordered_for_fetching_and_know_their_files() {
         let image = pushed(&[("a", 12, &[(3, 512, 8), (0, 0, 4)]), ("base/1", 4, &[(0, 512, 4)])]).unwrap();
-        let (mut pieces, mut found) = (image.pieces(), Vec::new());
-        while let Some(run) = pieces.next_pack(&|_| true).unwrap() {
-            found.push(run);
-        }
-        let told: Vec<Vec<_>> = found
-            .iter()
-            .map(|run| run.iter().map(|p| (p.pack, p.file.number, p.offset, p.at, p.len)).collect())
-            .collect();
+        let mut pieces = image.pieces();
+        let found = [0, 3].map(|pack| pieces.of_pack(pack).unwrap());
+        let told = found.each_ref().map(|run| {
+            run.iter().map(|p| (p.pack, p.file.number, p.offset, p.at, p.len)).collect::<Vec<_>>()
+        });
         assert_eq!(told, [vec![(0, 0, 0, 8, 4), (0, 1, 512, 0, 4)], vec![(3, 0, 512, 0, 8)]]);
         let file = &found[1][0].file;
         assert_eq!((file.path.as_slice(), file.size, file.crc), (&b"a"[..], 12, Some(0x00FF_0201)));
         assert_eq!((image.bytes(), image.files()), (16, 2));
-        let only = image.pieces().next_piece(&|path| path.starts_with(b"base")).unwrap().unwrap();
-        assert_eq!(only.file.path, b"base/1");
+        let (mut pieces, in_base) = (image.pieces(), |path: &[u8]| path.starts_with(b"base"));
+        assert_eq!(pieces.next_before(0, 512, &in_base).unwrap(), None, "it begins at 512");
+        assert_eq!(pieces.next_before(0, 513, &in_base).unwrap().unwrap().file.path, b"base/1");
+        assert_eq!(pieces.peek(&in_base).unwrap(), None);
     }
 
     #[test]

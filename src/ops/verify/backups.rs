@@ -274,5 +274,5 @@ fn due_packs(
 
 /// The pieces of the pack at `index`; asked for in ascending order.
 fn pieces_of(pieces: Option<&mut Pieces<'_>>, index: u32) -> Result<Vec<Piece>> {
-    pieces.map_or(Ok(Vec::new()), |pieces| pieces.of_pack(index, &|_| true))
+    pieces.map_or(Ok(Vec::new()), |pieces| pieces.of_pack(index))
 }

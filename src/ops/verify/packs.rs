@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::codec::Hasher;
 use crate::error::{Error, Result};
-use crate::ops::restore::fetch::{Frames, Packs, Part, Sink, Written, groups};
+use crate::ops::restore::fetch::{Cutter, Frames, Packs, Part, Sink, Written};
 use crate::ops::restore::image::{File, Piece};
 use crate::repo::manifest::PackLine;
 
@@ -30,7 +30,9 @@ impl Sink for Nowhere {
 pub(super) async fn check<P: Packs>(packs: &P, pack: &PackLine, pieces: &[Piece]) -> Result<Vec<Part>> {
     let table = packs.table(pack).await?;
     let (mut hasher, mut parts) = (Hasher::new(), Vec::new());
-    for group in groups(&table, pack, pieces, Frames::All) {
+    let end = table.stored_len();
+    let (mut cutter, mut pieces) = (Cutter::new(table, pack.clone(), Frames::All), pieces.iter().peekable());
+    while let Some(group) = cutter.next(&mut |end| Ok(pieces.next_if(|p| p.offset < end).cloned()))? {
         let stored = packs.read(pack, group.range()).await?;
         // Decompressing takes a processor for long: not on the reactor.
         let work = tokio::task::spawn_blocking(move || {
@@ -43,7 +45,7 @@ pub(super) async fn check<P: Packs>(packs: &P, pack: &PackLine, pieces: &[Piece]
         hasher = hashed;
         parts.extend(found);
     }
-    let rest = packs.read(pack, table.stored_len()..pack.info.stored).await?;
+    let rest = packs.read(pack, end..pack.info.stored).await?;
     hasher.update(&rest);
     if hasher.digest() == pack.info.digest {
         return Ok(parts);
