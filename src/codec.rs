@@ -376,6 +376,47 @@ pub fn decompress(frame: &[u8], limit: u64) -> Result<Vec<u8>, CodecError> {
     Ok(plain)
 }
 
+/// Opens whole frames of known size, one after the other, into one buffer: nothing is allocated or copied per frame.
+pub struct FrameOpener {
+    inner: zstd::bulk::Decompressor<'static>,
+    plain: Vec<u8>,
+}
+
+impl fmt::Debug for FrameOpener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameOpener").field("buffer", &self.plain.capacity()).finish_non_exhaustive()
+    }
+}
+
+impl FrameOpener {
+    /// With an empty buffer.
+    ///
+    /// # Errors
+    /// [`CodecError::Zstd`] if zstd has no memory.
+    pub fn new() -> Result<Self, CodecError> {
+        Ok(Self { inner: zstd::bulk::Decompressor::new().map_err(CodecError::zstd)?, plain: Vec::new() })
+    }
+
+    /// The content of the one frame that `frame` consists of: `len` bytes, which sizes the buffer, so it must be a bounded number.
+    ///
+    /// # Errors
+    /// [`CodecError`] unless it is exactly one intact frame of that many bytes.
+    pub fn open(&mut self, frame: &[u8], len: usize) -> Result<&[u8], CodecError> {
+        match zstd::zstd_safe::find_frame_compressed_size(frame) {
+            Ok(size) if size == frame.len() => {}
+            Ok(size) if size < frame.len() => return Err(CodecError::Trailing),
+            Ok(_) | Err(_) => return Err(CodecError::Cut),
+        }
+        self.plain.clear();
+        self.plain.reserve(len);
+        self.inner.decompress_to_buffer(frame, &mut self.plain).map_err(CodecError::zstd)?;
+        if self.plain.len() > len {
+            return Err(CodecError::TooLarge(u64::try_from(len).unwrap_or(u64::MAX)));
+        }
+        Ok(&self.plain)
+    }
+}
+
 /// Reads exactly one frame, pushed in any pieces; memory is one block plus the frame's window (at most 128 MiB).
 pub struct FrameDecoder {
     inner: Decoder<'static>,
@@ -450,6 +491,28 @@ mod tests {
     use proptest::prelude::*;
 
     const BOTH: [Compression; 2] = [Compression::Zstd { level: 1 }, Compression::Stored];
+
+    #[test]
+    fn an_opener_takes_exactly_one_frame_of_exactly_that_size_again_and_again() {
+        let mut opener = FrameOpener::new().unwrap();
+        for plain in [&[7_u8; 100_000][..], b"short", &[]] {
+            for compression in BOTH {
+                let frame = compress(plain, compression).unwrap();
+                assert_eq!(opener.open(&frame, plain.len()).unwrap(), plain);
+                let cut = frame.get(..frame.len() - 1).unwrap();
+                assert_eq!(opener.open(cut, plain.len()), Err(CodecError::Cut));
+                let two = [frame.as_slice(), &frame].concat();
+                assert_eq!(opener.open(&two, 2 * plain.len()), Err(CodecError::Trailing));
+                if let Some(less) = plain.len().checked_sub(1) {
+                    assert!(
+                        opener.open(&frame, less).is_err(),
+                        "the buffer may be larger, the answer is not"
+                    );
+                }
+            }
+        }
+        assert!(opener.open(b"no frame at all", 5).is_err());
+    }
 
     #[test]
     fn digests_print_as_hexadecimal_and_come_back() {

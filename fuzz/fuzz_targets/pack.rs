@@ -5,6 +5,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pitr::codec::FrameOpener;
 use pitr::repo::pack::PackTable;
 
 fuzz_target!(|data: (u64, u64, &[u8])| {
@@ -27,8 +28,9 @@ fuzz_target!(|data: (u64, u64, &[u8])| {
     if let Some(covering) = table.covering(offset, len) {
         let bytes: u64 = covering.iter().map(|f| u64::from(f.plain)).sum();
         assert!(bytes >= len);
+        let mut opener = FrameOpener::new().expect("memory");
         for frame in covering {
-            let _ = frame.open(entries);
+            let _ = frame.open(entries, &mut opener);
         }
     }
 });

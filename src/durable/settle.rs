@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  begin   a descriptor on each file system        the kernel notes how many failed writes it had so far
-//!          … files are written and closed …
+//!  ahead     … files are written and closed …      what is there goes to the disk meanwhile, through other descriptors
 //!  finish  syncfs through that descriptor          writes everything, and fails if a write failed since begin
 //! ```
 //! Linux tells `syncfs` of failed writes since 5.8, per descriptor, so one that is opened late, or another kernel, would hide them:
@@ -53,16 +53,24 @@ impl Settle {
         Ok(Self { roots, systems })
     }
 
+    /// Writes what is there already, so that less is left for the end. Whether it succeeds is for [`Settle::finish`] to say: its
+    /// descriptors see every failure, and a descriptor that was told of one is not told again.
+    pub fn ahead(&self) {
+        for (_, root) in self.systems.iter().flatten() {
+            let _ = open_dir(root).map(|dir| nix::unistd::syncfs(&dir));
+        }
+    }
+
     /// Makes everything below the roots, and their own names, durable. `threads` fsync where that is done file by file.
     ///
     /// # Errors
     /// The first failure, with its path: for `syncfs` the root.
-    pub fn finish(self, threads: usize) -> Result<(), DurableError> {
-        let Some(systems) = self.systems else {
+    pub fn finish(&self, threads: usize) -> Result<(), DurableError> {
+        let Some(systems) = &self.systems else {
             return self.roots.iter().try_for_each(|root| sync_tree(root, threads));
         };
         for (dir, root) in systems {
-            nix::unistd::syncfs(&dir).context("sync the file system of", &root)?;
+            nix::unistd::syncfs(dir).context("sync the file system of", root)?;
         }
         // The directory above a root may lie on another file system.
         self.roots.iter().try_for_each(|root| sync_dir(parent_of(root)))

@@ -14,7 +14,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::binary::{FRAME_HEAD, FrameKind, Reader, Writer, skippable, skippable_len};
-use crate::codec::{CodecError, Compression, Digest, FrameEncoder, Hasher, decompress, len_u64};
+use crate::codec::{CodecError, Compression, Digest, FrameEncoder, FrameOpener, Hasher, len_u64};
 
 /// Plain bytes of a frame, unless the stream ends earlier.
 pub const FRAME_BYTES: usize = 4 << 20;
@@ -132,14 +132,17 @@ impl FrameEntry {
         self.plain_offset..self.plain_offset.saturating_add(self.plain.into())
     }
 
-    /// The plain bytes of the frame whose stored bytes are `stored`.
+    /// The plain bytes of the frame whose stored bytes are `stored`; `with` holds them.
     ///
     /// # Errors
     /// [`PackError::Frame`] or [`PackError::Digest`].
-    pub fn open(&self, stored: &[u8]) -> Result<Vec<u8>, PackError> {
-        let plain = decompress(stored, self.plain.into());
+    pub fn open<'o>(&self, stored: &[u8], with: &'o mut FrameOpener) -> Result<&'o [u8], PackError> {
+        // Tables with frames above the bound are refused; this one may come from elsewhere.
+        let len = usize::try_from(self.plain).ok().filter(|len| *len <= MAX_FRAME);
+        let len = len.ok_or(PackError::Bound("the size of a frame"))?;
+        let plain = with.open(stored, len);
         let plain = plain.map_err(|cause| PackError::Frame { offset: self.offset, cause })?;
-        if len_u64(&plain) == u64::from(self.plain) && Digest::of(&plain) == self.digest {
+        if plain.len() == len && Digest::of(plain) == self.digest {
             Ok(plain)
         } else {
             Err(PackError::Digest { offset: self.offset })
@@ -410,8 +413,11 @@ mod tests {
                 Ok(table) => {
                     assert!(bit / 8 < table_at, "bit {bit}");
                     let at = |n: u64| usize::try_from(n).unwrap();
-                    let open = |f: &FrameEntry| f.open(&bad[at(f.range().start)..at(f.range().end)]);
-                    let opened: Result<Vec<_>, _> = table.frames().iter().map(open).collect();
+                    let mut with = FrameOpener::new().unwrap();
+                    let mut open = |f: &FrameEntry| {
+                        f.open(&bad[at(f.range().start)..at(f.range().end)], &mut with).map(<[u8]>::to_vec)
+                    };
+                    let opened: Result<Vec<_>, _> = table.frames().iter().map(&mut open).collect();
                     // A frame has a bit or two that mean nothing to zstd; what it yields is never other bytes.
                     assert!(opened.is_err() || opened.unwrap().concat() == b"firstsecond", "bit {bit}");
                 }
@@ -434,10 +440,10 @@ mod tests {
                 prop_assert!(at + len > plain.len());
                 return Ok(());
             };
-            let mut out = Vec::new();
+            let (mut out, mut with) = (Vec::new(), FrameOpener::new().unwrap());
             for frame in frames {
                 let range = usize::try_from(frame.range().start).unwrap()..usize::try_from(frame.range().end).unwrap();
-                out.extend(frame.open(&object[range]).unwrap());
+                out.extend_from_slice(frame.open(&object[range], &mut with).unwrap());
             }
             let skip = frames.first().map_or(0, |f| at - usize::try_from(f.plain_offset).unwrap());
             prop_assert_eq!(&out[skip..skip + len], &plain[at..at + len]);

@@ -12,13 +12,16 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
+use tokio::sync::Semaphore;
 
+use crate::codec::FrameOpener;
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::repo::manifest::PackLine;
@@ -94,9 +97,12 @@ pub async fn fetch<P: Packs, S: Sink>(
         let group = cut.next().await?;
         Ok(group.map(|group| (group, cut)))
     });
+    // Reads wait for the store, the rest for a processor: more threads than those would only contend for the files.
+    let cores = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+    let workers = Semaphore::new(jobs.clamp(1, cores));
     let mut done = std::pin::pin!(
         groups
-            .map(|group: Result<Group>| async { perform(packs, group?, Arc::clone(sink)).await })
+            .map(|group: Result<Group>| async { perform(packs, group?, Arc::clone(sink), &workers).await })
             .buffer_unordered(jobs.max(1))
     );
     let (mut begun, mut got) = (Begun::default(), 0_u64);
@@ -235,9 +241,11 @@ impl Group {
     /// # Errors
     /// Kind `Corrupt` for a damaged frame or file, before anything of the frame was put; else what the sink answers.
     pub(in crate::ops) fn write<S: Sink>(&self, stored: &[u8], sink: &S, into: &mut Written) -> Result<()> {
+        let opener = FrameOpener::new().map_err(|e| Error::failed("cannot open a pack").source(e));
+        let mut opener = opener?;
         for frame in self.frames.iter().skip(into.frames) {
-            let plain = self.open(frame, stored)?;
-            let parts = self.parts_in(frame, &plain)?;
+            let plain = self.open(frame, stored, &mut opener)?;
+            let parts = self.parts_in(frame, plain)?;
             for (part, bytes) in parts {
                 sink.put(&part.file, part.at, bytes)?;
                 into.bytes = into.bytes.saturating_add(part.len);
@@ -269,12 +277,12 @@ impl Group {
         Ok(parts)
     }
 
-    fn open(&self, frame: &FrameEntry, stored: &[u8]) -> Result<Vec<u8>> {
+    fn open<'o>(&self, frame: &FrameEntry, stored: &[u8], with: &'o mut FrameOpener) -> Result<&'o [u8]> {
         let start = self.start();
         let range = frame.range();
         let bytes = cut(stored, range.start.saturating_sub(start), range.end.saturating_sub(start));
         let bytes = bytes.ok_or_else(|| damaged(&self.pack, frame, "the object ends before it"))?;
-        frame.open(bytes).map_err(|e| damaged(&self.pack, frame, &e.to_string()))
+        frame.open(bytes, with).map_err(|e| damaged(&self.pack, frame, &e.to_string()))
     }
 }
 
@@ -294,12 +302,18 @@ pub(in crate::ops) struct Written {
 }
 
 /// Reads and writes one group. Damage is read a second time: what the store holds and what a read brought are not the same.
-async fn perform<P: Packs, S: Sink>(packs: &P, group: Group, sink: Arc<S>) -> Result<Written> {
+async fn perform<P: Packs, S: Sink>(
+    packs: &P,
+    group: Group,
+    sink: Arc<S>,
+    workers: &Semaphore,
+) -> Result<Written> {
     let group = Arc::new(group);
     let mut written = Written::default();
     let mut again = true;
     loop {
         let stored = packs.read(&group.pack, group.range()).await?;
+        let _worker = workers.acquire().await;
         let (work, into) = (Arc::clone(&group), Arc::clone(&sink));
         // Decompressing takes a processor for long: not on the reactor.
         let task = tokio::task::spawn_blocking(move || {

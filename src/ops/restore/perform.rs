@@ -8,12 +8,15 @@
 //! is overwritten that the marker does not prove ours; `pg_control` appears only when every other byte is durable and every digest
 //! matched; old tablespaces are moved before a marker can name their places. Source of truth: RECOVERY.md 21 to 23.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::durable::{self, DirLock, Owner, Settle, TreeWriter};
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
@@ -32,6 +35,10 @@ use super::prepare::{LOG_DIR, Prepared, SOCKET_DIR};
 use super::tablespaces::{self, Room};
 use super::trees::Trees;
 use super::trial::Trial;
+
+/// How often a restore looks whether there is enough to be written ahead, and how much is enough.
+const AHEAD_EVERY: Duration = Duration::from_millis(100);
+const AHEAD_BYTES: u64 = 128 << 20;
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,7 +107,12 @@ impl Work<'_> {
         self.try_command().await?;
         self.progress.begin("restoring files", Some(total));
         let wanted = |path: &[u8]| trees.takes(path);
-        fetch::fetch(&p.stored, &p.image, &wanted, self.jobs, &trees, self.progress).await?;
+        let fetching = fetch::fetch(&p.stored, &p.image, &wanted, self.jobs, &trees, self.progress);
+        tokio::select! {
+            biased;
+            done = fetching => done?,
+            never = write_ahead(&settle, &trees) => match never {},
+        }
         self.progress.end();
         let outside = self.own_files(&trees)?;
         trees.links(&p.image)?;
@@ -259,7 +271,7 @@ impl Work<'_> {
     }
 
     /// Makes the places of the tablespaces, which may lie on file systems of their own, and takes note of all of them.
-    fn settle(&self) -> Result<Settle> {
+    fn settle(&self) -> Result<Arc<Settle>> {
         let p = self.prepared;
         let places = p.tablespaces.iter().filter_map(|(t, _)| t.place.clone());
         let mut roots = vec![p.place.path.clone()];
@@ -267,13 +279,27 @@ impl Work<'_> {
             TreeWriter::new(&place, p.owner()).make_root(0o700).map_err(durable_error)?;
             roots.push(place);
         }
-        Settle::begin(roots).map_err(durable_error)
+        Settle::begin(roots).map(Arc::new).map_err(durable_error)
     }
 
-    async fn sync(&self, settle: Settle) -> Result<()> {
+    async fn sync(&self, settle: Arc<Settle>) -> Result<()> {
         let threads = self.jobs;
         let synced = tokio::task::spawn_blocking(move || settle.finish(threads)).await;
         synced.map_err(|e| Error::failed("a syncing thread ended early").source(e))?.map_err(durable_error)
+    }
+}
+
+/// Lets the disk work while packs are still read: the kernel would begin after half a minute, or when memory is short.
+async fn write_ahead(settle: &Arc<Settle>, trees: &Trees) -> Infallible {
+    let mut begun = 0;
+    loop {
+        clock::sleep(AHEAD_EVERY).await;
+        let written = trees.written();
+        if written.saturating_sub(begun) >= AHEAD_BYTES {
+            begun = written;
+            let settle = Arc::clone(settle);
+            let _ = tokio::task::spawn_blocking(move || settle.ahead()).await;
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) struct Trees {
     /// Mode of a directory that no row of the backup names.
     dir_mode: u32,
     open: Mutex<HashMap<u32, Arc<Open>>>,
+    written: AtomicU64,
 }
 
 /// A file of which parts are there.
@@ -48,12 +49,18 @@ impl Trees {
             writers: roots.map(|root| TreeWriter::new(root, p.owner())).collect(),
             dir_mode: p.access.directory_mode(),
             open: Mutex::default(),
+            written: AtomicU64::new(0),
         }
     }
 
     /// The data directory.
     pub(super) fn root(&self) -> &TreeWriter {
         self.writers.first().expect("new() puts the data directory first")
+    }
+
+    /// Bytes of files so far.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Is this file restored?
@@ -119,6 +126,7 @@ impl Sink for Trees {
     fn put(&self, file: &File, at: u64, bytes: &[u8]) -> Result<()> {
         let Some((writer, path)) = self.destination(&file.path) else { return Ok(()) };
         let len = crate::codec::len_u64(bytes);
+        self.written.fetch_add(len, Ordering::Relaxed);
         if len == file.size {
             let created = self.create(writer, &path, file.mode)?;
             created.write_at(0, bytes).map_err(durable_error)?;
