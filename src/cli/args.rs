@@ -58,7 +58,7 @@ pub enum Command {
     /// Bring the cluster back: plan first, then restore
     Restore(RestoreArgs),
     /// Backups, WAL ranges, timelines, and the span of time that can be restored
-    Info,
+    Info(InfoArgs),
     /// Look for damage and gaps in the repository; says which restore points they cost. Exit 6: there are some
     Verify(VerifyArgs),
     /// Give up what retention no longer promises; says which restore points go. For cron, after backups
@@ -303,6 +303,14 @@ pub struct PinArgs {
     /// Keep all WAL from its start on too, so that every later moment stays restorable
     #[arg(long)]
     pub with_wal: bool,
+}
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// System identifier, where the repository holds several under this name [default: the newest]
+    #[arg(long, value_name = "N")]
+    pub system_id: Option<u64>,
 }
 
 /// Arguments of `unpin`.

@@ -6,24 +6,24 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use crate::cli::args::Common;
+use crate::cli::args::{Common, InfoArgs};
 use crate::cli::exit::Ended;
 use crate::cli::operator;
 use crate::cli::output::{self, bytes, say, table};
 use crate::error::{Error, Result};
 use crate::ops::info::{self, RepositoryInfo, ShownBackup, ShownWal};
-use crate::wal::{PgTime, SegmentSize};
+use crate::wal::{PgTime, SegmentSize, SystemId};
 
 /// Runs `info`.
 ///
 /// # Errors
 /// If no repository could be read, or one of several could not.
-pub async fn run(common: &Common) -> Result<Ended> {
+pub async fn run(common: &Common, args: &InfoArgs) -> Result<Ended> {
     let context = operator(common)?;
     let mut shown = Vec::new();
     let mut failure: Option<Error> = None;
     for repository in context.repositories()? {
-        match info::read(&repository).await {
+        match info::read(&repository, args.system_id.map(SystemId::new)).await {
             Ok(info) => shown.push(info),
             Err(e) => {
                 let e = e.context(format!("repository {}", repository.name()));
@@ -59,7 +59,10 @@ fn text(cluster: &str, info: &RepositoryInfo, zone: &TimeZone) -> String {
         identity.system, identity.major, info.name, info.url
     );
     for other in &info.others {
-        text.push_str(&format!("  also here: system {} of PostgreSQL {}\n", other.system, other.major));
+        text.push_str(&format!(
+            "  also here: system {} of PostgreSQL {} (--system-id)\n",
+            other.system, other.major
+        ));
     }
     let time = |t: Option<PgTime>| t.map_or_else(|| "?".to_owned(), |t| local(moment(t), zone));
     match info.window() {

@@ -41,6 +41,8 @@ struct Done {
     config: PathBuf,
     written: bool,
     facts: ServerFacts,
+    /// What the configuration found says of another server than this one.
+    stale: Option<String>,
     repositories: Vec<RepositoryReport>,
     changes: Vec<Change>,
     applied: bool,
@@ -104,13 +106,35 @@ async fn finish(
         }
         init::apply(&mut sql, &changes).await?;
     }
-    let done = Done { config, written, facts, repositories, changes, applied: apply, role, adopted };
+    let stale = stale(&context.config, &facts);
+    let done = Done { config, written, facts, stale, repositories, changes, applied: apply, role, adopted };
     if context.common.json {
         print_json(&done);
     } else {
         print_text(&done);
     }
     Ok(Ended::Well)
+}
+
+/// What the configuration says of a server that is another one by now: after pg_upgrade the directories are new, and `restore
+/// --replace` would take the old one.
+fn stale(config: &Config, facts: &ServerFacts) -> Option<String> {
+    let differs = |ours: &Option<PathBuf>, theirs: &Option<PathBuf>| {
+        let real = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        matches!((ours, theirs), (Some(ours), Some(theirs)) if real(ours) != real(theirs))
+    };
+    let keys = [
+        ("data_dir", &config.postgres.data_dir, &facts.data_dir),
+        ("bin_dir", &config.postgres.bin_dir, &facts.bin_dir),
+    ];
+    let lines: Vec<String> = keys
+        .into_iter()
+        .filter(|(_, ours, theirs)| differs(ours, theirs))
+        .filter_map(|(key, _, theirs)| Some(format!("{key} = \"{}\"", theirs.as_ref()?.display())))
+        .collect();
+    let file =
+        config.path.as_ref().map_or_else(|| "the configuration".to_owned(), |p| p.display().to_string());
+    (!lines.is_empty()).then(|| format!("{file}: this server has {}", lines.join(", ")))
 }
 
 /// A copy's histories go into the archive before its segments may.
@@ -313,6 +337,9 @@ fn print_text(done: &Done) {
             .map_or_else(|| "data directory unknown".to_owned(), |d| d.display().to_string()),
         done.config.display()
     );
+    if let Some(stale) = &done.stale {
+        text.push_str(&format!("edit           {stale}\n"));
+    }
     for repository in &done.repositories {
         let state = if repository.created { "cluster created" } else { "cluster there already" };
         let degraded = if repository.degraded { "; DEGRADED: a second writer could go unseen" } else { "" };
@@ -374,6 +401,7 @@ fn print_json(done: &Done) {
         "schema": "pitr.init.v1",
         "configuration": done.config.display().to_string(),
         "written": done.written,
+        "stale": done.stale,
         "system_identifier": facts.system.to_string(),
         "version": facts.version,
         "repositories": repositories,

@@ -131,7 +131,7 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
         Command::Backup(args) => backup::run(&common, &args),
         Command::Restore(args) => with_threads(|cancel| restore::command(&common, &args, cancel)),
         Command::Check(args) => with_threads(|_| check::run(&common, &args)),
-        Command::Info => with_threads(|_| info::run(&common)),
+        Command::Info(args) => with_threads(|_| info::run(&common, &args)),
         Command::Verify(args) => with_threads(|cancel| verify::run(&common, &args, cancel)),
         Command::Expire(args) => with_threads(|cancel| expire::run(&common, &args, cancel)),
         Command::Pin(args) => with_threads(|_| pin::pin(&common, &args)),

@@ -101,12 +101,16 @@ async fn decide(
         warnings.extend(old.store(&repositories, &policy, progress).await?);
         archive = Archive::read(&archive.system).await?;
     }
-    let plan = plan(&mut archive, question, request.action).await.inspect_err(|_| {
-        // The refusal is about what the archive lacks: this is where it may be.
-        for warning in old.warnings(&RecoveryTarget::Latest, args.dry_run) {
-            output::warn(&format!("warning: {warning}"));
+    let plan = match plan(&mut archive, question, request.action).await {
+        Ok(plan) => plan,
+        Err(error) => {
+            // The refusal is about what the archive lacks: this is where it may be.
+            let mut elsewhere = old.warnings(&RecoveryTarget::Latest, args.dry_run);
+            elsewhere.extend(other_systems(&archive, args.system_id).await);
+            elsewhere.iter().for_each(|warning| output::warn(&format!("warning: {warning}")));
+            return Err(error);
         }
-    })?;
+    };
     let mut prepared = prepare(&archive, plan, purpose, &request, &site, warnings).await?;
     prepared.old_wal = old.found;
     Ok(prepared)
@@ -267,6 +271,23 @@ async fn choose(
         let what = system.map_or_else(|| "this cluster".to_owned(), |id| format!("system {id}"));
         Error::not_found(format!("{} holds nothing of {what}", names.join(", ")))
             .hint("are URL and cluster right, and is the disk mounted?")
+    })
+}
+
+/// Other systems under the name, such as the one before pg_upgrade: what lies before this one's first backup may be theirs.
+async fn other_systems(archive: &Archive, asked: Option<u64>) -> Option<String> {
+    if asked.is_some() {
+        return None;
+    }
+    let (own, repository) = (archive.system.identity().system, archive.system.repository());
+    let known = repository.identities().await.unwrap_or_default();
+    let others: Vec<String> = known
+        .iter()
+        .filter(|identity| identity.system != own)
+        .map(|identity| format!("--system-id {} (PostgreSQL {})", identity.system, identity.major))
+        .collect();
+    (!others.is_empty()).then(|| {
+        format!("repository {} also holds, under this name: {}", repository.name(), others.join(", "))
     })
 }
 

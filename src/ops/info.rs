@@ -14,7 +14,7 @@ use crate::repo::Repository;
 use crate::repo::catalog::{BackupState, Run, runs};
 use crate::repo::objects::{Backup, Identity, Verdict};
 use crate::repo::path::BackupId;
-use crate::wal::{PgTime, SegmentName, TimelineId};
+use crate::wal::{PgTime, SegmentName, SystemId, TimelineId};
 
 /// One backup as shown.
 #[derive(Debug, Clone)]
@@ -70,13 +70,19 @@ impl RepositoryInfo {
     }
 }
 
-/// Reads one repository.
+/// Reads one repository: what it holds of `system`, or of the newest one under the cluster's name.
 ///
 /// # Errors
-/// Kind `NotFound` if it holds nothing of the cluster; else what could not be read.
-pub async fn read(repository: &Repository) -> Result<RepositoryInfo> {
+/// Kind `NotFound` if it holds nothing of it; else what could not be read.
+pub async fn read(repository: &Repository, system: Option<SystemId>) -> Result<RepositoryInfo> {
     let mut identities = repository.identities().await?;
-    let identity = identities.pop().ok_or_else(|| no_cluster(repository))?;
+    let newest = identities.len().checked_sub(1).ok_or_else(|| no_cluster(repository))?;
+    let place = system.map_or(Some(newest), |id| identities.iter().position(|known| known.system == id));
+    let identity = place.map(|at| identities.remove(at)).ok_or_else(|| {
+        let known: Vec<String> = identities.iter().map(|known| known.system.to_string()).collect();
+        Error::not_found(format!("repository {} holds nothing of that system", repository.name()))
+            .hint(format!("it holds {}", known.join(", ")))
+    })?;
     let system = repository.open(identity.system).await?;
     let mut archive = Archive::read(&system).await?;
     let windows = archive.resolve(plan::window).await?;

@@ -321,7 +321,7 @@ impl Command for Info {
     }
 
     fn run(&self, repository: Repository) -> Result<Said, Error> {
-        let info = wait(true, info::read(&repository))?;
+        let info = wait(true, info::read(&repository, None))?;
         // The URL differs with each store in memory.
         let shown = format!("{:?} {:?} {:?} {:?}", info.identity, info.backups, info.wal, info.windows);
         Ok(Said::Shown(shown))
