@@ -56,7 +56,11 @@ struct Done {
 /// See the module, and [`init::repository`].
 pub fn run(common: &Common, args: &InitArgs) -> Result<Ended> {
     let environment = context::environment();
-    let found = load(common.config.as_deref().filter(|p| p.exists()), &environment, Caller::Operator)?;
+    // A named file that is not there is to be written: another one that would be found is another cluster's.
+    let found = match &common.config {
+        Some(named) if !named.exists() => None,
+        named => load(named.as_deref(), &environment, Caller::Operator)?,
+    };
     let admin = admin_conninfo(args, found.as_ref(), &environment)?;
     let account = server_account(args, found.as_ref(), &admin);
     let facts = match &account {

@@ -6,6 +6,7 @@
 //!  deliver    one file put in place of another: archive-get's result, a configuration file
 //!  tree       a restored data directory: files written at offsets by many threads
 //!  settle     what makes such a directory durable, at once
+//!  crash      the points at which tests kill the process
 //! ```
 //! Invariants: a name never shows a half-written file; "yes" is said only after fsync of the file, of its
 //! directory and, once per process, of every directory up to the root; nothing existing is replaced unless the
@@ -13,6 +14,7 @@
 //! Source of truth: REPOSITORY.md section 2 "Local disk", RECOVERY.md 18 and 21; open(2), linkat(2), fsync(2).
 //! No part of pitr's own types is used here.
 
+mod crash;
 mod deliver;
 mod nameless;
 mod root;
@@ -26,6 +28,9 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Gid, Uid};
 
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use crash::die;
+pub(crate) use crash::point as crash_point;
 pub use deliver::{Delivery, write_replace};
 pub use nameless::is_temporary;
 pub use root::{Creation, Root};

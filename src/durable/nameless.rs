@@ -20,6 +20,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags};
 use nix::sys::stat::Mode;
 use nix::unistd::UnlinkatFlags;
 
+use super::crash::point;
 use super::{Context as _, DurableError, Owner, open_dir};
 
 /// How every temporary name of ours begins; listings leave such names out.
@@ -93,12 +94,14 @@ impl NewFile {
     pub(super) fn publish_new(mut self, name: &OsStr) -> Result<bool, DurableError> {
         let target = self.dir_path.join(name);
         self.file.sync_all().context("fsync", &target)?;
+        point("written");
         let linked = match &self.temporary {
             None => self.link_nameless(name),
             Some(temporary) => self.link_temporary(temporary, name),
         };
         match linked {
             Ok(()) => {
+                point("named");
                 self.forget_temporary();
                 Ok(true)
             }
@@ -119,9 +122,13 @@ impl NewFile {
     pub(super) fn publish_over(mut self, name: &OsStr) -> Result<(), DurableError> {
         let target = self.dir_path.join(name);
         self.file.sync_all().context("fsync", &target)?;
+        point("replacement-written");
         if self.temporary.is_none() {
             match self.link_nameless(name) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    point("replaced");
+                    return Ok(());
+                }
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(DurableError::new("create", &target, errno)),
             }
@@ -135,8 +142,10 @@ impl NewFile {
         }
         if let Some(temporary) = &self.temporary {
             let bare = temporary.file_name().unwrap_or_default();
+            point("replacement-waits");
             nix::fcntl::renameat(&self.dir, bare, &self.dir, name).context("replace", &target)?;
             self.temporary = None;
+            point("replaced");
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ use std::io::{self, Write as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::crash::point;
 use super::nameless::{NewFile, Strategy};
 use super::{Context as _, DIR_MODE, DurableError, FILE_MODE, Owner, make_dir, parent_of, sync_dir};
 
@@ -65,6 +66,7 @@ impl Root {
         }
         for dir in missing.into_iter().rev() {
             make_dir(dir, DIR_MODE, self.owner)?;
+            point("root-made");
             sync_dir(dir)?;
             sync_dir(parent_of(dir))?;
         }
@@ -104,7 +106,10 @@ impl Root {
     pub fn remove(&self, below: &Path) -> Result<bool, DurableError> {
         let target = self.resolve(below)?;
         match std::fs::remove_file(&target) {
-            Ok(()) => sync_dir(parent_of(&target)).map(|()| true),
+            Ok(()) => {
+                point("removed");
+                sync_dir(parent_of(&target)).map(|()| true)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.check().map(|()| false),
             Err(error) => Err(DurableError::new("remove", &target, error)),
         }
@@ -135,6 +140,7 @@ impl Root {
         for part in below.components() {
             at.push(part);
             if make_dir(&at, DIR_MODE, self.owner)? {
+                point("directory-made");
                 self.synced.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
             }
         }

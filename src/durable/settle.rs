@@ -17,6 +17,7 @@ use std::path::PathBuf;
 
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 
+use super::crash::point;
 use super::{Context as _, DurableError, open_dir, parent_of, sync_dir, sync_tree};
 
 /// File systems whose `syncfs` is complete and tells of failures.
@@ -66,12 +67,14 @@ impl Settle {
     /// # Errors
     /// The first failure, with its path: for `syncfs` the root.
     pub fn finish(&self, threads: usize) -> Result<(), DurableError> {
+        point("unsettled");
         let Some(systems) = &self.systems else {
             return self.roots.iter().try_for_each(|root| sync_tree(root, threads));
         };
         for (dir, root) in systems {
             nix::unistd::syncfs(dir).context("sync the file system of", root)?;
         }
+        point("settled");
         // The directory above a root may lie on another file system.
         self.roots.iter().try_for_each(|root| sync_dir(parent_of(root)))
     }

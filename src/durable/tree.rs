@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
 
+use super::crash::point;
 use super::{Context as _, DurableError, Owner, make_dir, parent_of, sync_dir};
 
 /// Paths between the walker and the threads that fsync.
@@ -48,6 +49,7 @@ impl TreeWriter {
         for part in below.components() {
             at.push(part);
             make_dir(&at, mode, self.owner)?;
+            point("tree-directory");
         }
         self.dress(&target, mode)
     }
@@ -58,6 +60,7 @@ impl TreeWriter {
         let mut options = File::options();
         options.write(true).create_new(true).mode(mode).custom_flags(nix::libc::O_NOFOLLOW);
         let file = options.open(&path).context("create", &path)?;
+        point("tree-file");
         file.set_permissions(Permissions::from_mode(mode)).context("set the mode of", &path)?;
         if let Some(owner) = self.owner {
             owner.give(&file, &path)?;
@@ -69,6 +72,7 @@ impl TreeWriter {
     pub fn create_symlink(&self, below: &Path, leads_to: &Path) -> Result<(), DurableError> {
         let path = self.resolve(below)?;
         std::os::unix::fs::symlink(leads_to, &path).context("create the link", &path)?;
+        point("tree-link");
         if let Some(owner) = self.owner {
             std::os::unix::fs::lchown(&path, Some(owner.uid), Some(owner.gid)).context("give away", &path)?;
         }
@@ -109,6 +113,7 @@ impl RestoreFile {
 
     /// Writes at an offset; any number of threads at a time.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), DurableError> {
+        point("tree-bytes");
         self.file.write_all_at(bytes, offset).context("write", &self.path)
     }
 
@@ -184,7 +189,10 @@ fn sync_path(path: &Path) -> Result<(), DurableError> {
 /// false if there was none.
 pub fn remove_durably(path: &Path) -> Result<bool, DurableError> {
     match std::fs::remove_file(path) {
-        Ok(()) => sync_dir(parent_of(path)).map(|()| true),
+        Ok(()) => {
+            point("removed");
+            sync_dir(parent_of(path)).map(|()| true)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(DurableError::new("remove", path, error)),
     }
@@ -195,7 +203,9 @@ pub fn move_aside(from: &Path, to: &Path) -> Result<(), DurableError> {
     let (from_dir, to_dir) = (super::open_dir(parent_of(from))?, super::open_dir(parent_of(to))?);
     let flags = nix::fcntl::RenameFlags::RENAME_NOREPLACE;
     let (from_name, to_name) = (super::name_of(from)?, super::name_of(to)?);
+    point("not-moved");
     nix::fcntl::renameat2(&from_dir, from_name, &to_dir, to_name, flags).context("move aside", from)?;
+    point("moved");
     sync_dir(parent_of(from))?;
     sync_dir(parent_of(to))
 }

@@ -7,7 +7,7 @@
 //!
 //! As text, for whole processes (`PITR_TEST_FAULTS`): `EFFECT[@CALL[/KEY]]:N[+]`, separated by commas. `fail:3` is the
 //! third call; `lost@create/backup.json:1` the first create of a key that contains `backup.json`; `fail@list:2+` every
-//! listing from the second on. Effects: `fail`, `deny`, `lost`, `short`, `stall`, `stale`, `lie`, `panic`. Each hit is a warning
+//! listing from the second on. Effects: `fail`, `deny`, `lost`, `short`, `stall`, `stale`, `lie`, `panic`, `kill`, `killed-after`. Each hit is a warning
 //! that begins with `injected`, so that a test can tell a run that met its fault from one that made fewer calls.
 
 use std::fmt;
@@ -21,6 +21,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use super::backend::{Backend, Created, Listing, ObjectInfo, Opened, Page, Payload};
 use super::error::{Fault, StoreErrorKind};
 use super::{Policy, Store};
+use crate::durable;
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,10 @@ pub enum Effect {
     Lie,
     /// The program itself fails in the middle of the call, before anything is done.
     Panic,
+    /// The process is killed before anything is done.
+    Kill,
+    /// It is done, and the process is killed before it sees the reply.
+    KilledAfter,
 }
 
 /// One fault: which call, and what happens to it.
@@ -84,6 +89,8 @@ impl FromStr for Rule {
             "stale" => Effect::Stale,
             "lie" => Effect::Lie,
             "panic" => Effect::Panic,
+            "kill" => Effect::Kill,
+            "killed-after" => Effect::KilledAfter,
             _ => return Err(fail()),
         };
         let (nth, onwards) = which.strip_suffix('+').map_or((which, false), |nth| (nth, true));
@@ -210,6 +217,11 @@ impl FaultStore {
             Some(Effect::Stall) => std::future::pending().await,
             #[expect(clippy::panic, reason = "a defect, to see what it does to whoever called")]
             Some(Effect::Panic) => panic!("injected panic on {call}"),
+            Some(Effect::Kill) => durable::die(),
+            Some(Effect::KilledAfter) => {
+                let _ = done.await; // whatever the reply, nobody sees it
+                durable::die()
+            }
             Some(Effect::Lost) => {
                 done.await?;
                 let lost = Fault::unreachable(format!("injected loss of the reply to {call}"));

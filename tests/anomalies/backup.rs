@@ -16,25 +16,11 @@ use tokio_util::sync::CancellationToken;
 use super::archive::Info;
 use super::support::audit::{Auditor, Objects, objects_in};
 use super::support::cluster::Install;
-use super::support::site::{Site, SiteOptions};
+use super::support::site::small_site;
 use super::{Command, Said, survive, survive_apart, wait};
 
 /// Backups that run at a time.
 const WORLDS: usize = 3;
-
-/// A server that archives, small, and keeps its WAL for the auditor.
-pub fn small_site(install: &Install) -> Result<Site> {
-    let conf = "wal_keep_size = 4GB\nautovacuum = off\n";
-    let site = Site::new(install, &SiteOptions { conf, ..SiteOptions::default() })?;
-    // A cluster of one database: two thirds less to copy, hundreds of times.
-    site.cluster.psql("ALTER DATABASE template0 IS_TEMPLATE false")?;
-    site.cluster.psql("ALTER DATABASE template1 IS_TEMPLATE false")?;
-    site.cluster.psql("DROP DATABASE template0")?;
-    site.cluster.psql("DROP DATABASE template1")?;
-    site.cluster.psql("CREATE TABLE t AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000) n")?;
-    site.switch()?;
-    Ok(site)
-}
 
 /// A directory as a store; new files belong to whom it belongs to.
 pub fn store_at(repository: &Path) -> Result<Store> {

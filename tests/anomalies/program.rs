@@ -11,10 +11,9 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 
 use super::MOST_CALLS;
-use super::backup::small_site;
 use super::support::audit::{Auditor, objects_in};
 use super::support::cluster::{Install, give_to_server, scratch_in_memory};
-use super::support::site::{Answer, Site};
+use super::support::site::{Answer, Site, small_site};
 
 /// A command line and the codes that it may end with when one of its calls is refused.
 struct Row {

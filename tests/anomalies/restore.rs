@@ -18,11 +18,11 @@ use pitr::repo::Repository;
 use pitr::store::Store;
 use tokio_util::sync::CancellationToken;
 
-use super::backup::{small_site, store_at};
+use super::backup::store_at;
 use super::support::audit::{Auditor, Objects};
 use super::support::cluster::{Install, scratch_in_memory};
 use super::support::restored::Restored;
-use super::support::site::Site;
+use super::support::site::{Site, small_site};
 use super::{Command, Said, survive_apart, wait};
 
 /// Restores that run at a time.

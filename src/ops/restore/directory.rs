@@ -268,6 +268,7 @@ fn remove_leftovers(path: &Path) -> Result<()> {
         if own == marker::NAME || own == "lost+found" || own.as_encoded_bytes().starts_with(b"pitr.before-") {
             continue;
         }
+        durable::crash_point("leftover");
         let kind = entry.file_type().map_err(|e| cannot("look at", &entry.path(), e))?;
         let removed = if kind.is_dir() {
             std::fs::remove_dir_all(entry.path())
