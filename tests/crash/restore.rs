@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -18,11 +18,15 @@ use super::{KILLED, Point, Work, age, kill_at_each, remove, tree};
 
 type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Files in which two restores of one backup differ: a free port, the time, how often it was started.
+/// The steps around the end, of which each counts: among those of all files the loop leaves some out.
+const DECISIVE: [&str; 6] = ["replacement-written", "replaced", "unsettled", "settled", "not-moved", "moved"];
+
+/// Files in which two restores of one backup differ: a free port, the time, the configuration's name.
 const OWN: [&str; 3] = ["postgresql.conf", "postgresql.auto.conf", "pitr.copy"];
 
 fn without_own(mut tree: Tree) -> Tree {
-    OWN.iter().for_each(|own| drop(tree.remove(&PathBuf::from(own))));
+    let own = tree.iter_mut().filter(|(path, _)| OWN.iter().any(|own| path.as_path() == Path::new(own)));
+    own.for_each(|(_, bytes)| bytes.clear());
     tree
 }
 
@@ -57,7 +61,8 @@ impl Work for Copy<'_> {
     fn least(&self, point: Point) -> u64 {
         match point {
             Point::Step => 100,
-            Point::StepNamed(_) => 10,
+            Point::StepNamed("leftover") => 10,
+            Point::StepNamed(_) => 1,
             Point::Call | Point::CallDone => 15,
         }
     }
@@ -105,7 +110,8 @@ fn a_copy_is_whole_or_refused_wherever_its_restore_is_killed() -> Result<()> {
     let server = Restored::start_copy(&install, &target)?.promoted()?;
     ensure!(server.psql("SELECT count(*) || ' ' || (SELECT n FROM later) FROM t")? == "1000 42");
     drop(server);
-    for point in [Point::Call, Point::CallDone, Point::Step] {
+    let decisive = DECISIVE.map(Point::StepNamed);
+    for point in [Point::Call, Point::CallDone, Point::Step].into_iter().chain(decisive) {
         kill_at_each(&mut work, point)?;
     }
     work.over_leftovers = true;
@@ -134,6 +140,8 @@ struct Replace<'a> {
     site: &'a Site,
     /// The old data directory.
     old: Tree,
+    /// What a restore in its place comes to that nobody kills.
+    good: Tree,
     /// Its newest segment, which nothing but the restore archives.
     newest: String,
 }
@@ -157,7 +165,11 @@ impl Work for Replace<'_> {
     }
 
     fn least(&self, point: Point) -> u64 {
-        if point == Point::Step { 100 } else { 15 }
+        match point {
+            Point::Step => 100,
+            Point::StepNamed(_) => 1,
+            Point::Call | Point::CallDone => 15,
+        }
     }
 
     fn world(&mut self) -> Result<()> {
@@ -191,9 +203,8 @@ impl Work for Replace<'_> {
             "the newest WAL of the old directory is not stored"
         );
         if self.is_done() {
-            let left = self.data().join("pitr.restoring");
-            let label = self.data().join("backup_label");
-            ensure!(!left.exists() && label.exists(), "it could start, and is not whole");
+            let wrong = differ(&self.good, &without_own(tree(self.data())?));
+            ensure!(wrong.is_empty(), "it could start, and differs: {wrong:?}");
         }
         Ok(())
     }
@@ -211,8 +222,10 @@ fn the_old_directory_stays_whole_wherever_the_restore_in_its_place_is_killed() -
     let newest = site.cluster.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")?;
     site.cluster.crash()?;
     let old = tree(&site.cluster.data)?;
-    let mut work = Replace { site: &site, old, newest };
-    for point in [Point::Call, Point::Step] {
+    let mut work = Replace { site: &site, old, good: Tree::new(), newest };
+    Answer::of(&mut work.command()?)?.expect(0, &[])?;
+    work.good = without_own(tree(&site.cluster.data)?);
+    for point in [Point::Call, Point::Step].into_iter().chain(DECISIVE.map(Point::StepNamed)) {
         kill_at_each(&mut work, point)?;
     }
     let cluster: &Cluster = &site.cluster;
