@@ -87,9 +87,8 @@ trait Work {
     }
 }
 
-/// Kills a command at its first, second, … point until it gets through; the number of kills.
-fn kill_at_each(work: &mut dyn Work, point: Point) -> Result<u64> {
-    let mut kills = 0;
+/// Kills a command at its first, second, … point until it gets through.
+fn kill_at_each(work: &mut dyn Work, point: Point) -> Result<()> {
     // Beyond the first points those of many files, or of many segments, are alike.
     let points = std::iter::successors(Some(1), |nth| Some(nth + 1 + nth / 20 * 5));
     for nth in points.take_while(|nth| *nth < MOST_POINTS) {
@@ -102,9 +101,8 @@ fn kill_at_each(work: &mut dyn Work, point: Point) -> Result<u64> {
         if answer.code != KILLED {
             ensure!(answer.code == 0 && !answer.err.contains("injected"), "{what}");
             ensure!(nth > work.least(point), "it has too few points: {what}");
-            return Ok(kills);
+            return Ok(());
         }
-        kills += 1;
         if !work.is_done() {
             let again = Answer::of(&mut work.command()?)?;
             ensure!(again.code == 0, "{what}\nrepeated: {again:?}");
@@ -115,7 +113,7 @@ fn kill_at_each(work: &mut dyn Work, point: Point) -> Result<u64> {
 }
 
 fn kill_everywhere(work: &mut dyn Work) -> Result<()> {
-    Point::ALL.into_iter().try_for_each(|point| kill_at_each(work, point).map(drop))
+    Point::ALL.into_iter().try_for_each(|point| kill_at_each(work, point))
 }
 
 /// Probes may go at any time.

@@ -69,7 +69,9 @@ impl Settle {
     pub fn finish(&self, threads: usize) -> Result<(), DurableError> {
         point("unsettled");
         let Some(systems) = &self.systems else {
-            return self.roots.iter().try_for_each(|root| sync_tree(root, threads));
+            self.roots.iter().try_for_each(|root| sync_tree(root, threads))?;
+            point("settled");
+            return Ok(());
         };
         for (dir, root) in systems {
             nix::unistd::syncfs(dir).context("sync the file system of", root)?;
