@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whole-process figures: pitr beside cp, zstd, pg_basebackup, tar and Debian's pgBackRest, on the same bytes in one run.
 
-    tests/setup.sh --bench && cargo build --release && benches/whole.py [--segments 16] [--rounds 3] [--scale 40]
+    tests/setup.sh && cargo build --release && benches/whole.py [--segments 16] [--rounds 3] [--scale 40]
 
 Run as root (servers run as user postgres). Two kinds of data, because pgbench's compress 12 to 36 times and hide costs: pgbench
 tables, and rows of hashed text (about 2.6 : 1). Every figure is the median of several rounds, commands in turn; what is printed

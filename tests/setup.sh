@@ -2,9 +2,8 @@
 # Installs what pitr's tests need on Debian 12 with Rust: PostgreSQL 13 to 18, two S3 servers and an
 # Azure Blob server.
 #
-#   tests/setup.sh [--fuzz] [--bench]
+#   tests/setup.sh [--fuzz]
 #     --fuzz    also cargo-fuzz, for the fuzz smoke run
-#     --bench   also pgBackRest, which the benchmarks compare against
 #
 # All but Debian's own packages goes into one cache directory, $PITR_TEST_CACHE: /var/cache/pitr-tests
 # for root, else ~/.cache/pitr-tests. Remove it to undo that part, or to repair it. The tests read what
@@ -16,12 +15,11 @@ say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: FAILED: %s\n' "$*" >&2; exit 1; }
 trap 'die "line $LINENO: $BASH_COMMAND"' ERR
 
-fuzz='' bench=''
+fuzz=''
 for arg in "$@"; do
   case $arg in
     --fuzz) fuzz=1 ;;
-    --bench) bench=1 ;;
-    *) die "unknown argument $arg (known: --fuzz, --bench)" ;;
+    *) die "unknown argument $arg (known: --fuzz)" ;;
   esac
 done
 
@@ -47,7 +45,7 @@ have npm || packages+=(npm) # brings Node.js
 [[ -f /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 ]] || packages+=(libfaketime)
 # Debian's Python, by path: one that a version manager keeps in root's home can't be run by others.
 /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
-[[ -z $bench ]] || have pgbackrest || packages+=(pgbackrest)
+have pgbackrest || packages+=(pgbackrest) # what users come from, and what the benchmarks compare with
 if ((${#packages[@]})); then
   say "Debian packages: installing ${packages[*]}"
   if [[ $EUID == 0 ]]; then sudo=(); else sudo=(sudo); fi

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::ops::archive::command::push_command;
 use crate::ops::init::{self, facts::ServerFacts, facts::failed, settings};
 use crate::pgwire::Sql;
 use crate::repo::Repository;
@@ -89,17 +90,7 @@ pub fn server(facts: &ServerFacts, rpo: Duration) -> Vec<Finding> {
         _ => Finding::new(Grade::Bad, "archive_mode", "off: no WAL is archived")
             .hint("`pitr init --apply`, then restart the server"),
     });
-    let command = facts.setting("archive_command");
-    found.push(if command.contains("archive-push") {
-        Finding::new(Grade::Good, "archive_command", command)
-    } else {
-        let text = if command.is_empty() {
-            "empty: WAL piles up in pg_wal".to_owned()
-        } else {
-            format!("{command:?} is not pitr's")
-        };
-        Finding::new(Grade::Bad, "archive_command", text).hint("`pitr init --apply`")
-    });
+    found.push(archive_command(facts.setting("archive_command")));
     let (timeout, wanted) =
         (facts.setting("archive_timeout").parse().unwrap_or(0_u64), settings::archive_timeout(rpo));
     found.push(if timeout == 0 || timeout > rpo.as_secs() {
@@ -118,6 +109,22 @@ pub fn server(facts: &ServerFacts, rpo: Duration) -> Vec<Finding> {
     });
     found.push(archiver(facts, rpo));
     found
+}
+
+fn archive_command(command: &str) -> Finding {
+    match push_command(command) {
+        Some(push) if push.hides_failure => {
+            let text = format!("{command}: can say yes although pitr failed, and WAL is then lost");
+            Finding::new(Grade::Bad, "archive_command", text).hint("join commands by && and nothing else")
+        }
+        Some(_) => Finding::new(Grade::Good, "archive_command", command),
+        None if command.is_empty() => {
+            Finding::new(Grade::Bad, "archive_command", "empty: WAL piles up in pg_wal")
+                .hint("`pitr init --apply`")
+        }
+        None => Finding::new(Grade::Bad, "archive_command", format!("{command:?} does not run pitr"))
+            .hint("`pitr init` says how to run pitr beside it, or instead"),
+    }
 }
 
 fn archiver(facts: &ServerFacts, rpo: Duration) -> Finding {

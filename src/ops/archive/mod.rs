@@ -7,6 +7,7 @@
 //! A yes of push means: durable in every required repository, and get returns the same bytes. Everything that brings WAL into a
 //! repository calls [`push::store_file`]. Rules: RECOVERY 7, 8, 12, 15 to 18, 20; FORMAT.md "WAL objects".
 
+pub(in crate::ops) mod command;
 mod conflict;
 pub mod file;
 pub mod get;

@@ -16,6 +16,7 @@ use super::catalogue::Catalogue;
 use super::facts::{self, Sample, ServerFacts};
 use crate::error::{Error, Result};
 use crate::ops::archive::COPY_MARKER;
+use crate::ops::archive::command::push_command;
 use crate::pgdata::ControlFile;
 use crate::pgwire::{Identity, ReplicationConn, Sql};
 use crate::wal::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize};
@@ -131,7 +132,7 @@ pub(super) fn is_a_copy() -> Error {
 /// Settings under which the WAL that the backup needs may never arrive.
 fn archiving_warnings(facts: &ServerFacts) -> Vec<String> {
     let mut warnings = Vec::new();
-    let ours = facts.archive_command.contains("archive-push");
+    let ours = push_command(&facts.archive_command).is_some();
     let on = facts.archive_mode != "off";
     if facts.in_recovery && facts.archive_mode != "always" {
         warnings.push(

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::facts::ServerFacts;
 use crate::error::{Error, Result};
+use crate::ops::archive::command::push_command;
 
 /// Least and most that is asked of `archive_timeout`; below, a server would switch segments all the time.
 const TIMEOUT_BOUNDS: (u64, u64) = (10, 3600);
@@ -44,19 +45,23 @@ pub fn archive_timeout(rpo: Duration) -> u64 {
 /// Kind `Refused` if another archiver is at work: pitr does not replace it unasked.
 pub fn changes(facts: &ServerFacts, command: &str, rpo: Duration) -> Result<Vec<Change>> {
     let other = facts.setting("archive_command");
-    let foreign = !other.is_empty() && other != "(disabled)" && !other.contains("archive-push");
+    let ours = push_command(other);
+    let foreign = !other.is_empty() && other != "(disabled)" && ours.is_none();
     let library = facts.setting("archive_library");
     let active = facts.setting("archive_mode") != "off";
-    if active && (foreign || !library.is_empty()) {
-        let what = if library.is_empty() {
-            format!("archive_command is {other:?}")
-        } else {
-            format!("archive_library is {library:?}")
-        };
-        return Err(Error::refused(format!("another archiver is at work: {what}")).hint(format!(
-            "when it may go: ALTER SYSTEM SET archive_command = '{}'; SELECT pg_reload_conf();",
-            command.replace('\'', "''")
+    if active && !library.is_empty() {
+        return Err(Error::refused(format!("another archiver is at work: archive_library is {library:?}")).hint(format!(
+            "a server with archive_library runs no archive_command; when it may go: ALTER SYSTEM RESET archive_library; {}",
+            set_command(command)
         )));
+    }
+    if active && foreign {
+        return Err(Error::refused(format!("another archiver is at work: archive_command is {other:?}"))
+            .hint(format!(
+                "to run both (docs/from-pgbackrest.md): {}\nwhen the other may go: {}",
+                set_command(&format!("{other} && {command}")),
+                set_command(command)
+            )));
     }
     let mut found = Vec::new();
     let mut want = |name: &'static str, value: String, restart: bool| {
@@ -68,7 +73,8 @@ pub fn changes(facts: &ServerFacts, command: &str, rpo: Duration) -> Result<Vec<
     if facts.setting("archive_mode") == "off" {
         want("archive_mode", "on".to_owned(), true);
     }
-    if other != command {
+    // One that runs beside another stays as somebody made it.
+    if other != command && !ours.is_some_and(|push| push.beside) {
         want("archive_command", command.to_owned(), false);
     }
     let timeout = archive_timeout(rpo);
@@ -80,6 +86,10 @@ pub fn changes(facts: &ServerFacts, command: &str, rpo: Duration) -> Result<Vec<
         want("max_wal_senders", "10".to_owned(), true);
     }
     Ok(found)
+}
+
+fn set_command(command: &str) -> String {
+    format!("ALTER SYSTEM SET archive_command = '{}'; SELECT pg_reload_conf();", command.replace('\'', "''"))
 }
 
 #[cfg(test)]
