@@ -54,6 +54,28 @@ impl Kind {
         }
     }
 
+    /// What to do about an error of this kind that has no advice of its own.
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Failed => "mend the cause and repeat the command: repeating is safe",
+            Self::AtRisk => "see to what is named above",
+            Self::Usage => {
+                "correct the command line or the configuration; `pitr COMMAND --help` shows the flags"
+            }
+            Self::Unreachable => "name another moment; `pitr info` shows what can be restored",
+            Self::NotFound => "`pitr info` shows what is there",
+            Self::Corrupt => {
+                "nothing of it was used; take another backup or repository, and see `pitr verify` for what is lost"
+            }
+            Self::Key => "check owner, mode and credentials for the user that pitr runs as",
+            Self::Busy => "wait, and repeat the command",
+            Self::Refused => {
+                "mend what stands in the way, then repeat the command; nothing existing was replaced"
+            }
+            Self::Interrupted => "repeat the command: repeating is safe",
+        }
+    }
+
     /// A name for JSON and metrics.
     pub const fn name(self) -> &'static str {
         match self {

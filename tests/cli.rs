@@ -95,6 +95,14 @@ fn an_error_with_json_is_one_object() {
 }
 
 #[test]
+fn an_error_without_advice_of_its_own_ends_with_that_of_its_kind() {
+    let output = pitr(&["--json", "--repository", "file:///nowhere", "--cluster", "a/b", "info"]);
+    let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let hint = object["hint"].as_str().expect("a hint");
+    assert!(String::from_utf8_lossy(&output.stderr).ends_with(&format!("HINT: {hint}\n")), "{output:?}");
+}
+
+#[test]
 fn completions_and_manual_are_printed() {
     for args in [&["completions", "bash"][..], &["man"]] {
         let output = pitr(args);

@@ -90,7 +90,10 @@ async fn get_once(common: &Common, args: &GetArgs) -> Result<Ended> {
     })?;
     let timeline = match args.timeline {
         None => None,
-        Some(n) => Some(TimelineId::new(n).ok_or_else(|| Error::usage("timeline 0 does not exist"))?),
+        Some(n) => Some(
+            TimelineId::new(n)
+                .ok_or_else(|| Error::usage("timeline 0 does not exist").hint("timelines count from 1"))?,
+        ),
     };
     let context = Context::load(common, Caller::Server)?;
     context.act_as_owner()?;

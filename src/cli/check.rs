@@ -41,7 +41,8 @@ pub async fn run(common: &Common, args: &CheckArgs) -> Result<Ended> {
     match findings.iter().map(|f| f.grade).max().unwrap_or(Grade::Good) {
         Grade::Good => Ok(Ended::Well),
         Grade::Risk => Ok(Ended::AtRisk),
-        Grade::Bad => Err(Error::failed("check found something that does not work")),
+        Grade::Bad => Err(Error::failed("check found something that does not work")
+            .hint("each line above has its own advice")),
     }
 }
 

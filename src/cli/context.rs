@@ -90,8 +90,11 @@ impl Context {
     /// Kind `Usage` for a connection string that is wrong.
     pub fn conninfo(&self) -> Result<ConnInfo, Error> {
         let text = self.config.postgres.conninfo.as_deref().unwrap_or("user=postgres dbname=postgres");
-        ConnInfo::parse(text, &surroundings(&self.environment))
-            .map_err(|e| Error::usage("the configured conninfo is wrong").source(e))
+        ConnInfo::parse(text, &surroundings(&self.environment)).map_err(|e| {
+            Error::usage("the configured conninfo is wrong")
+                .source(e)
+                .hint("correct conninfo in the [postgres] section of the configuration")
+        })
     }
 
     /// Opens the repositories that `--repository` names, or all.
@@ -114,7 +117,10 @@ impl Context {
     /// # Errors
     /// For options that a store cannot have, and a credentials file that cannot be read.
     pub fn open(&self, config: &RepositoryConfig) -> Result<Repository, Error> {
-        let wrong = |e: String| Error::usage(format!("repository {:?}: {e}", config.name));
+        let wrong = |e: String| {
+            Error::usage(format!("repository {:?}: {e}", config.name))
+                .hint("correct its [[repository]] in the configuration")
+        };
         let url: StoreUrl = config.url.parse().map_err(|e: crate::store::UrlError| wrong(e.to_string()))?;
         let owner = match &url {
             StoreUrl::File(_) if privilege::is_root() => {
@@ -188,6 +194,9 @@ fn read_credentials(path: &Path) -> Result<Settings, Error> {
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;
     file.take(MAX_CREDENTIALS).read_to_string(&mut text).map_err(unreadable)?;
-    parse_credentials_file(&text)
-        .map_err(|e| Error::usage(format!("the credentials file {} is wrong", path.display())).source(e))
+    parse_credentials_file(&text).map_err(|e| {
+        Error::usage(format!("the credentials file {} is wrong", path.display()))
+            .source(e)
+            .hint("it takes lines `name = value` under [default], or the key file of a Google account")
+    })
 }

@@ -146,7 +146,8 @@ async fn adopt(context: &Context, args: &InitArgs, facts: &ServerFacts) -> Resul
     if facts.in_recovery {
         return Err(Error::refused(
             "the server is still in recovery: a copy is adopted after it was promoted",
-        ));
+        )
+        .hint("let it reach its target and promote it (pg_ctl promote), then repeat the command"));
     }
     let data_dir = args.data_dir.clone().or_else(|| facts.data_dir.clone());
     let data_dir = data_dir
@@ -170,7 +171,11 @@ fn admin_conninfo(
     let environment = context::surroundings(variables);
     ConnInfo::parse(text, &environment)
         // Not shown: it may hold a password. The cause names the keyword.
-        .map_err(|e| Error::usage("the server's connection string is wrong").source(e))
+        .map_err(|e| {
+            Error::usage("the server's connection string is wrong")
+                .source(e)
+                .hint("such as --superuser 'host=/run/postgresql user=postgres'")
+        })
 }
 
 /// The user the server runs as: who owns its data directory, else its socket, else the account called postgres.
@@ -226,7 +231,9 @@ fn write_configuration(
     let zone = args.timezone.as_deref().unwrap_or(&facts.timezone);
     let zone = match crate::target::named(zone) {
         Ok(zone) => Some(zone),
-        Err(e) if args.timezone.is_some() => return Err(Error::usage(format!("--timezone: {e}"))),
+        Err(e) if args.timezone.is_some() => {
+            return Err(Error::usage(format!("--timezone: {e}")).hint("give a name such as Europe/Berlin"));
+        }
         // The server may know a zone that this host does not; a naive time is then refused until the user names one.
         Err(_) => None,
     };
@@ -269,9 +276,11 @@ fn make_local_roots(config: &Config, owner: Option<&Account>) -> Result<()> {
         let owner = owner
             .filter(|_| privilege::is_root())
             .map(|account| Owner { uid: account.uid, gid: account.gid });
-        durable::Root::new(&path, owner)
-            .make()
-            .map_err(|e| Error::failed(format!("cannot make the repository {}", path.display())).source(e))?;
+        durable::Root::new(&path, owner).make().map_err(|e| {
+            Error::failed(format!("cannot make the repository {}", path.display()))
+                .source(e)
+                .hint("run init as root, or make the directory and give it to the server's user")
+        })?;
     }
     Ok(())
 }

@@ -66,8 +66,9 @@ fn parse_and_run(args: Vec<OsString>, caller: Caller) -> ExitCode {
     match dispatch(cli) {
         Ok(ended) => ended.into(),
         Err(e) => {
-            output::error(&e, json);
-            ExitCode::from(caller.failure(e.kind()))
+            let code = caller.failure(e.kind());
+            output::error(e, json);
+            ExitCode::from(code)
         }
     }
 }

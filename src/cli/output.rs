@@ -42,8 +42,11 @@ pub fn warn(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Prints an error with its causes and its hint; with `--json` also as an object on standard output.
-pub fn error(error: &Error, as_json: bool) {
+/// Prints an error with its causes and its hint; with `--json` also as an object on standard output. One without advice of its own gets
+/// that of its kind.
+pub fn error(error: Error, as_json: bool) {
+    let general = error.kind().advice();
+    let error = if error.advice().is_some() { error } else { error.hint(general) };
     if as_json {
         json(&serde_json::json!({
             "schema": "pitr.error.v1",

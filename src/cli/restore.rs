@@ -60,7 +60,7 @@ pub async fn command(common: &Common, args: &RestoreArgs, cancel: CancellationTo
     let deciding = Box::pin(decide(&context, args, &target_dir, &question, now, &progress));
     let prepared = tokio::select! {
         biased;
-        () = cancel.cancelled() => return Err(Error::interrupted("the restore was interrupted before it wrote anything")),
+        () = cancel.cancelled() => return Err(Error::interrupted("the restore was interrupted before it wrote anything").hint("repeat the command")),
         decided = deciding => decided?,
     };
     if args.dry_run {
@@ -171,6 +171,7 @@ fn question(
             let number = text.parse().ok().and_then(TimelineId::new);
             Some(TimelineChoice::Number(number.ok_or_else(|| {
                 Error::usage(format!("--timeline {text}: it is neither a number nor \"latest\""))
+                    .hint("`pitr info` lists the timelines")
             })?))
         }
     };
@@ -203,7 +204,10 @@ fn recovery_target(
         });
     }
     if let Some(text) = &args.to_lsn {
-        return text.parse().map(RecoveryTarget::Lsn).map_err(|e| Error::usage(format!("--to-lsn: {e}")));
+        return text.parse().map(RecoveryTarget::Lsn).map_err(|e| {
+            Error::usage(format!("--to-lsn: {e}"))
+                .hint("such as --to-lsn 0/3000060; `pitr info` shows what is stored")
+        });
     }
     Ok(match (args.to_xid, args.to_before_xid, &args.to_name) {
         (Some(xid), _, _) => RecoveryTarget::Xid(xid),
@@ -362,8 +366,10 @@ async fn prepare(
     warnings: Vec<String>,
 ) -> Result<Prepared> {
     let verdict = archive.backup(&plan.backup).cloned();
-    let verdict =
-        verdict.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no backup {}", plan.backup)))?;
+    let verdict = verdict.ok_or_else(|| {
+        Error::new(Kind::NotFound, format!("there is no backup {}", plan.backup))
+            .hint("`pitr info` lists the backups")
+    })?;
     let stored = StoredBackup::new(archive.system.clone(), verdict);
     let planned: Vec<String> = plan.warnings.iter().map(ToString::to_string).collect();
     let mut prepared = restore::prepare(stored, plan, purpose, request, site).await?;

@@ -36,7 +36,7 @@ pub async fn run(common: &Common, args: &VerifyArgs, cancel: CancellationToken) 
         let work = Box::pin(verify::verify(&repository, &request, &progress));
         let done = tokio::select! {
             biased;
-            () = cancel.cancelled() => return Err(Error::interrupted("the look was interrupted")),
+            () = cancel.cancelled() => return Err(Error::interrupted("the look was interrupted").hint("repeat the command")),
             done = work => done,
         };
         let stopped = match done {

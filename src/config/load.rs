@@ -79,7 +79,11 @@ fn load_file(candidate: &Candidate) -> Result<Option<Config>> {
     let path = std::path::absolute(&candidate.path)
         .map_err(|e| Error::usage(format!("cannot find {}", candidate.path.display())).source(e))?;
     let shown = path.display();
-    let cannot = |e: std::io::Error| Error::usage(format!("cannot read the configuration {shown}")).source(e);
+    let cannot = |e: std::io::Error| {
+        Error::usage(format!("cannot read the configuration {shown}"))
+            .source(e)
+            .hint("is the name right, and may this user read it? `pitr init` writes one")
+    };
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == ErrorKind::NotFound && !candidate.named => return Ok(None),

@@ -192,7 +192,10 @@ impl Config {
         let cluster: ClusterName = cluster.parse().map_err(|e| Error::usage(format!("--cluster: {e}")))?;
         let mut repositories = Vec::new();
         for (index, url) in urls.iter().enumerate() {
-            let url = repository_url(url).map_err(|why| Error::usage(format!("--repository: {why}")))?;
+            let url = repository_url(url).map_err(|why| {
+                Error::usage(format!("--repository: {why}"))
+                    .hint("such as --repository file:///var/backups/pitr, or s3://bucket/prefix")
+            })?;
             let name = if index == 0 { "repository".to_owned() } else { format!("repository{}", index + 1) };
             repositories.push(RepositoryConfig::new(name, url));
         }

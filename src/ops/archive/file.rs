@@ -67,7 +67,8 @@ impl WalSource {
         match name {
             WalFileName::Segment(_) | WalFileName::Partial(_) => source.read_first_page()?,
             WalFileName::History(_) | WalFileName::BackupHistory(..) if size > MAX_SMALL_FILE => {
-                return Err(Error::refused(format!("{name} has {size} bytes, more than any real one")));
+                return Err(Error::refused(format!("{name} has {size} bytes, more than any real one"))
+                    .hint("nothing was stored: look at what it holds"));
             }
             WalFileName::History(_) | WalFileName::BackupHistory(..) => {}
         }
@@ -113,8 +114,11 @@ impl WalSource {
             WalFileName::Partial(name) => self.read_wal(name, asked, compression),
             WalFileName::History(timeline) => {
                 let content = self.read_small()?;
-                TimelineHistory::parse(timeline, &content)
-                    .map_err(|e| Error::corrupt(format!("{} is damaged", self.name)).source(e))?;
+                TimelineHistory::parse(timeline, &content).map_err(|e| {
+                    Error::corrupt(format!("{} is damaged", self.name))
+                        .source(e)
+                        .hint("copy it from the server that was promoted; nothing was stored")
+                })?;
                 self.store_small(asked, &content, compression)
             }
             WalFileName::BackupHistory(..) => {

@@ -71,7 +71,8 @@ pub async fn get_file(
         return Err(e);
     }
     if asked.is_empty() {
-        return Err(Error::usage("no repository is configured"));
+        return Err(Error::usage("no repository is configured")
+            .hint("add a [[repository]] to the configuration, or run `pitr init`"));
     }
     for opened in &asked {
         prove_absent(opened, name, timeline).await?;

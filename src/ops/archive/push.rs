@@ -82,10 +82,10 @@ pub(in crate::ops) async fn store_file_of_copy(
         Some((system, _)) => system,
         None => system_of(&directories, name)?,
     };
-    let cluster = repositories
-        .first()
-        .map(|r| r.cluster().clone())
-        .ok_or_else(|| Error::usage("no repository is configured"))?;
+    let cluster = repositories.first().map(|r| r.cluster().clone()).ok_or_else(|| {
+        Error::usage("no repository is configured")
+            .hint("add a [[repository]] to the configuration, or run `pitr init`")
+    })?;
     let reading = tokio::task::spawn_blocking(move || source.read(&cluster, system, compression));
     let preparing = repositories.iter().map(|r| prepare(r, name, system, origin, directory_of(path)));
     let (read, ready) = tokio::join!(reading, join_all(preparing));
@@ -190,9 +190,11 @@ fn refuse_other_history(stored: &TimelineHistory, pg_wal: &Path, repository: &st
     let Ok(file) = std::fs::File::open(pg_wal.join(name.to_string())) else { return Ok(()) };
     let mut own = Vec::new();
     let limit = u64::try_from(MAX_HISTORY_BYTES).unwrap_or(u64::MAX);
-    file.take(limit)
-        .read_to_end(&mut own)
-        .map_err(|e| Error::failed(format!("cannot read {name} in {}", pg_wal.display())).source(e))?;
+    file.take(limit).read_to_end(&mut own).map_err(|e| {
+        Error::failed(format!("cannot read {name} in {}", pg_wal.display()))
+            .source(e)
+            .hint("run the command as the owner of the data directory")
+    })?;
     if TimelineHistory::parse(stored.timeline(), &own).is_ok_and(|own| own == *stored) {
         return Ok(());
     }
@@ -282,8 +284,11 @@ pub(in crate::ops) async fn store_history(
     compression: Compression,
 ) -> Result<TimelineHistory> {
     let name = WalFileName::History(timeline);
-    let history = TimelineHistory::parse(timeline, content)
-        .map_err(|e| Error::corrupt(format!("the server's {name} is damaged")).source(e))?;
+    let history = TimelineHistory::parse(timeline, content).map_err(|e| {
+        Error::corrupt(format!("the server's {name} is damaged"))
+            .source(e)
+            .hint("copy it from the server that was promoted")
+    })?;
     let object = small_object(system.asked(name), content, compression)?;
     match system.put_wal(&object).await? {
         Stored::Conflict(_) => Err(Error::refused(format!(

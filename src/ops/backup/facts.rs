@@ -15,6 +15,9 @@ use crate::pgdata::page::PageLayout;
 use crate::pgwire::{ConnError, Sql};
 use crate::wal::{Lsn, PgTime, TimelineId};
 
+/// What else may speak PostgreSQL's protocol.
+const NOT_A_SERVER: &str = "connect to the server itself, not through a pooler or a proxy";
+
 /// Most bytes of one configuration file that are kept.
 const MOST_FILE_BYTES: u64 = 1 << 20;
 /// Most configuration files that are kept.
@@ -67,7 +70,10 @@ pub(super) fn connection(error: ConnError) -> Error {
 
 async fn one_row(sql: &mut Sql, statement: &str) -> Result<Cells> {
     let found = rows(sql, statement).await?;
-    found.into_iter().next().ok_or_else(|| Error::failed("the server answered a query without a row"))
+    found
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::failed("the server answered a query without a row").hint(NOT_A_SERVER))
 }
 
 fn text(row: &Cells, column: usize) -> String {
@@ -80,7 +86,9 @@ fn maybe(row: &Cells, column: usize) -> Option<String> {
 
 fn number<T: std::str::FromStr>(row: &Cells, column: usize, what: &str) -> Result<T> {
     let found = text(row, column);
-    found.parse().map_err(|_| Error::failed(format!("the server's {what} is {found:?}, which is no number")))
+    found.parse().map_err(|_| {
+        Error::failed(format!("the server's {what} is {found:?}, which is no number")).hint(NOT_A_SERVER)
+    })
 }
 
 /// A literal that no setting of the session can misread.

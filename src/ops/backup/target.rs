@@ -70,7 +70,8 @@ impl Targets {
             opened.push(open(repository, server).await?);
         }
         if opened.is_empty() {
-            return Err(Error::usage("no repository to back up into"));
+            return Err(Error::usage("no repository to back up into")
+                .hint("add a [[repository]] to the configuration, or run `pitr init`"));
         }
         let mut claimed = Vec::new();
         for system in opened {
@@ -113,7 +114,10 @@ impl Targets {
 
     /// One of them, where any will do.
     pub(super) fn first(&self) -> Result<&System> {
-        self.list.first().ok_or_else(|| Error::usage("no repository to back up into"))
+        self.list.first().ok_or_else(|| {
+            Error::usage("no repository to back up into")
+                .hint("add a [[repository]] to the configuration, or run `pitr init`")
+        })
     }
 
     /// The backup.
@@ -211,7 +215,8 @@ async fn open(repository: &Repository, server: &Server) -> Result<System> {
         return Err(Error::key(format!(
             "repository {} is encrypted, which this pitr cannot write",
             repository.name()
-        )));
+        ))
+        .hint("use the version of pitr that writes it"));
     }
     if (identity.major, identity.segment_size) != (server.major, server.segment_size) {
         return Err(Error::refused(format!(

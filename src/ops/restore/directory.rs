@@ -61,7 +61,8 @@ impl Place {
         };
         let meta = std::fs::metadata(&path).map_err(|e| cannot("look at", &path, e))?;
         if !meta.is_dir() {
-            return Err(Error::refused(format!("{} is not a directory", path.display())));
+            return Err(Error::refused(format!("{} is not a directory", path.display()))
+                .hint("name a directory, or a place where there is nothing, with --target-dir"));
         }
         refuse_running(&path)?;
         let above = path.parent().and_then(|p| std::fs::metadata(p).ok());

@@ -42,7 +42,8 @@ pub fn finish(data_dir: &Path) -> Result<Finished> {
     let control = match std::fs::read(&control_path) {
         Ok(bytes) => ControlFile::parse(&bytes).map_err(|e| Error::corrupt(e.to_string()).source(e))?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::not_found(format!("{} is no PostgreSQL data directory", data_dir.display())));
+            return Err(Error::not_found(format!("{} is no PostgreSQL data directory", data_dir.display()))
+                .hint("name it with --target-dir"));
         }
         Err(e) => return Err(cannot("read", &control_path, e)),
     };

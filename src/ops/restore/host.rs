@@ -49,7 +49,10 @@ impl Installed {
         let shown = program.display().to_string();
         let answer = said(&shown, &["--version"]);
         let major = answer.as_deref().and_then(major_of);
-        major.map(Some).ok_or_else(|| Error::failed(format!("{shown} --version does not say its version")))
+        major.map(Some).ok_or_else(|| {
+            Error::failed(format!("{shown} --version does not say its version"))
+                .hint("set bin_dir to the programs of PostgreSQL")
+        })
     }
 
     /// Refuses a server of another major version: it cannot open the files.

@@ -103,11 +103,13 @@ pub fn locate(
                 "tablespace {} would be inside the data directory: {}",
                 one.oid,
                 place.display()
-            )));
+            ))
+            .hint("give it another place with --tablespace OLD=NEW"));
         }
         let earlier = found.iter().take(index).filter_map(|t| t.place.as_ref());
         if earlier.into_iter().any(|other| other == place) {
-            return Err(Error::usage(format!("two tablespaces would be at {}", place.display())));
+            return Err(Error::usage(format!("two tablespaces would be at {}", place.display()))
+                .hint("give each its own place with --tablespace OLD=NEW"));
         }
     }
     Ok(found)

@@ -158,7 +158,11 @@ pub async fn verify(repository: &Repository, request: &Request, progress: &dyn P
         .collect();
     match (&request.backup, chosen.is_empty()) {
         (_, false) => {}
-        (Some(id), true) => return Err(Error::not_found(format!("there is no backup {id}"))),
+        (Some(id), true) => {
+            return Err(
+                Error::not_found(format!("there is no backup {id}")).hint("`pitr info` lists the backups")
+            );
+        }
         (None, true) => return Err(crate::ops::info::no_cluster(repository)),
     }
     let mut report = Report {
