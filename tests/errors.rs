@@ -153,6 +153,17 @@ impl Source {
         (first, String::from_utf8_lossy(&self.text[open..at.min(self.text.len())]).into_owned())
     }
 
+    /// The first literal of what the variable was given whose name stands at `at`: the nearest `let` before it.
+    fn named(&self, at: usize) -> Option<&Literal> {
+        let rest = &self.text[at..];
+        let length = rest.iter().position(|b| !b.is_ascii_lowercase() && *b != b'_')?;
+        let name = std::str::from_utf8(&rest[..length]).ok().filter(|_| rest[length] == b')')?;
+        let given = ["let ", "let mut "].map(|word| self.places(&format!("{word}{name} = ")));
+        let nearest = given.into_iter().flatten().filter(|place| *place < at).max()?;
+        let end = self.places(";").into_iter().find(|end| *end > nearest)?;
+        self.literals.range(nearest..end).next().map(|(_, literal)| literal)
+    }
+
     /// Every place where `what` stands outside of literals, and is no part of a longer word.
     fn places(&self, what: &str) -> Vec<usize> {
         let hits = self.text.windows(what.len()).enumerate().filter(|(_, w)| *w == what.as_bytes());
@@ -189,7 +200,7 @@ type Made = (String, String, Option<u8>);
 fn made(source: &Source) -> Vec<Made> {
     let mut found = Vec::new();
     let mut take = |open: usize, code: Option<u8>| {
-        if let (Some(literal), _) = source.call(open - 1) {
+        if let Some(literal) = source.call(open - 1).0.or_else(|| source.named(open)) {
             let place = format!("{}:{}", source.file, source.line(open));
             found.push((place, fixed(&literal.value), code));
         }
