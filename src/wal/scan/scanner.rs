@@ -20,7 +20,9 @@ use super::summary::{CommitSummary, FRAGMENT_BYTES, Fragment, SegmentEnd, Segmen
 use crate::wal::event::{Event, EventKind};
 use crate::wal::lsn::{Lsn, PAGE_SIZE};
 use crate::wal::page::{LONG_HEADER, LongHeader, PageHeader, PgMajor};
-use crate::wal::record::{Assembly, Progress, RECORD_HEADER, RM_XLOG, RecordHeader, decode, record_crc};
+use crate::wal::record::{
+    Assembly, Progress, RECORD_HEADER, RM_XLOG, RecordHeader, decode, whole_record_crc,
+};
 use crate::wal::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::wal::timeline::TimelineId;
 
@@ -484,7 +486,7 @@ impl Scanner {
         let mut used = 0;
         while let Some((header, body)) = chunk.get(used..).and_then(whole_record) {
             let parsed = RecordHeader::parse(header);
-            if !self.follows(parsed.prev) || record_crc(crc32c::crc32c(body), header) != parsed.crc {
+            if !self.follows(parsed.prev) || whole_record_crc(header, body) != parsed.crc {
                 break;
             }
             let lsn = self.pos.saturating_add(u64::try_from(used).unwrap_or(0));
@@ -518,6 +520,9 @@ impl Scanner {
         self.found.last_record = Some(lsn);
         self.found.last_record_end = Some(end);
         self.state = if header.is_switch() { State::Padding } else { State::Between };
+        if header.prefix() == 0 {
+            return observe(&RecordInfo { lsn, end, header, event: None }); // most records
+        }
         let decoded = self.first.and_then(|first| first.major).and_then(|major| decode(major, header, body));
         let event = decoded.map(|(xid, kind)| Event { lsn, end, xid, kind });
         observe(&RecordInfo { lsn, end, header, event: event.as_ref() });

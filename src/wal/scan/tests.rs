@@ -1,10 +1,11 @@
 //! The scanner against WAL that [`Wal`] writes: what is accepted, what is short, what is damage, and what is learned.
 //!
 //! Sizes are PostgreSQL's smallest (segments of 1 MiB), so that a record can cover a whole segment in a test. Real WAL is
-//! compared with `pg_waldump` in `tests/waldump.rs`. Two properties stand at the end: pieces do not matter, and no flipped
-//! byte of valid WAL goes unnoticed.
+//! compared with `pg_waldump` in `tests/waldump.rs`. Properties stand at the end: pieces do not matter, records taken whole
+//! are judged as assembled ones are, and no flipped byte of valid WAL goes unnoticed.
 
 use super::*;
+use crate::wal::record::RecordHeader;
 use crate::wal::testing::Wal;
 use crate::wal::{Event, EventKind, Lsn, PAGE_SIZE, PgMajor, PgTime, SegmentName, SegmentSize, TimelineId};
 use proptest::prelude::*;
@@ -474,8 +475,151 @@ fn history() -> impl Strategy<Value = Wal> {
     })
 }
 
+/// What becomes of a segment's bytes before they are scanned.
+#[derive(Debug, Clone)]
+enum Harm {
+    Flip {
+        at: usize,
+        mask: u8,
+    },
+    /// The length of the n-th record becomes another.
+    Length {
+        record: usize,
+        to: u32,
+    },
+    /// The n-th record names another predecessor, with a CRC that is right: where it lies in one page.
+    Stray {
+        record: usize,
+    },
+    /// Zeros from here on, as in a file that is still being written.
+    Cut {
+        at: usize,
+    },
+    /// Older WAL of the same shape from here on, as in a recycled file.
+    Recycled {
+        at: usize,
+    },
+}
+
+fn harm() -> impl Strategy<Value = Harm> {
+    let near = 0_usize..40_000; // where `dense` has its records
+    prop_oneof![
+        4 => (near.clone(), 1_u8..).prop_map(|(at, mask)| Harm::Flip { at, mask }),
+        3 => (0_usize..300, 0_u32..9_000).prop_map(|(record, to)| Harm::Length { record, to }),
+        3 => (0_usize..300).prop_map(|record| Harm::Stray { record }),
+        2 => near.clone().prop_map(|at| Harm::Cut { at }),
+        2 => near.prop_map(|at| Harm::Recycled { at }),
+    ]
+}
+
+fn harmed(wal: &Wal, old: &[u8], harms: &[Harm]) -> (SegmentName, Vec<u8>) {
+    changed(&wal.segments()[0], |bytes| {
+        for harm in harms {
+            match *harm {
+                Harm::Flip { at, mask } => bytes[at] ^= mask,
+                Harm::Cut { at } => bytes[at..].fill(0),
+                Harm::Recycled { at } => bytes[at..].copy_from_slice(&old[at..]),
+                Harm::Length { record, to } => {
+                    let (start, _) = wal.records()[record % wal.records().len()];
+                    if start < at(4, 0) {
+                        bytes[offset(start)..offset(start) + 4].copy_from_slice(&to.to_le_bytes());
+                    }
+                }
+                Harm::Stray { record } => {
+                    let (start, end) = wal.records()[record % wal.records().len()];
+                    if end < at(4, 0) && start.page_start() == end.page_start() {
+                        stray(&mut bytes[offset(start)..offset(end)]);
+                    }
+                }
+            }
+        }
+    })
+}
+
+fn stray(record: &mut [u8]) {
+    record[8..16].copy_from_slice(&at(2, 64).get().to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&record[24..]), &record[..20]);
+    record[20..24].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Records of every small length, so that most lie whole in a page, with all that ends a run of them.
+fn dense() -> impl Strategy<Value = Wal> {
+    let step = prop_oneof![
+        12 => (24_usize..160).prop_map(|n| (0_u8, n)),
+        3 => (160_usize..9_000).prop_map(|n| (0, n)),
+        4 => (0_usize..1000).prop_map(|n| (1, n)),
+        1 => (0_usize..1000).prop_map(|n| (2, n)),
+        1 => (9_000_usize..12_000).prop_map(|n| (3, n)),
+    ];
+    (proptest::collection::vec(step, 20..120), any::<bool>()).prop_map(|(steps, switch)| {
+        let wal = steps.into_iter().fold(wal().filler(26), |wal, (what, n)| match what {
+            0 => wal.record(200, 0x70, 0, &vec![7; n - 24]),
+            1 => wal.commit(t(i64::try_from(n).unwrap())),
+            2 => wal.restore_point(t(5), "here").prepare(t(6)).commit_prepared(9, t(7)).checkpoint(8),
+            _ => wal.abandoned(n, n / 16),
+        });
+        if switch { wal.switch() } else { wal }
+    })
+}
+
+/// Everything that a scan tells: each record as the observer saw it, and the result.
+type Told = (Vec<(Lsn, Lsn, RecordHeader, Option<Event>)>, Result<SegmentScan, ScanError>);
+
+/// Pushes the front of the segment in pieces, and the rest, where nothing is whole, in one.
+fn told(segment: &(SegmentName, Vec<u8>), piece: usize, keep: Keep) -> Told {
+    let mut scanner = Scanner::new(segment.0, size(), keep).unwrap();
+    let mut seen = Vec::new();
+    let mut push = |bytes: &[u8]| {
+        let record = &mut |r: &RecordInfo<'_>| seen.push((r.lsn, r.end, *r.header, r.event.cloned()));
+        scanner.push_observed(bytes, record)
+    };
+    let (front, rest) = segment.1.split_at(65_536);
+    let pushed = front.chunks(piece).chain([rest]).try_for_each(&mut push);
+    let result = pushed.and_then(|()| scanner.finish());
+    (seen, result)
+}
+
+/// Shorter than a record's header: nothing is ever whole, so all is assembled.
+const ASSEMBLED: usize = 23;
+
+#[test]
+fn every_size_of_pieces_tells_the_same_of_damaged_wal() {
+    let wal = (0..90).fold(wal(), |wal, n| match n % 9 {
+        0..5 => wal.filler(26 + n * 3),
+        5 => wal.commit(t(5)),
+        6 => wal.filler(700),
+        7 => wal.record(200, 0, 0, &[]), // all header
+        _ => wal.restore_point(t(9), "here"),
+    });
+    let broken = wal.records()[70].0;
+    for segment in
+        [wal.segments().remove(0), harmed(&wal, &[], &[Harm::Flip { at: offset(broken) + 30, mask: 4 }])]
+    {
+        let assembled = told(&segment, ASSEMBLED, Keep::All);
+        assert!(assembled.0.len() >= 70);
+        for piece in 1..=8_300 {
+            assert_eq!(told(&segment, piece, Keep::All), assembled, "pieces of {piece}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn whole_records_are_judged_as_assembled_ones_are(
+        wal in dense(),
+        harms in proptest::collection::vec(harm(), 0..4),
+        pieces in proptest::collection::vec(prop_oneof![1_usize..400, 400_usize..17_000, Just(8192)], 6),
+        keep in prop_oneof![Just(Keep::Summary), Just(Keep::All)],
+    ) {
+        let old = Wal::starting_at(at(1, 0)).fill_segment(90).segments().remove(0).1;
+        let segment = harmed(&wal, &old, &harms);
+        let assembled = told(&segment, ASSEMBLED, keep);
+        for piece in pieces {
+            prop_assert_eq!(&told(&segment, piece, keep), &assembled, "pieces of {}", piece);
+        }
+    }
 
     #[test]
     fn pieces_do_not_matter(wal in history(), piece in 1_usize..70_000, damage in proptest::option::of((0_usize..1_000_000, 1_u8..))) {
