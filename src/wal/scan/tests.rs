@@ -290,6 +290,17 @@ fn anything_may_follow_a_switch() {
 }
 
 #[test]
+fn a_well_formed_record_after_a_switch_is_padding() {
+    let wal = wal().commit(t(1)).record(0, 0x40, 0, &[]).commit(t(2)).filler(60);
+    let segment = changed(&wal.segments()[0], |bytes| bytes.resize(1 << 20, 0));
+    for piece in [ASSEMBLED, 100, 8192, 1 << 20] {
+        let scan = scan_pieces(&segment, piece, Keep::All).unwrap();
+        assert_eq!((scan.records, scan.commits.commits, scan.end), (2, 1, SegmentEnd::Switch), "{piece}");
+        assert_eq!(scan.valid_to, wal.records()[1].1);
+    }
+}
+
+#[test]
 fn what_is_wrong_before_valid_pages_is_damage() {
     let wal = wal().commit(t(1)).filler(30_000).commit(t(2)).fill_segment(3000);
     let segment = &wal.segments()[0];
@@ -591,12 +602,16 @@ fn every_size_of_pieces_tells_the_same_of_damaged_wal() {
         7 => wal.record(200, 0, 0, &[]), // all header
         _ => wal.restore_point(t(9), "here"),
     });
-    let broken = wal.records()[70].0;
-    for segment in
-        [wal.segments().remove(0), harmed(&wal, &[], &[Harm::Flip { at: offset(broken) + 30, mask: 4 }])]
-    {
+    let in_one_page = |i: &usize| {
+        let (start, end) = wal.records()[*i];
+        end.bytes_since(start) > 40 && start.page_start() == end.page_start()
+    };
+    let record = (60..90).find(in_one_page).unwrap();
+    let flip = Harm::Flip { at: offset(wal.records()[record].0) + 30, mask: 4 };
+    for (harms, whole) in [(vec![], 90), (vec![flip], record), (vec![Harm::Stray { record }], record)] {
+        let segment = harmed(&wal, &[], &harms);
         let assembled = told(&segment, ASSEMBLED, Keep::All);
-        assert!(assembled.0.len() >= 70);
+        assert_eq!(assembled.0.len(), whole, "{harms:?}");
         for piece in 1..=8_300 {
             assert_eq!(told(&segment, piece, Keep::All), assembled, "pieces of {piece}");
         }
