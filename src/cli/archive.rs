@@ -16,9 +16,9 @@ use crate::codec;
 use crate::config::load::Caller;
 use crate::config::{ArchiveConfig, Compression};
 use crate::error::{Error, Kind, Result};
-use crate::ops::archive::{Got, get_file, store_file};
+use crate::ops::archive::{Got, PushReport, Route, get_file, store_file};
 use crate::pgdata::ControlFile;
-use crate::wal::{SystemId, TimelineId, WalFileName};
+use crate::wal::{Lsn, SystemId, TimelineId, WalFileName};
 
 /// For how long a standby's question is asked again before doubt becomes "absent", and how far apart. A try that is under way is not
 /// cut off, since it may be delivering: against a store that never answers, one try's patience is added.
@@ -40,22 +40,27 @@ pub async fn push(common: &Common, args: &PushArgs) -> Result<Ended> {
         output::warn(&format!("warning: {warning}"));
     }
     if common.json {
-        let outcomes: Vec<_> = report
-            .outcomes
-            .iter()
-            .map(|(name, stored)| serde_json::json!({ "repository": name, "outcome": format!("{stored:?}") }))
-            .collect();
-        output::json(&serde_json::json!({
-            "schema": "pitr.archive-push.v1",
-            "file": report.name.to_string(),
-            "system_identifier": report.system.to_string(),
-            "bytes": report.size,
-            "stored_bytes": report.stored,
-            "repositories": outcomes,
-            "warnings": report.warnings,
-        }));
+        output::json(&push_json("pitr.archive-push.v1", &report));
     }
     Ok(Ended::Well)
+}
+
+/// What was stored where.
+pub(super) fn push_json(schema: &str, report: &PushReport) -> serde_json::Value {
+    let outcomes: Vec<_> = report
+        .outcomes
+        .iter()
+        .map(|(name, stored)| serde_json::json!({ "repository": name, "outcome": format!("{stored:?}") }))
+        .collect();
+    serde_json::json!({
+        "schema": schema,
+        "file": report.name.to_string(),
+        "system_identifier": report.system.to_string(),
+        "bytes": report.size,
+        "stored_bytes": report.stored,
+        "repositories": outcomes,
+        "warnings": report.warnings,
+    })
 }
 
 /// Runs `archive-get`.
@@ -95,11 +100,17 @@ async fn get_once(common: &Common, args: &GetArgs) -> Result<Ended> {
                 .ok_or_else(|| Error::usage("timeline 0 does not exist").hint("timelines count from 1"))?,
         ),
     };
+    let until = args.until.as_deref().map(|text| {
+        text.parse::<Lsn>().map_err(|e| {
+            Error::usage(format!("--until {text:?} is no position")).source(e).hint("such as 0/3000028")
+        })
+    });
+    let route = Route { timeline, until: until.transpose()? };
     let context = Context::load(common, Caller::Server)?;
     context.act_as_owner()?;
     let repositories = context.repositories()?;
     let system = args.system_id.map(SystemId::new).or_else(working_directory_system);
-    let got = get_file(&repositories, name, &args.destination, system, timeline).await?;
+    let got = get_file(&repositories, name, &args.destination, system, route).await?;
     if common.json {
         let (outcome, size) = match &got {
             Got::Delivered { size, .. } => ("delivered", Some(*size)),

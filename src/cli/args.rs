@@ -53,6 +53,8 @@ pub enum Command {
     ArchivePush(PushArgs),
     /// Fetch one WAL file: restore_command = 'pitr --config FILE archive-get %f "%p"'
     ArchiveGet(GetArgs),
+    /// Archive a damaged WAL segment as it is, so that archiving gets past it. Moments behind it need a new backup
+    Accept(AcceptArgs),
     /// Take a base backup over the replication protocol
     Backup(BackupArgs),
     /// Bring the cluster back: plan first, then restore
@@ -133,6 +135,17 @@ pub struct PushArgs {
     pub path: PathBuf,
 }
 
+/// Arguments of `accept`.
+#[derive(Debug, Args)]
+pub struct AcceptArgs {
+    /// The segment's file, or its name in pg_wal
+    #[arg(value_name = "SEGMENT")]
+    pub segment: PathBuf,
+    /// Yes, although it is damaged: what was committed after the damage can't be restored until there is a new backup
+    #[arg(long, required = true)]
+    pub damaged: bool,
+}
+
 /// Arguments of `archive-get`.
 #[derive(Debug, Args)]
 pub struct GetArgs {
@@ -143,6 +156,9 @@ pub struct GetArgs {
     /// The timeline recovery goes to: parents are cut at their forks
     #[arg(long, value_name = "N")]
     pub timeline: Option<u32>,
+    /// Where recovery stops: a segment that is stored only in part is delivered if that reaches so far
+    #[arg(long, value_name = "X/X")]
+    pub until: Option<String>,
     /// The cluster's system identifier [default: the data directory's, else the newest in the repository]
     #[arg(long, value_name = "N")]
     pub system_id: Option<u64>,

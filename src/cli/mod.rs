@@ -6,6 +6,7 @@
 //! The first step comes before parsing because even a usage error of `archive-get` must stop recovery (`exit.rs`). Nothing below
 //! this module prints, reads the environment or knows about exit codes.
 
+pub mod accept;
 pub mod archive;
 pub mod args;
 pub mod backup;
@@ -111,6 +112,7 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
     match cli.command {
         Command::ArchivePush(args) => alone(archive::push(&common, &args)),
         Command::ArchiveGet(args) => alone(archive::get(&common, &args)),
+        Command::Accept(args) => with_threads(|_| accept::run(&common, &args)),
         Command::Demo(args) => demo::run(&args, common.json),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  server       archive_mode, archive_command, archive_timeout against the RPO, the archiver's own account of itself
-//!  repository   identity, format, a race of creates
+//!  repository   identity, format, a race of creates, gaps that were accepted and wait for a backup
 //!  round trip   one real segment: pushed by the server, fetched, compared with the server's file
 //! ```
 //! Every finding names the thing and the next command. "At risk" is what works now and will not for long; "failed" is what does not
@@ -16,8 +16,9 @@ use crate::error::{Error, Result};
 use crate::ops::archive::command::push_command;
 use crate::ops::init::{self, facts::ServerFacts, facts::failed, settings};
 use crate::pgwire::Sql;
-use crate::repo::Repository;
-use crate::wal::{SegmentName, WalFileName};
+use crate::repo::objects::Checksums;
+use crate::repo::{Repository, System};
+use crate::wal::{SegmentName, SegmentNo, WalFileName};
 
 /// How long a switched segment may take to be archived before that is a finding.
 const ARCHIVER_PATIENCE: Duration = Duration::from_secs(30);
@@ -149,10 +150,13 @@ fn archiver(facts: &ServerFacts, rpo: Duration) -> Finding {
 pub async fn repository(repository: &Repository, facts: Option<&ServerFacts>) -> Vec<Finding> {
     let what = format!("repository {}", repository.name());
     let mut found = Vec::new();
-    if let Err(e) = identity(repository, facts).await {
-        found.push(Finding::failed(&what, &e));
-        return found;
-    }
+    let system = match identity(repository, facts).await {
+        Ok(system) => system,
+        Err(e) => {
+            found.push(Finding::failed(&what, &e));
+            return found;
+        }
+    };
     match init::probe(repository).await {
         Ok(()) if repository.store().is_unsafe() => {
             found.push(Finding::new(
@@ -168,14 +172,39 @@ pub async fn repository(repository: &Repository, facts: Option<&ServerFacts>) ->
         )),
         Err(e) => found.push(Finding::failed(&what, &e)),
     }
+    match open_gaps(&system).await {
+        Ok(gaps) => found.extend(gaps.first().map(|first| {
+            let text = format!(
+                "WAL has a gap at {first}, which was accepted as damaged after the newest backup began"
+            );
+            Finding::new(Grade::Risk, &what, text)
+                .hint("nothing that was committed after it can be restored: run `pitr backup`")
+        })),
+        Err(e) => found.push(Finding::failed(&what, &e)),
+    }
     found
 }
 
-async fn identity(repository: &Repository, facts: Option<&ServerFacts>) -> Result<()> {
+/// The segments that were accepted with damage in them, and behind which no backup begins: listings from the newest backup on.
+async fn open_gaps(system: &System) -> Result<Vec<SegmentName>> {
+    let (catalog, size) = (system.catalog().await?, system.identity().segment_size);
+    let sound = catalog.complete().filter(|backup| backup.checksums != Checksums::Corrupt);
+    let Some(newest) = sound.max_by_key(|backup| backup.start_lsn) else { return Ok(Vec::new()) };
+    let from = SegmentNo::containing(newest.start_lsn, size);
+    let mut gaps = Vec::new();
+    for (timeline, found) in system.timelines().await? {
+        if found.wal && timeline >= newest.timeline {
+            gaps.extend(system.gaps_from(SegmentName::new(timeline, from, size)).await?);
+        }
+    }
+    Ok(gaps)
+}
+
+async fn identity(repository: &Repository, facts: Option<&ServerFacts>) -> Result<System> {
     repository.check_writable().await?;
     match facts {
-        Some(facts) => repository.open(facts.system).await.map(|_| ()).map_err(Error::from),
-        None => repository.open_current().await?.map(|_| ()).ok_or_else(|| {
+        Some(facts) => repository.open(facts.system).await.map_err(Error::from),
+        None => repository.open_current().await?.ok_or_else(|| {
             Error::not_found(format!("it holds no cluster {}", repository.cluster()))
                 .hint("`pitr init` creates it")
         }),

@@ -26,7 +26,7 @@ use crate::repo::objects::{Backup, Checksums, Floor, Verdict};
 use crate::repo::walobject::WalEnd;
 use crate::wal::scan::{Keep, RecordInfo, Scanner, SegmentEnd};
 use crate::wal::{
-    PgMajor, PgTime, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
+    Lsn, PgMajor, PgTime, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName,
 };
 
 /// Small reads in flight: they are all latency.
@@ -63,6 +63,7 @@ impl Archive {
         let mut histories = BTreeMap::new();
         let mut stored: BTreeMap<TimelineId, BTreeSet<SegmentNo>> = BTreeMap::new();
         let mut stored_bytes = BTreeMap::new();
+        let mut damaged = BTreeMap::new();
         for (timeline, found) in timelines {
             if found.history
                 && let Some(history) = system.history(timeline).await?
@@ -77,10 +78,15 @@ impl Archive {
                 if let Some(number) = listed.name.number(size).ok().filter(|_| kept) {
                     stored.entry(timeline).or_default().insert(number);
                     stored_bytes.insert(listed.name, listed.stored);
+                    if listed.accepted
+                        && let Some(end) = system.accepted_end(listed.name).await?
+                    {
+                        damaged.insert(listed.name, end);
+                    }
                 }
             }
         }
-        let mut archive = Self::of(system, catalog, histories, stored, floor.as_ref());
+        let mut archive = Self::of(system, catalog, histories, stored, damaged, floor.as_ref());
         archive.stored_bytes = stored_bytes;
         Ok(archive)
     }
@@ -91,15 +97,17 @@ impl Archive {
         catalog: Catalog,
         histories: BTreeMap<TimelineId, TimelineHistory>,
         stored: BTreeMap<TimelineId, BTreeSet<SegmentNo>>,
+        damaged: BTreeMap<SegmentName, Lsn>,
         floor: Option<&Floor>,
     ) -> Self {
         let size = system.identity().segment_size;
         let world = World {
             system_id: system.identity().system,
             segment_size: size,
-            backups: backups(&catalog, &stored, size),
+            backups: backups(&catalog, &stored, &damaged, size),
             histories,
             stored,
+            damaged,
             floor: floors(floor, size),
         };
         let (facts, stored_bytes) = (Facts::default(), BTreeMap::new());
@@ -254,6 +262,7 @@ impl Archive {
 fn backups(
     catalog: &Catalog,
     stored: &BTreeMap<TimelineId, BTreeSet<SegmentNo>>,
+    damaged: &BTreeMap<SegmentName, Lsn>,
     size: SegmentSize,
 ) -> Vec<PlanBackup> {
     let mut lines: BTreeMap<TimelineId, Vec<Run>> = BTreeMap::new();
@@ -261,6 +270,18 @@ fn backups(
         let names = numbers.iter().map(|number| SegmentName::new(*timeline, *number, size));
         lines.insert(*timeline, runs(names, size));
     }
+    // Damage between its start and its stop: it never becomes consistent.
+    let holed = |backup: &Backup| {
+        let inside = |name: &SegmentName| {
+            name.timeline() == backup.timeline
+                && name.number(size).is_ok_and(|n| backup.start_lsn < n.end(size))
+        };
+        damaged.iter().any(|(name, end)| {
+            inside(name)
+                && name.number(size).is_ok_and(|n| n.start(size) < backup.stop_lsn)
+                && *end < backup.stop_lsn
+        })
+    };
     let planned = |info: &crate::repo::catalog::BackupInfo| {
         let Some(Verdict::Complete(backup)) = &info.verdict else { return None };
         if info.state == BackupState::Garbage {
@@ -276,7 +297,7 @@ fn backups(
             started_at: pg_time(backup.started_at),
             stop_time: pg_time(backup.stop_time),
             latest_commit_inside: backup.window_earliest.map(pg_time),
-            restorable: info.state == BackupState::Complete && wal.is_ok(),
+            restorable: info.state == BackupState::Complete && wal.is_ok() && !holed(backup),
             corrupt: backup.checksums == Checksums::Corrupt,
         })
     };
@@ -320,8 +341,8 @@ pub fn segment_facts(info: &SegmentInfo) -> SegmentFacts {
 #[derive(Debug, Default)]
 struct Learned {
     events: Option<(SegmentName, Vec<crate::wal::Event>)>,
-    records: Vec<((SegmentName, crate::wal::Lsn), Option<RecordSpan>)>,
-    first_of_xid: Vec<((SegmentName, u32), Option<crate::wal::Lsn>)>,
+    records: Vec<((SegmentName, Lsn), Option<RecordSpan>)>,
+    first_of_xid: Vec<((SegmentName, u32), Option<Lsn>)>,
 }
 
 impl Learned {
@@ -367,17 +388,26 @@ fn scan(fetched: &Fetched, name: SegmentName, size: SegmentSize, wants: &[Want])
             }
         }
     };
+    // What lies behind damage that was accepted is not looked at.
+    let valid = fetched.header.valid.filter(|valid| valid.end == WalEnd::Damaged);
+    let start = fetched.header.segment_start().unwrap_or_default();
+    let mut left = valid.map_or(u64::MAX, |valid| valid.to.bytes_since(start));
     let opened = fetched.open(|bytes| {
+        let (bytes, _) = bytes.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()));
+        left = left.saturating_sub(crate::codec::len_u64(bytes));
         if failed.is_none() {
             failed = scanner.push_observed(bytes, &mut observe).err();
         }
     });
     opened?;
-    let scan = match failed {
-        Some(error) => return Err(unreadable(error)),
-        None => scanner.finish().map_err(unreadable)?,
+    let scan = match (failed, valid) {
+        (Some(error), _) => return Err(unreadable(error)),
+        // Nothing of it is good: no page says what it is.
+        (None, Some(valid)) if valid.to == start => None,
+        (None, Some(_)) => Some(scanner.finish_padded().map_err(unreadable)?),
+        (None, None) => Some(scanner.finish().map_err(unreadable)?),
     };
-    learned.events = events.then_some((name, scan.events));
+    learned.events = events.then(|| (name, scan.map_or_else(Vec::new, |scan| scan.events)));
     Ok(learned)
 }
 

@@ -134,7 +134,7 @@ fn state(state: &BackupState, planned: Option<&PlanBackup>, verdict: Option<&Bac
     let (restorable, corrupt) = planned.map_or((false, false), |b| (b.restorable, b.corrupt));
     match state {
         BackupState::Complete if !restorable => {
-            "not restorable: WAL between its start and its stop is missing".to_owned()
+            "not restorable: WAL between its start and its stop is missing or damaged".to_owned()
         }
         BackupState::Complete if corrupt => {
             let first = verdict.and_then(|verdict| verdict.damage.first());

@@ -178,6 +178,13 @@ impl Annex {
         annex
     }
 
+    /// Of a segment that is damaged from its first byte on: there is nothing to look for.
+    pub fn of_nothing() -> Self {
+        let mut looked_for = vec![kind::COMMITS, kind::HEAD, kind::TAIL];
+        looked_for.extend(kind::LISTS);
+        Self { looked_for, commits: Some(CommitSummary::default()), ..Self::default() }
+    }
+
     fn keep_events(&mut self, events: &[Event], dropped: bool) {
         let mut counts = [0; kind::LISTS.len()];
         for event in events {

@@ -13,17 +13,17 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::annex::{Annex, AnnexError};
-use super::document::{ATTEMPTS, PAUSE};
-use super::objects::Floor;
+use super::document::{ATTEMPTS, PAUSE, Put};
+use super::objects::{AcceptedGap, Floor};
 use super::path::SystemObject;
 use super::walobject::{
-    Asked, HEADER_BYTES, INFO_BYTES, SameName, Side, WalHeader, WalObject, WalObjectError, compare, open,
-    parse_info, stored_prefix,
+    Asked, HEADER_BYTES, INFO_BYTES, SameName, Side, WalEnd, WalHeader, WalObject, WalObjectError, compare,
+    open, parse_info, stored_prefix,
 };
 use super::{RepoError, System};
 use crate::clock;
 use crate::store::{Created, ObjectInfo};
-use crate::wal::{SegmentName, TimelineHistory, TimelineId, WalFileName};
+use crate::wal::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 
 /// Copies of one segment: each is longer than the one before, so more than a few mean that something is wrong.
 pub const MAX_COPIES: u32 = 99;
@@ -116,6 +116,8 @@ pub struct ListedSegment {
     pub copies: u32,
     /// Bytes of all copies in the store.
     pub stored: u64,
+    /// An operator accepted it with damage in it; a good copy may have come since.
+    pub accepted: bool,
 }
 
 /// Whether a file that was not found is truly not there.
@@ -259,7 +261,7 @@ impl System {
         Ok(Some(Fetched { header, copy, key, repository, asked, object }))
     }
 
-    /// As [`Self::fetch_wal`], for recovery: an unfinished copy is no answer while WAL goes on after it.
+    /// As [`Self::fetch_wal`], for recovery: an unfinished copy is no answer while WAL goes on after it, and behind damage it did.
     ///
     /// # Errors
     /// [`RepoError::Unfinished`].
@@ -267,7 +269,7 @@ impl System {
         let Some(fetched) = self.fetch_wal(name).await? else { return Ok(None) };
         let unfinished = fetched.header.valid.filter(|v| v.end.may_have_longer_copy());
         if let (WalFileName::Segment(segment), Some(valid)) = (name, unfinished)
-            && self.later_wal(segment).await?.is_some()
+            && (valid.end == WalEnd::Damaged || self.later_wal(segment).await?.is_some())
         {
             let repository = self.repository.name().to_owned();
             return Err(RepoError::Unfinished { repository, name, valid_to: valid.to });
@@ -291,6 +293,56 @@ impl System {
             }
         }
         Ok(best)
+    }
+
+    /// Where valid WAL of the segment ends, if its longest copy is one that an operator accepted with damage in it.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn accepted_end(&self, name: SegmentName) -> Result<Option<Lsn>, RepoError> {
+        let valid = self.segment_info(name).await?.and_then(|info| info.header.valid);
+        Ok(valid.filter(|valid| valid.end == WalEnd::Damaged).map(|valid| valid.to))
+    }
+
+    /// Records that an operator accepts a segment with damage in it: before the segment itself is stored. Recorded twice is once.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn record_gap(&self, gap: &AcceptedGap) -> Result<(), RepoError> {
+        let key = self.keys.key(&SystemObject::Gap(gap.segment));
+        match self.repository.put_document(&key, gap).await? {
+            Put::Ours => Ok(()),
+            Put::Theirs(theirs) if theirs.segment == gap.segment => Ok(()),
+            Put::Theirs(_) => Err(self.repository.conflict(&key)),
+        }
+    }
+
+    /// Whether an operator accepted the segment with damage in it.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn is_accepted(&self, name: SegmentName) -> Result<bool, RepoError> {
+        let key = self.keys.key(&SystemObject::Gap(name));
+        let gap = self.repository.get_document::<AcceptedGap>(&key).await?;
+        Ok(gap.is_some_and(|gap| gap.segment == name))
+    }
+
+    /// The accepted segments of a timeline from `from` on whose longest copy is damaged still.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn gaps_from(&self, from: SegmentName) -> Result<Vec<SegmentName>, RepoError> {
+        let dir = self.keys.timeline_dir(from.timeline());
+        let after = format!("{}{from}", self.keys.segment_dir(from));
+        let mut gaps = Vec::new();
+        for object in self.store().list_after(&dir, Some(&after), None).await? {
+            if let Some(SystemObject::Gap(name)) = self.keys.parse(&object.key)
+                && self.accepted_end(name).await?.is_some()
+            {
+                gaps.push(name);
+            }
+        }
+        Ok(gaps)
     }
 
     async fn info_at(&self, key: &str, name: WalFileName) -> Result<Option<(WalHeader, Annex)>, RepoError> {
@@ -363,12 +415,21 @@ impl System {
         let objects = self.store().list(&self.keys.timeline_dir(timeline)).await?;
         let mut found: BTreeMap<SegmentName, ListedSegment> = BTreeMap::new();
         for object in objects {
-            if let Some(SystemObject::Wal(WalFileName::Segment(name), _)) = self.keys.parse(&object.key) {
-                let listed = found.entry(name).or_insert(ListedSegment { name, copies: 0, stored: 0 });
-                listed.copies += 1;
-                listed.stored = listed.stored.saturating_add(object.size);
+            let none = |name| ListedSegment { name, copies: 0, stored: 0, accepted: false };
+            match self.keys.parse(&object.key) {
+                Some(SystemObject::Wal(WalFileName::Segment(name), _)) => {
+                    let listed = found.entry(name).or_insert_with(|| none(name));
+                    listed.copies += 1;
+                    listed.stored = listed.stored.saturating_add(object.size);
+                }
+                Some(SystemObject::Gap(name)) => {
+                    found.entry(name).or_insert_with(|| none(name)).accepted = true;
+                }
+                _ => {}
             }
         }
+        // Whoever accepted a segment and died before he stored it left the record alone.
+        found.retain(|_, listed| listed.copies > 0);
         Ok(found.into_values().collect())
     }
 

@@ -85,8 +85,8 @@ pub enum RepoError {
         /// The file.
         name: WalFileName,
     },
-    /// Only an unfinished copy of a segment is stored, though WAL goes on after it.
-    #[error("repository {repository} holds {name} only up to {valid_to}, though later segments are stored")]
+    /// Only an unfinished or a damaged copy of a segment is stored, though WAL goes on after it.
+    #[error("repository {repository} holds {name} only up to {valid_to}, though WAL goes on behind that")]
     Unfinished {
         /// The repository.
         repository: String,

@@ -24,6 +24,8 @@ pub struct ListedWal {
     pub segment: SegmentName,
     /// True for a segment that recovery can be given, whole or a copy of an unfinished one.
     pub replayable: bool,
+    /// True for the record that the segment was accepted with damage in it.
+    pub accepted: bool,
     /// Its object.
     pub object: ObjectInfo,
 }
@@ -66,13 +68,16 @@ impl System {
     pub async fn wal_in(&self, folder: &str) -> Result<Vec<ListedWal>, RepoError> {
         let objects = self.store().list(folder).await?;
         let listed = |object: ObjectInfo| {
-            let SystemObject::Wal(name, _) = self.keys.parse(&object.key)? else { return None };
-            let (segment, replayable) = match name {
-                WalFileName::Segment(segment) => (segment, true),
-                WalFileName::Partial(segment) | WalFileName::BackupHistory(segment, _) => (segment, false),
-                WalFileName::History(_) => return None,
+            let (segment, replayable, accepted) = match self.keys.parse(&object.key)? {
+                SystemObject::Wal(WalFileName::Segment(segment), _) => (segment, true, false),
+                SystemObject::Wal(
+                    WalFileName::Partial(segment) | WalFileName::BackupHistory(segment, _),
+                    _,
+                ) => (segment, false, false),
+                SystemObject::Gap(segment) => (segment, false, true),
+                _ => return None,
             };
-            Some(ListedWal { segment, replayable, object })
+            Some(ListedWal { segment, replayable, accepted, object })
         };
         Ok(objects.into_iter().filter_map(listed).collect())
     }

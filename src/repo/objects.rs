@@ -640,6 +640,26 @@ impl Floor {
     }
 }
 
+/// `<SEGMENT>.gap.json`: an operator let a damaged segment be archived, so WAL has a gap there. Created before the segment's own
+/// object, so that whoever lists the segment lists this too and knows that its header must be looked at: the header decides, since
+/// a good copy of the segment may have been stored since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedGap {
+    /// The segment.
+    #[serde(with = "segment_text")]
+    pub segment: SegmentName,
+    /// First byte after the last valid record of it.
+    pub valid_to: Lsn,
+    /// What is wrong with it, for people.
+    pub damage: String,
+    /// Tells two decisions apart.
+    pub nonce: Nonce,
+    /// When.
+    pub created: Timestamp,
+    /// Who.
+    pub process: Process,
+}
+
 /// `leases/<n>.json`: a backup is running. A courtesy between writers; no safety depends on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
@@ -683,7 +703,7 @@ macro_rules! documents {
 
 documents!(
     Identity "identity", FormatMark "format", Intent "intent", Backup "backup", Abandoned "backup", Expired "expired",
-    Alive "alive", Floor "floor", Lease "lease", Pin "pin",
+    Alive "alive", Floor "floor", AcceptedGap "gap", Lease "lease", Pin "pin",
 );
 
 /// A segment's name as JSON text.

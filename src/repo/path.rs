@@ -4,6 +4,7 @@
 //!  <cluster>/format/<n>.json
 //!  <cluster>/<SYSID>/identity.json                       one folder per system identifier
 //!  <cluster>/<SYSID>/wal/<TLI>/<LOG>/<SEGMENT>.wal       later, longer copies: .2.wal, .3.wal
+//!  <cluster>/<SYSID>/wal/<TLI>/<LOG>/<SEGMENT>.gap.json  an operator let this damaged segment be archived
 //!  <cluster>/<SYSID>/wal/<TLI>.history
 //!  <cluster>/<SYSID>/backups/<ID>/backup.json            the verdict; intent, packs and manifest beside it
 //! ```
@@ -233,6 +234,8 @@ pub enum SystemObject {
     Identity,
     /// A WAL object; copies count from 1, and only segments, partial ones included, have more than one.
     Wal(WalFileName, u32),
+    /// `<SEGMENT>.gap.json` beside a segment: an operator accepted it with damage in it.
+    Gap(SegmentName),
     /// `floor/<n>.json`.
     Floor(u32),
     /// An object of a backup.
@@ -318,6 +321,7 @@ impl SystemKeys {
                 let copy = if *copy > 1 { format!(".{copy}") } else { String::new() };
                 format!("{}{name}{copy}.wal", self.segment_dir(*segment))
             }
+            SystemObject::Gap(segment) => format!("{}{segment}.gap.json", self.segment_dir(*segment)),
             SystemObject::Floor(n) => format!("{root}floor/{n}.json"),
             SystemObject::Backup(id, object) => format!("{root}backups/{id}/{}", object.file(self.sealing)),
             SystemObject::Lease(n) => format!("{root}leases/{n}.json"),
@@ -400,6 +404,9 @@ impl SystemKeys {
 }
 
 fn parse_wal_file(file: &str) -> Option<SystemObject> {
+    if let Some(segment) = file.strip_suffix(".gap.json") {
+        return SegmentName::parse(segment).ok().map(SystemObject::Gap);
+    }
     let Some(stem) = file.strip_suffix(".wal") else {
         return match WalFileName::parse(file).ok()? {
             name @ (WalFileName::History(_) | WalFileName::BackupHistory(..)) => {
@@ -525,8 +532,10 @@ mod tests {
             Just(SystemObject::Identity),
             (segment.clone(), 1u32..).prop_map(|(s, n)| SystemObject::Wal(WalFileName::Segment(s), n)),
             (segment.clone(), 1u32..).prop_map(|(s, n)| SystemObject::Wal(WalFileName::Partial(s), n)),
-            (segment, any::<u32>()).prop_map(|(s, o)| SystemObject::Wal(WalFileName::BackupHistory(s, o), 1)),
+            (segment.clone(), any::<u32>())
+                .prop_map(|(s, o)| SystemObject::Wal(WalFileName::BackupHistory(s, o), 1)),
             (1u32..).prop_map(|t| SystemObject::Wal(WalFileName::History(TimelineId::new(t).unwrap()), 1)),
+            segment.clone().prop_map(SystemObject::Gap),
             (1u32..).prop_map(SystemObject::Floor),
             (1u32..).prop_map(SystemObject::Lease),
             pin.clone().prop_map(SystemObject::Pin),

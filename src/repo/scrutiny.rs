@@ -7,8 +7,8 @@
 use bytes::Bytes;
 
 use super::objects::{
-    Alive, Document, Expired, Floor, FormatMark, Identity, Intent, Lease, MAX_DOCUMENT, Pin, Verdict, decode,
-    has_sum,
+    AcceptedGap, Alive, Document, Expired, Floor, FormatMark, Identity, Intent, Lease, MAX_DOCUMENT, Pin,
+    Verdict, decode, has_sum,
 };
 use super::path::{self, BackupObject, SystemObject};
 use super::{RepoError, Repository, System};
@@ -76,6 +76,7 @@ impl System {
                 let identity = repository.intact::<Identity>(&key, &bytes)?;
                 identity.cluster == *repository.cluster() && identity.system == self.identity.system
             }
+            SystemObject::Gap(segment) => repository.intact::<AcceptedGap>(&key, &bytes)?.segment == *segment,
             SystemObject::Floor(_) => repository.intact::<Floor>(&key, &bytes).map(|_| true)?,
             SystemObject::Lease(_) => repository.intact::<Lease>(&key, &bytes).map(|_| true)?,
             SystemObject::Pin(id) => repository.intact::<Pin>(&key, &bytes)?.id == *id,
@@ -114,6 +115,7 @@ pub fn is_document(object: &SystemObject) -> bool {
             | BackupObject::Catalogue => false,
         },
         SystemObject::Identity
+        | SystemObject::Gap(_)
         | SystemObject::Floor(_)
         | SystemObject::Lease(_)
         | SystemObject::Pin(_)

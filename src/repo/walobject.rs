@@ -441,8 +441,8 @@ pub fn open(object: &[u8], asked: &Asked, mut plain: impl FnMut(&[u8])) -> Resul
 pub enum Facts<'a> {
     /// A segment, or a partial one, that was scanned.
     Scanned(&'a SegmentScan),
-    /// A segment with damage that an operator accepted; the scan covers what lies before it.
-    Damaged(&'a SegmentScan),
+    /// A segment with damage that an operator accepted; the scan covers what lies before it. `None`: nothing does.
+    Damaged(Option<&'a SegmentScan>),
     /// A file without WAL in it, or a partial segment that no scan could read.
     Unscanned,
 }
@@ -507,7 +507,8 @@ impl WalObjectBuilder {
         let tag = self.whole.digest();
         let (annex, commits, valid) = match facts {
             Facts::Unscanned => (Annex::default(), None, None),
-            Facts::Scanned(scan) | Facts::Damaged(scan) => {
+            Facts::Damaged(None) => (Annex::of_nothing(), None, Some(nothing_valid(&self.asked, self.size)?)),
+            Facts::Scanned(scan) | Facts::Damaged(Some(scan)) => {
                 let prefix = scan.valid_to.bytes_since(scan.start);
                 let head = if prefix == self.size { tag } else { prefix_digest(&frame, prefix, self.size)? };
                 let damaged = matches!(facts, Facts::Damaged(_));
@@ -535,6 +536,14 @@ impl WalObjectBuilder {
         let first = Bytes::copy_from_slice(&header.encode()?);
         Ok(WalObject { header, chunks: [first, annex].into_iter().chain(frame).collect() })
     }
+}
+
+/// What is valid of a segment that is damaged from its first byte on.
+fn nothing_valid(asked: &Asked, size: u64) -> Result<Valid, HeaderError> {
+    let WalFileName::Segment(segment) = asked.name else { return Err(HeaderError::Field("end")) };
+    let size = SegmentSize::new(size).map_err(|_| HeaderError::Field("size"))?;
+    let number = segment.number(size).map_err(|_| HeaderError::Field("name"))?;
+    Ok(Valid { to: number.start(size), head: Digest::of(b"").short(), end: WalEnd::Damaged })
 }
 
 /// Digest of the first `prefix` plain bytes. Where valid WAL ends is known only when all of it was read; instead of a second

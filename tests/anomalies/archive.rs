@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use pitr::clock::SystemClock;
 use pitr::codec::Compression;
 use pitr::error::Error;
-use pitr::ops::archive::{Got, get_file, store_file};
+use pitr::ops::archive::{Got, Route, get_file, store_file};
 use pitr::ops::check::{self, Grade};
 use pitr::ops::init::facts::{Archiver, ServerFacts};
 use pitr::ops::{info, init};
@@ -198,7 +198,16 @@ impl Command for Get<'_> {
     fn run(&self, repository: Repository) -> Result<Said, Error> {
         let name = WalFileName::parse(&self.file).map_err(|error| Error::usage(error.to_string()))?;
         let system = Some(self.files.facts.system);
-        let got = wait(true, get_file(&[repository], name, &self.destination(), system, self.timeline));
+        let got = wait(
+            true,
+            get_file(
+                &[repository],
+                name,
+                &self.destination(),
+                system,
+                Route { timeline: self.timeline, until: None },
+            ),
+        );
         got.map(|got| match got {
             Got::Delivered { .. } => Said::Done,
             Got::Absent => Said::Absent,

@@ -35,6 +35,7 @@ fn rows(site: &Site, target: &Path) -> Result<Vec<Row>> {
     let first = name(files.first())?;
     let later = format!("{}000000F0", first.get(..16).context("a segment")?);
     let push = format!("pg_wal/{first}");
+    let damaged = damaged_segment(site, files.first().context("a segment")?)?;
     let target = target.display().to_string();
     let superuser = site.cluster.conninfo();
     let backup = site.json(&["info", "--json"])?["repositories"][0]["backups"][0]["id"]
@@ -65,7 +66,21 @@ fn rows(site: &Site, target: &Path) -> Result<Vec<Row>> {
         Row { before: Some(owned(&["pin", &backup])), ..row(&["unpin", &backup], 0, &[7], 4) },
         row(&["expire"], 0, &[7], 8),
         row(&["restore", "--copy", "--target-dir", &target], 0, &[7], 15),
+        row(&["accept", &damaged, "--damaged"], 0, &[7], 6),
     ])
+}
+
+/// A later segment's name with a content that is none of its own: damaged from its first byte on.
+fn damaged_segment(site: &Site, content: &Path) -> Result<String> {
+    let name = content
+        .file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.get(..16))
+        .context("a name")?;
+    let path = site.place().join(format!("{name}000000EE"));
+    fs::copy(content, &path)?;
+    give_to_server(&path)?;
+    Ok(path.display().to_string())
 }
 
 fn run(site: &Site, row: &Row, faults: Option<&str>) -> Result<Answer> {

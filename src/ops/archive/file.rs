@@ -22,7 +22,7 @@ use crate::wal::timeline::{MAX_HISTORY_BYTES, TimelineHistory};
 use crate::wal::{PAGE_SIZE, SegmentName, SegmentSize, SystemId, WalFileName};
 
 /// Read at a time. Large enough that a system call costs nothing, small enough to stay in the second-level cache.
-const BLOCK: usize = 256 * 1024;
+pub(super) const BLOCK: usize = 256 * 1024;
 /// Upper bound of a history or backup history file; real ones have some hundred bytes.
 const MAX_SMALL_FILE: u64 = MAX_HISTORY_BYTES as u64;
 
@@ -82,7 +82,7 @@ impl WalSource {
         let name = self.name;
         let damaged = |what: String| {
             Error::corrupt(format!("{name} is not a WAL segment: {what}"))
-                .hint("nothing was stored; is the path right, and is the file complete?")
+                .hint("nothing was stored; is the path right, and is the file complete? If it is damaged for good, see `pitr accept`")
         };
         let header = PageHeader::parse(&page).map_err(|e| damaged(e.to_string()))?;
         let long = header.long.ok_or_else(|| damaged("its first page has no long header".to_owned()))?;
@@ -201,7 +201,7 @@ pub(super) fn small_object(
 }
 
 /// As many bytes as fit or the file has.
-fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
+pub(super) fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match file.read(rest) {
@@ -214,7 +214,7 @@ fn read_full(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
     Ok(filled)
 }
 
-fn unreadable(path: &Path, cause: std::io::Error) -> Error {
+pub(super) fn unreadable(path: &Path, cause: std::io::Error) -> Error {
     let error = Error::failed(format!("cannot read {}", path.display()));
     let hint = match cause.kind() {
         ErrorKind::NotFound => {
@@ -228,10 +228,10 @@ fn unreadable(path: &Path, cause: std::io::Error) -> Error {
 
 fn refused(cause: &ScanError) -> Error {
     Error::corrupt(cause.to_string()).hint(
-        "nothing was stored, and PostgreSQL keeps the file; compare with pg_waldump, and take a new backup if the file is damaged",
+        "nothing was stored, and PostgreSQL keeps the file; compare with pg_waldump. If no good copy can be had (a standby may have one), `pitr accept FILE --damaged` lets archiving go on past it; then take a new backup",
     )
 }
 
-fn unbuildable(name: WalFileName, cause: crate::repo::walobject::WalObjectError) -> Error {
+pub(super) fn unbuildable(name: WalFileName, cause: crate::repo::walobject::WalObjectError) -> Error {
     Error::failed(format!("cannot make an object of {name}")).source(cause)
 }

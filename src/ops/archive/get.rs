@@ -31,15 +31,24 @@ pub enum Got {
     Absent,
 }
 
-/// The route recovery takes, if it was told.
+/// Where recovery goes, as far as it was told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Route {
+    /// The timeline it ends on.
+    pub timeline: Option<TimelineId>,
+    /// The position it stops at: a segment whose stored copy ends early is enough if it reaches there.
+    pub until: Option<Lsn>,
+}
+
+/// What each timeline's segments are cut at on the way.
 #[derive(Debug, Clone)]
-struct Route {
+struct Forks {
     history: TimelineHistory,
     size: SegmentSize,
 }
 
 /// Fetches `name` into `destination`. `system` is the cluster's system identifier if it is known from the data directory; without
-/// it the repository's newest one is meant. `timeline` is where recovery goes.
+/// it the repository's newest one is meant.
 ///
 /// # Errors
 /// Anything that is not proven absence: an unreachable repository, damage, a hole, WAL that retention gave up, a full disk.
@@ -49,12 +58,12 @@ pub async fn get_file(
     name: WalFileName,
     destination: &Path,
     system: Option<SystemId>,
-    timeline: Option<TimelineId>,
+    route: Route,
 ) -> Result<Got> {
     let mut asked: Vec<System> = Vec::new();
     let mut failures: Vec<Error> = Vec::new();
     for repository in repositories {
-        let found = look(repository, name, system, timeline).await;
+        let found = look(repository, name, system, route).await;
         match found {
             Ok((opened, Some((fetched, cut)))) => match deliver(fetched, destination, cut).await {
                 Ok(size) => {
@@ -75,7 +84,7 @@ pub async fn get_file(
             .hint("add a [[repository]] to the configuration, or run `pitr init`"));
     }
     for opened in &asked {
-        prove_absent(opened, name, timeline).await?;
+        prove_absent(opened, name, route.timeline).await?;
     }
     Ok(Got::Absent)
 }
@@ -85,7 +94,7 @@ async fn look(
     repository: &Repository,
     name: WalFileName,
     system: Option<SystemId>,
-    timeline: Option<TimelineId>,
+    route: Route,
 ) -> Result<(System, Option<(Fetched, Option<u64>)>)> {
     let opened = match system {
         Some(system) => repository.open(system).await?,
@@ -102,10 +111,10 @@ async fn look(
     if name == WalFileName::History(TimelineId::FIRST) {
         return Ok((opened, None));
     }
-    let cut = match (name, timeline) {
+    let cut = match (name, route.timeline) {
         (WalFileName::Segment(segment), Some(timeline)) => {
-            let route = route(&opened, timeline).await?;
-            match route.cut(segment)? {
+            let forks = forks(&opened, timeline).await?;
+            match forks.cut(segment)? {
                 Cut::Whole => None,
                 Cut::At(bytes) => Some(bytes),
                 Cut::Off => return Ok((opened, None)),
@@ -114,9 +123,14 @@ async fn look(
         _ => None,
     };
     let fetched = match opened.fetch_for_recovery(name).await {
-        // The route leaves the timeline inside this segment: what comes later on it is of no interest, if all up to the fork is here.
+        // Recovery leaves the timeline inside this segment, or stops in it: what comes later is of no interest, if all up to there is
+        // here.
         Err(RepoError::Unfinished { valid_to, .. })
-            if cut.is_some_and(|bytes| valid_to.aligned() >= cut_position(&opened, name, bytes)) =>
+            if cut
+                .map(|bytes| cut_position(&opened, name, bytes))
+                .into_iter()
+                .chain(route.until)
+                .any(|end| end <= valid_to.aligned()) =>
         {
             opened.fetch_wal(name).await?
         }
@@ -136,7 +150,7 @@ fn cut_position(system: &System, name: WalFileName, bytes: u64) -> Lsn {
     }
 }
 
-async fn route(system: &System, timeline: TimelineId) -> Result<Route> {
+async fn forks(system: &System, timeline: TimelineId) -> Result<Forks> {
     let history = system.history(timeline).await?.ok_or_else(|| {
         Error::failed(format!(
             "the history of timeline {timeline}, which recovery goes to, is not in repository {}",
@@ -144,7 +158,7 @@ async fn route(system: &System, timeline: TimelineId) -> Result<Route> {
         ))
         .hint("push the history file from the server that was promoted: `pitr archive-push pg_wal/FILE`")
     })?;
-    Ok(Route { history, size: system.identity().segment_size })
+    Ok(Forks { history, size: system.identity().segment_size })
 }
 
 /// What of a segment a route may see.
@@ -158,7 +172,7 @@ enum Cut {
     Off,
 }
 
-impl Route {
+impl Forks {
     fn cut(&self, name: SegmentName) -> Result<Cut> {
         let number = name.number(self.size).map_err(|e| Error::usage(e.to_string()))?;
         if !self.history.contains(name.timeline()) {
@@ -228,11 +242,11 @@ async fn prove_absent(system: &System, name: WalFileName, timeline: Option<Timel
     // A segment that the route does not see is absent for it whatever lies there.
     let mut must_exist = false;
     if let (WalFileName::Segment(segment), Some(timeline)) = (name, timeline) {
-        let route = route(system, timeline).await?;
-        if route.cut(segment)? == Cut::Off {
+        let forks = forks(system, timeline).await?;
+        if forks.cut(segment)? == Cut::Off {
             return Ok(());
         }
-        must_exist = route.goes_past(segment)?;
+        must_exist = forks.goes_past(segment)?;
     }
     let place = system.repository().name();
     match system.absence(name).await? {
@@ -265,10 +279,10 @@ mod tests {
     fn a_parent_is_seen_up_to_its_fork_and_no_further() {
         let size = SegmentSize::DEFAULT;
         let history = TimelineHistory::parse(timeline(3), b"1\t0/3000100\tx\n2\t0/5000000\ty\n").unwrap();
-        let route = Route { history, size };
+        let forks = Forks { history, size };
         let cut = |tli: u32, n: u64| {
             let name = SegmentName::new(timeline(tli), crate::wal::SegmentNo::new(n), size);
-            route.cut(name).unwrap()
+            forks.cut(name).unwrap()
         };
         assert_eq!(cut(1, 2), Cut::Whole);
         assert_eq!(cut(1, 3), Cut::At(0x100));
@@ -280,7 +294,7 @@ mod tests {
         assert_eq!(cut(4, 1), Cut::Off);
         let goes_past = |tli: u32, n: u64| {
             let name = SegmentName::new(timeline(tli), crate::wal::SegmentNo::new(n), size);
-            route.goes_past(name).unwrap()
+            forks.goes_past(name).unwrap()
         };
         // Whole segments of a parent, the last one up to the fork included; neither a shared one nor the last timeline's.
         assert!(goes_past(1, 1) && goes_past(1, 2) && goes_past(2, 4));

@@ -5,15 +5,17 @@
 //!  get   repositories in turn ─► checked ─► private file ─► synced ─► renamed        or: proven absent        or: an error
 //! ```
 //! A yes of push means: durable in every required repository, and get returns the same bytes. Everything that brings WAL into a
-//! repository calls [`push::store_file`]. Rules: RECOVERY 7, 8, 12, 15 to 18, 20; FORMAT.md "WAL objects".
+//! repository calls [`push::store_file`]; only what an operator takes over although it is damaged comes by [`accept()`]. Rules: RECOVERY 7, 8, 12, 15 to 18, 20; FORMAT.md "WAL objects".
 
+pub mod accept;
 pub(in crate::ops) mod command;
 mod conflict;
 pub mod file;
 pub mod get;
 pub mod push;
 
-pub use get::{Got, get_file};
+pub use accept::{AcceptReport, accept};
+pub use get::{Got, Route, get_file};
 pub use push::{PushReport, store_file};
 pub(in crate::ops) use push::{store_file_of_copy, store_history};
 

@@ -7,7 +7,7 @@
 //! ```
 //! Invariants: nothing is acknowledged before every required repository holds it durably; no segment of a timeline above 1 before
 //! its history and those of its ancestors (a segment without them is unreachable, and the next promotion would take its timeline
-//! again); what is stored is never replaced. Optional repositories that fail are a warning: they are caught up later.
+//! again); what is stored is never replaced. A damaged segment is refused unless an operator accepted it ([`accept`]). Optional repositories that fail are a warning: they are caught up later.
 //! A crash before the PUT leaves nothing; after it, the repeated command finds its own bytes and says yes.
 
 use std::io::Read as _;
@@ -15,13 +15,15 @@ use std::path::{Path, PathBuf};
 
 use futures_util::future::join_all;
 
-use super::conflict;
 use super::file::{WalContent, WalSource, small_object};
 use super::{COPY_MARKER, data_directories};
+use super::{accept, conflict};
 use crate::codec::Compression;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::pgdata::ControlFile;
 use crate::repo::archive::Stored;
+use crate::repo::objects::AcceptedGap;
+use crate::repo::path::ClusterName;
 use crate::repo::{RepoError, Repository, System};
 use crate::wal::timeline::MAX_HISTORY_BYTES;
 use crate::wal::{SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
@@ -74,79 +76,140 @@ pub(in crate::ops) async fn store_file_of_copy(
     data_dir: Option<&Path>,
     compression: Compression,
 ) -> Result<PushReport> {
-    let directories = data_directories(path, data_dir);
-    let source = WalSource::open(path)?;
-    let (name, size) = (source.name, source.size);
-    let origin = source.origin;
-    let system = match origin {
-        Some((system, _)) => system,
-        None => system_of(&directories, name)?,
-    };
-    let cluster = repositories.first().map(|r| r.cluster().clone()).ok_or_else(|| {
-        Error::usage("no repository is configured")
-            .hint("add a [[repository]] to the configuration, or run `pitr init`")
-    })?;
-    let reading = tokio::task::spawn_blocking(move || source.read(&cluster, system, compression));
-    let preparing = repositories.iter().map(|r| prepare(r, name, system, origin, directory_of(path)));
-    let (read, ready) = tokio::join!(reading, join_all(preparing));
-    let content = read.map_err(|e| Error::failed(format!("reading {name} was cut off")).source(e))??;
-    let mut report = PushReport {
-        name,
-        system,
-        size,
-        stored: content.object.stored(),
-        outcomes: Vec::new(),
-        warnings: Vec::new(),
-    };
-    let puts = ready
-        .into_iter()
-        .zip(repositories)
-        .map(|(ready, repository)| put(ready, repository, &content, path, compression));
-    let mut failure = None;
-    for (outcome, repository) in join_all(puts).await.into_iter().zip(repositories) {
-        match outcome {
-            Ok(stored) => report.outcomes.push((repository.name().to_owned(), stored)),
-            Err(e) if repository.is_required() => failure = failure.or(Some(e)),
-            Err(e) => {
-                report.warnings.push(format!("optional repository {}: {}", repository.name(), e.report()));
-            }
+    match store_sound(repositories, path, data_dir, compression).await {
+        // The archiver must get past a segment that an operator accepted with damage in it.
+        Err(e) if e.kind() == Kind::Corrupt => {
+            accept::store_accepted(repositories, path, data_dir, compression).await?.ok_or(e)
         }
-    }
-    match failure {
-        Some(e) => Err(e),
-        None => Ok(report),
+        stored => stored,
     }
 }
 
-/// Looks at one repository while the file is read. The timelines returned are those whose history must be stored first.
-async fn prepare(
-    repository: &Repository,
-    name: WalFileName,
-    system: SystemId,
-    origin: Option<(SystemId, SegmentSize)>,
-    pg_wal: &Path,
-) -> Result<(System, Vec<TimelineId>)> {
-    let opened = match repository.open(system).await {
-        Err(RepoError::NoIdentity { .. }) => return Err(foreign(repository, name, system).await),
-        opened => opened?,
+async fn store_sound(
+    repositories: &[Repository],
+    path: &Path,
+    data_dir: Option<&Path>,
+    compression: Compression,
+) -> Result<PushReport> {
+    let source = WalSource::open(path)?;
+    let (name, origin) = (source.name, source.origin);
+    let system = match origin {
+        Some((system, _)) => system,
+        None => control_of(&data_directories(path, data_dir), name)?.system_id,
     };
-    if let Some((_, size)) = origin.filter(|(_, size)| *size != opened.identity().segment_size) {
-        let expected = opened.identity().segment_size.bytes();
-        return Err(Error::refused(format!(
-            "{name} has segments of {} bytes, but system {system} was initialised in repository {} with {expected}",
-            size.bytes(),
-            repository.name(),
-        ))
-        .hint("pg_resetwal can change the segment size: take the cluster for a new one, under a new name"));
+    let cluster = cluster_of(repositories)?;
+    let reading = tokio::task::spawn_blocking(move || source.read(&cluster, system, compression));
+    let reading = async move {
+        reading.await.map_err(|e| Error::failed(format!("reading {name} was cut off")).source(e))?
+    };
+    let offer = Offer { path, name, system, segment_size: origin.map(|(_, size)| size), compression };
+    offer.to(repositories, reading, None).await
+}
+
+/// The cluster that all of `repositories` are opened for.
+pub(super) fn cluster_of(repositories: &[Repository]) -> Result<ClusterName> {
+    repositories.first().map(|r| r.cluster().clone()).ok_or_else(|| {
+        Error::usage("no repository is configured")
+            .hint("add a [[repository]] to the configuration, or run `pitr init`")
+    })
+}
+
+/// A file that is offered to repositories.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Offer<'a> {
+    pub(super) path: &'a Path,
+    pub(super) name: WalFileName,
+    pub(super) system: SystemId,
+    /// Of a file that holds WAL.
+    pub(super) segment_size: Option<SegmentSize>,
+    pub(super) compression: Compression,
+}
+
+impl Offer<'_> {
+    /// Stores what `reading` yields in every repository; the repositories are looked at meanwhile. `gap` is recorded first.
+    pub(super) async fn to(
+        self,
+        repositories: &[Repository],
+        reading: impl Future<Output = Result<WalContent>>,
+        gap: Option<&AcceptedGap>,
+    ) -> Result<PushReport> {
+        let (read, ready) = tokio::join!(reading, join_all(repositories.iter().map(|r| self.prepare(r))));
+        let content = read?;
+        let mut report = PushReport {
+            name: self.name,
+            system: self.system,
+            size: content.object.header.size,
+            stored: content.object.stored(),
+            outcomes: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let puts = ready.into_iter().map(|ready| self.put(ready, &content, gap));
+        let mut failure = None;
+        for (outcome, repository) in join_all(puts).await.into_iter().zip(repositories) {
+            match outcome {
+                Ok(stored) => report.outcomes.push((repository.name().to_owned(), stored)),
+                Err(e) if repository.is_required() => failure = failure.or(Some(e)),
+                Err(e) => {
+                    report.warnings.push(format!(
+                        "optional repository {}: {}",
+                        repository.name(),
+                        e.report()
+                    ));
+                }
+            }
+        }
+        match failure {
+            Some(e) => Err(e),
+            None => Ok(report),
+        }
     }
-    let (writable, above, missing) = tokio::join!(
-        repository.check_writable(),
-        opened.check_above_floor(name),
-        missing_histories(&opened, name, pg_wal)
-    );
-    writable?;
-    above?;
-    Ok((opened, missing?))
+
+    /// Looks at one repository while the file is read. The timelines returned are those whose history must be stored first.
+    async fn prepare(&self, repository: &Repository) -> Result<(System, Vec<TimelineId>)> {
+        let (name, system) = (self.name, self.system);
+        let opened = match repository.open(system).await {
+            Err(RepoError::NoIdentity { .. }) => return Err(foreign(repository, name, system).await),
+            opened => opened?,
+        };
+        if let Some(size) = self.segment_size.filter(|size| *size != opened.identity().segment_size) {
+            let expected = opened.identity().segment_size.bytes();
+            return Err(Error::refused(format!(
+                "{name} has segments of {} bytes, but system {system} was initialised in repository {} with {expected}",
+                size.bytes(),
+                repository.name(),
+            ))
+            .hint("pg_resetwal can change the segment size: take the cluster for a new one, under a new name"));
+        }
+        let (writable, above, missing) = tokio::join!(
+            repository.check_writable(),
+            opened.check_above_floor(name),
+            missing_histories(&opened, name, directory_of(self.path))
+        );
+        writable?;
+        above?;
+        Ok((opened, missing?))
+    }
+
+    /// Histories first, then the record of a gap, then the file itself, into one repository.
+    async fn put(
+        &self,
+        ready: Result<(System, Vec<TimelineId>)>,
+        content: &WalContent,
+        gap: Option<&AcceptedGap>,
+    ) -> Result<Stored> {
+        let (system, missing) = ready?;
+        store_histories(&system, missing, self.path, self.compression).await?;
+        if let Some(gap) = gap {
+            system.record_gap(gap).await?;
+        }
+        match system.put_wal(&content.object).await? {
+            Stored::Conflict(stored) => {
+                Err(conflict::describe(&system, self.path, content, &stored, system.repository().name())
+                    .await)
+            }
+            stored => Ok(stored),
+        }
+    }
 }
 
 /// No folder of this system identifier: another cluster, or one that was never initialised.
@@ -220,24 +283,6 @@ async fn missing_ancestors(system: &System, history: &TimelineHistory) -> Result
     Ok(missing)
 }
 
-/// Histories first, then the file itself, into one repository.
-async fn put(
-    ready: Result<(System, Vec<TimelineId>)>,
-    repository: &Repository,
-    content: &WalContent,
-    path: &Path,
-    compression: Compression,
-) -> Result<Stored> {
-    let (system, missing) = ready?;
-    store_histories(&system, missing, path, compression).await?;
-    match system.put_wal(&content.object).await? {
-        Stored::Conflict(stored) => {
-            Err(conflict::describe(&system, path, content, &stored, repository.name()).await)
-        }
-        stored => Ok(stored),
-    }
-}
-
 async fn store_histories(
     system: &System,
     mut missing: Vec<TimelineId>,
@@ -300,7 +345,7 @@ pub(in crate::ops) async fn store_history(
     }
 }
 
-fn refuse_copies(directories: &[PathBuf]) -> Result<()> {
+pub(super) fn refuse_copies(directories: &[PathBuf]) -> Result<()> {
     let Some(marked) = directories.iter().find(|dir| dir.join(COPY_MARKER).exists()) else { return Ok(()) };
     Err(Error::refused(format!(
         "{} is a copy that pitr restored: nothing is archived from it",
@@ -309,14 +354,14 @@ fn refuse_copies(directories: &[PathBuf]) -> Result<()> {
     .hint("`pitr init --adopt` makes it a primary of its own"))
 }
 
-/// The system identifier of the data directory, from its control file: for files that do not say whose they are.
-fn system_of(directories: &[PathBuf], name: WalFileName) -> Result<SystemId> {
+/// The control file of the data directory: for files that do not say whose they are.
+pub(super) fn control_of(directories: &[PathBuf], name: WalFileName) -> Result<ControlFile> {
     let mut tried = Vec::new();
     for dir in directories {
         let path = dir.join("global/pg_control");
         match std::fs::read(&path) {
             Ok(bytes) => match ControlFile::parse(&bytes) {
-                Ok(control) => return Ok(control.system_id),
+                Ok(control) => return Ok(control),
                 Err(e) => tried.push(format!("{}: {e}", path.display())),
             },
             Err(e) => tried.push(format!("{}: {e}", path.display())),

@@ -49,11 +49,20 @@ impl Stored {
             }
             let mut spans = Spans::default();
             for folder in system.wal_folders(timeline).await? {
-                for listed in system.wal_in(&folder).await? {
+                let listed = system.wal_in(&folder).await?;
+                let mut damaged = BTreeSet::new();
+                for record in listed.iter().filter(|listed| listed.accepted) {
+                    // A good copy may have come since.
+                    if system.accepted_end(record.segment).await?.is_some() {
+                        damaged.insert(record.segment);
+                    }
+                }
+                for listed in listed {
                     let last = stored.last_stored.entry(timeline).or_insert(listed.object.modified);
                     *last = listed.object.modified.max(*last);
                     if let Ok(number) = listed.segment.number(size).map(SegmentNo::get)
                         && listed.replayable
+                        && !damaged.contains(&listed.segment)
                     {
                         spans.add(number, number);
                     }

@@ -6,10 +6,11 @@
 //! ```
 //! Invariants: links ascend by one; a link is the newest stored name whose timeline has begun by then, as recovery chooses
 //! (`XLogFileReadAnyTLI`); bytes at or past `limit` of a link are never looked at. A segment whose valid WAL ends before it
-//! does ends the line, which only its summary tells: so a line is first laid by listing, then settled by facts.
+//! does ends the line, which only its summary tells: so a line is first laid by listing, then settled by facts. One that was accepted
+//! with damage in it is known from the listing.
 
 use super::halt::{Step, Wants};
-use super::refusal::Gap;
+use super::refusal::{Gap, Hole};
 use super::world::{Facts, SegmentFacts, Want, World};
 use crate::wal::lsn::Lsn;
 use crate::wal::scan::{CommitSummary, Fragment, SegmentEnd};
@@ -90,7 +91,16 @@ impl<'a> Line<'a> {
             number = number.next();
         }
         let end = Self::why(world, history, &reigns, reached);
-        Self { world, facts, links, end, settled: 0 }
+        let mut line = Self { world, facts, links, end, settled: 0 };
+        let stops = |link: &Link| world.damaged.get(&link.name).is_some_and(|to| to.aligned() < link.limit);
+        if let Some(index) = line.links.iter().position(stops)
+            && let Some(name) = line.links.get(index).map(|link| link.name)
+        {
+            // Damage is what has valid WAL behind it: it is a gap whether or not anything later is stored.
+            line.end = LineEnd::Gap(Gap { first: name, last: name, hole: Hole::Partial });
+            line.truncate(index);
+        }
+        line
     }
 
     /// Why nothing follows at `reached`.
@@ -114,7 +124,8 @@ impl<'a> Line<'a> {
         let first = SegmentName::new(history.owner(reached), missing, size);
         let last_from = last.start(size).max(reached);
         let expired = world.floor.get(&first.timeline()).is_some_and(|floor| missing < *floor);
-        LineEnd::Gap(Gap { first, last: SegmentName::new(history.owner(last_from), last, size), expired })
+        let hole = if expired { Hole::Expired } else { Hole::Missing };
+        LineEnd::Gap(Gap { first, last: SegmentName::new(history.owner(last_from), last, size), hole })
     }
 
     /// Looks at the summaries of the first links up to and including `upto` (and the one after, which may hold the end of a
@@ -147,7 +158,7 @@ impl<'a> Line<'a> {
             LineEnd::Open if last => LineEnd::Open,
             LineEnd::Gap(gap) if last => LineEnd::Gap(Gap { first: name, ..gap }),
             LineEnd::Open | LineEnd::Fork { .. } | LineEnd::Gap(_) => {
-                LineEnd::Gap(Gap { first: name, last: name, expired: false })
+                LineEnd::Gap(Gap { first: name, last: name, hole: Hole::Partial })
             }
         };
         self.links.truncate(index.saturating_add(1));

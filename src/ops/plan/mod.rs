@@ -33,7 +33,7 @@ mod window;
 mod world;
 
 pub use outcome::{Answer, Met, RecoveryPlan, RouteStep, Stop, StopKind, StopRecord, Warning};
-pub use refusal::{Branch, Gap, Moment, Refusal, RefusalClass};
+pub use refusal::{Branch, Gap, Hole, Moment, Refusal, RefusalClass};
 pub use request::{PlanRequest, RecoveryTarget, TimelineChoice};
 pub use window::{Span, Window, window};
 pub use world::{Facts, PlanBackup, RecordSpan, SegmentFacts, Want, World};

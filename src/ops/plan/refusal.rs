@@ -36,13 +36,28 @@ pub struct Gap {
     pub first: SegmentName,
     /// Last missing segment before stored ones follow.
     pub last: SegmentName,
+    /// Why it is one.
+    pub hole: Hole,
+}
+
+/// Why WAL is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hole {
+    /// It is not stored.
+    Missing,
     /// It lies below the floor: given up by expiry, not lost.
-    pub expired: bool,
+    Expired,
+    /// The first segment is stored, but good only in part: an unfinished copy, or one that was accepted as damaged.
+    Partial,
 }
 
 impl std::fmt::Display for Gap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let how = if self.expired { "expired" } else { "missing" };
+        let how = match self.hole {
+            Hole::Missing => "missing",
+            Hole::Expired => "expired",
+            Hole::Partial => "good only in part",
+        };
         if self.first == self.last {
             write!(f, "segment {} is {how}", self.first)
         } else {

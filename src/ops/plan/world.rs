@@ -29,6 +29,8 @@ pub struct World {
     /// The segments `archive-get` would deliver, by listing: complete or short copies, without `.partial` and without those
     /// that expiry has given up.
     pub stored: BTreeMap<TimelineId, BTreeSet<SegmentNo>>,
+    /// Of these, the ones that an operator accepted with damage in them, and where their valid WAL ends: a line ends there.
+    pub damaged: BTreeMap<SegmentName, Lsn>,
     /// Per timeline, the first segment that is still promised: what is missing below it expired and is no gap.
     pub floor: BTreeMap<TimelineId, SegmentNo>,
 }

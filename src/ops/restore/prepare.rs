@@ -462,6 +462,7 @@ fn restore_command(stored: &StoredBackup, plan: &RecoveryPlan, site: &Site) -> R
     settings::restore_command(
         &WalSource { binary: &site.binary, source },
         plan.recovery_target_timeline,
+        plan.hole_behind.then(|| plan.stop.end()),
         stored.verdict().system,
     )
 }

@@ -15,7 +15,7 @@ use crate::ops::plan::{self, RecoveryPlan};
 use crate::pgdata::conf::{self, CommandSource};
 use crate::pgdata::copyconf::{self, CopyPlace, CopySource};
 use crate::pgdata::recovery::{Action, Inclusive, RecoveryError, RecoverySettings, Stop};
-use crate::wal::{PgMajor, SystemId, TimelineId};
+use crate::wal::{Lsn, PgMajor, SystemId, TimelineId};
 
 use super::layout;
 
@@ -43,11 +43,16 @@ pub struct WalSource<'a> {
     pub source: CommandSource<'a>,
 }
 
-/// The value of `restore_command`.
+/// The value of `restore_command`. With `until`, the segment in which recovery stops may be one that is stored only in part.
 ///
 /// # Errors
 /// Kind `Usage` for a path that cannot stand in it.
-pub fn restore_command(wal: &WalSource<'_>, timeline: TimelineId, system: SystemId) -> Result<String> {
+pub fn restore_command(
+    wal: &WalSource<'_>,
+    timeline: TimelineId,
+    until: Option<Lsn>,
+    system: SystemId,
+) -> Result<String> {
     const ARGUMENTS: &str = " %f \"%p\"";
     let command = conf::restore_command(wal.binary, &wal.source, Some(timeline)).map_err(|e| {
         Error::usage(format!("the restore_command cannot be written: {e}"))
@@ -57,7 +62,8 @@ pub fn restore_command(wal: &WalSource<'_>, timeline: TimelineId, system: System
     // Said, not looked up: when the command is tried there is no pg_control yet, and the repository's current system may be a
     // later one.
     let words = command.strip_suffix(ARGUMENTS).unwrap_or(&command);
-    Ok(format!("{words} --system-id {system}{ARGUMENTS}"))
+    let until = until.map(|lsn| format!(" --until {lsn}")).unwrap_or_default();
+    Ok(format!("{words}{until} --system-id {system}{ARGUMENTS}"))
 }
 
 /// The settings for `plan`. `extra` holds for the time of recovery and goes with the block.
@@ -195,12 +201,12 @@ mod tests {
             CommandSource::Config { path: Path::new("/etc/pitr/50%.toml"), repository: Some("cloud") };
         let wal = WalSource { binary: Path::new("/opt/pi tr/pitr"), source };
         assert_eq!(
-            restore_command(&wal, TimelineId::new(3).unwrap(), SystemId::new(42)).unwrap(),
+            restore_command(&wal, TimelineId::new(3).unwrap(), None, SystemId::new(42)).unwrap(),
             "'/opt/pi tr/pitr' archive-get --config '/etc/pitr/50%%.toml' --repository cloud --timeline 3 --system-id 42 %f \"%p\""
         );
         let relative = WalSource { binary: Path::new("pitr"), ..wal };
         assert_eq!(
-            restore_command(&relative, TimelineId::FIRST, SystemId::new(42)).unwrap_err().kind(),
+            restore_command(&relative, TimelineId::FIRST, None, SystemId::new(42)).unwrap_err().kind(),
             crate::error::Kind::Usage
         );
     }

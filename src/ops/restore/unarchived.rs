@@ -226,6 +226,7 @@ mod tests {
             backups: Vec::new(),
             histories: BTreeMap::new(),
             stored: BTreeMap::from([(name.timeline(), line)]),
+            damaged: BTreeMap::new(),
             floor: BTreeMap::new(),
         };
         let place = Place::inspect(dir.path()).unwrap();
@@ -249,6 +250,7 @@ mod tests {
             backups: Vec::new(),
             histories: BTreeMap::new(),
             stored: BTreeMap::new(),
+            damaged: BTreeMap::new(),
             floor: BTreeMap::new(),
         };
         let place = Place::inspect(dir.path()).unwrap();

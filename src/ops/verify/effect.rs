@@ -39,7 +39,14 @@ pub(super) async fn settle(
     let live: BTreeSet<BackupId> =
         catalog.backups.iter().filter(|b| is_live(&b.state)).map(|b| b.id.clone()).collect();
     let floor = look.floor.clone();
-    let mut archive = Archive::of(&look.system, catalog, histories, line.good.clone(), floor.as_ref());
+    let mut archive = Archive::of(
+        &look.system,
+        catalog,
+        histories,
+        line.good.clone(),
+        line.accepted.clone(),
+        floor.as_ref(),
+    );
     mark_broken(look, &mut archive);
     look.folder.windows = windows(look, &mut archive).await?;
     let planned = archive.world.backups.iter();
@@ -60,7 +67,7 @@ pub(super) async fn settle(
     for finding in &mut look.folder.findings.kept {
         (finding.affected, finding.lost) = (cost.affected(&finding.subject), cost.lost(&finding.subject));
     }
-    let accepted: Vec<Finding> = line.accepted.iter().map(|name| cost.accepted(look, *name)).collect();
+    let accepted: Vec<Finding> = line.accepted.keys().map(|name| cost.accepted(look, *name)).collect();
     for finding in accepted {
         if finding.lost.iter().all(|lost| lost.resumes) {
             look.folder.known.push(Known { object: finding.object, lost: finding.lost });

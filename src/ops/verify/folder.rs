@@ -126,7 +126,7 @@ impl Look<'_> {
     pub(super) async fn gone(&mut self, object: &SystemObject, subject: Subject) -> Result<()> {
         let expired = match object {
             SystemObject::Backup(id, _) => self.system.is_expired(id).await?,
-            SystemObject::Wal(WalFileName::Segment(name), _) => {
+            SystemObject::Wal(WalFileName::Segment(name), _) | SystemObject::Gap(name) => {
                 self.system.floor().await?.is_some_and(|floor| !floor.keeps(*name))
             }
             _ => subject == Subject::Aside,

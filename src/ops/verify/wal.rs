@@ -27,7 +27,7 @@ use crate::repo::path::{BackupId, SystemObject};
 use crate::repo::walobject::{WalEnd, WalHeader};
 use crate::repo::{RepoError, System};
 use crate::wal::scan::{Keep, ScanError, Scanner};
-use crate::wal::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 
 pub(super) type Histories = BTreeMap<TimelineId, TimelineHistory>;
 pub(super) type Numbers = BTreeMap<TimelineId, BTreeSet<SegmentNo>>;
@@ -37,8 +37,8 @@ pub(super) type Numbers = BTreeMap<TimelineId, BTreeSet<SegmentNo>>;
 pub(super) struct Line {
     /// Segments that are there, whole, and follow each other.
     pub(super) good: Numbers,
-    /// Segments that an operator accepted as damaged.
-    pub(super) accepted: Vec<SegmentName>,
+    /// Segments that an operator accepted as damaged, and where their valid WAL ends.
+    pub(super) accepted: BTreeMap<SegmentName, Lsn>,
     /// The backups that were looked at, and where they lie.
     pub(super) backups: Vec<(BackupId, Place)>,
 }
@@ -256,6 +256,12 @@ impl Walk<'_> {
         annex: &Annex,
     ) -> Result<()> {
         let (timeline, number) = (segment.name.timeline(), segment.number);
+        if let Some(valid) = header.valid.filter(|valid| valid.end == WalEnd::Damaged) {
+            self.line.accepted.insert(segment.name, valid.to);
+            // Nothing follows from it for the next one.
+            (self.chain, self.last) = (Chain::default(), Some((timeline, number)));
+            return Ok(());
+        }
         if self.last != Some((timeline, number.previous())) {
             self.chain = self.chain_before(look, timeline, number).await?;
         }
@@ -268,19 +274,12 @@ impl Walk<'_> {
             self.last = Some((timeline, number));
             return Ok(());
         }
-        match header.valid {
-            Some(valid) if valid.end == WalEnd::Damaged => {
-                self.line.accepted.push(segment.name);
-                self.leave_out(timeline, number);
-            }
-            Some(valid) if valid.end == WalEnd::Short && self.goes_on(look, timeline, number) => {
-                let what = format!(
-                    "only an unfinished copy is stored, up to {}, though WAL goes on after it",
-                    valid.to
-                );
-                self.bad(look, segment, Fault::Gap, key, what);
-            }
-            _ => {}
+        if let Some(valid) = header.valid.filter(|valid| valid.end == WalEnd::Short)
+            && self.goes_on(look, timeline, number)
+        {
+            let what =
+                format!("only an unfinished copy is stored, up to {}, though WAL goes on after it", valid.to);
+            self.bad(look, segment, Fault::Gap, key, what);
         }
         Ok(())
     }

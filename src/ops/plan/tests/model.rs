@@ -229,8 +229,16 @@ impl Model {
             backups: self.backups.clone(),
             histories: histories.map(|(id, t)| (*id, t.history.clone())).collect(),
             stored: self.stored.clone(),
+            damaged: self.damaged(),
             floor: self.floor.clone(),
         }
+    }
+
+    /// Every second copy that ends early is one that was accepted with damage in it: a gap, even if nothing later is stored.
+    pub fn damaged(&self) -> BTreeMap<SegmentName, Lsn> {
+        let even = |name: &&SegmentName| name.number(size()).unwrap().get().is_multiple_of(2);
+        let facts = self.cuts.keys().filter(even).map(|name| (*name, self.facts_of(*name)));
+        facts.filter(|(_, f)| f.end == SegmentEnd::Short).map(|(name, f)| (name, f.valid_to)).collect()
     }
 
     /// Every record on the route of a timeline, stored or not.

@@ -83,6 +83,7 @@ fn replay(model: &Model, timeline: TimelineId, from: Lsn) -> Replay<'_> {
         })
     };
     let mut stored_to = from;
+    let mut damaged = false;
     let mut n = SegmentNo::containing(from, size());
     while let Some(v) = newest(n) {
         let limit = n.end(size()).min(history.end(v).unwrap_or(Lsn::MAX));
@@ -90,6 +91,7 @@ fn replay(model: &Model, timeline: TimelineId, from: Lsn) -> Replay<'_> {
         let facts = model.facts_of(name);
         let short = facts.end == crate::wal::scan::SegmentEnd::Short;
         stored_to = if short { facts.valid_to.aligned().min(limit) } else { limit };
+        damaged = short && stored_to < limit && model.damaged().contains_key(&name);
         n = n.next();
         if limit < n.start(size()) || short {
             break;
@@ -100,7 +102,7 @@ fn replay(model: &Model, timeline: TimelineId, from: Lsn) -> Replay<'_> {
         let after = SegmentNo::containing(listed_to, size()).next().max(n);
         model.stored[&v].iter().any(|m| *m >= after && on_route(&v, *m))
     });
-    let gap = later || stored_to < history.begin(timeline).unwrap();
+    let gap = later || damaged || stored_to < history.begin(timeline).unwrap();
     let route = model.route(timeline).into_iter();
     let recs: Vec<&Rec> = route.filter(|r| r.lsn >= from).take_while(here).collect();
     Replay { recs, stored_to, gap }
