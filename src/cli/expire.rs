@@ -1,4 +1,5 @@
-//! `pitr expire`: what goes and what stays, said as moments that can be restored, not as files; `pitr.expire.v1`.
+//! `pitr expire`: what goes and what stays, said as moments that can be restored, not as files; `pitr.expire.v1`, or `pitr.expire-backup.v1`
+//! for the one that `--backup` names.
 //!
 //! Each repository has a retention of its own, and each is told of the others, whose WAL it may be the last to have. One without a
 //! `retention` table keeps everything, which is said. With several, one that fails does not keep the others from being expired.
@@ -140,7 +141,7 @@ async fn choose(context: &Context, args: &ExpireArgs, id: &str) -> Result<Ended>
     }
     if common.json {
         output::json(&serde_json::json!({
-            "schema": "pitr.expire.v1",
+            "schema": "pitr.expire-backup.v1",
             "cluster": context.config.cluster.as_str(),
             "dry_run": args.dry_run,
             "repositories": shown,

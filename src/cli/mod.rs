@@ -68,7 +68,7 @@ fn parse_and_run(args: Vec<OsString>, caller: Caller) -> ExitCode {
         Ok(ended) => ended.into(),
         Err(e) => {
             let code = caller.failure(e.kind());
-            output::error(e, json);
+            output::error(e, code, json);
             ExitCode::from(code)
         }
     }

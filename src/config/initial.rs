@@ -8,7 +8,6 @@ use std::path::Path;
 
 use jiff::tz::TimeZone;
 
-use super::defaults;
 use crate::repo::path::ClusterName;
 use crate::target::zone_name;
 
@@ -46,8 +45,6 @@ impl Initial<'_> {
         let data_dir = path("data_dir", self.data_dir);
         let bin_dir = path("bin_dir", self.bin_dir);
         let (conninfo, url, rpo) = (quoted(self.conninfo), quoted(self.url), quoted(self.rpo));
-        let slot = self.cluster.as_str().replace('-', "_");
-        let (state_root, socket_root) = (defaults::STATE_ROOT, defaults::SOCKET_ROOT);
         format!(
             "# Configuration of pitr. Lines that begin with # show defaults or examples.\n\
              # archive_command and restore_command name this file: keep its place.\n\
@@ -55,7 +52,6 @@ impl Initial<'_> {
              cluster  = {cluster}   # folder in the repository; one name per PostgreSQL cluster\n\
              # Zone of times without one, such as --to \"2025-10-17 10:30\". Without it such a time is refused.\n\
              {zone}\n\
-             # state_dir = \"{state_root}/{name}\"   # disposable cache\n\
              \n\
              [postgres]\n\
              conninfo = {conninfo}   # libpq keywords or URI; no password here, use .pgpass\n\
@@ -65,18 +61,10 @@ impl Initial<'_> {
              [archive]\n\
              # compression = \"zstd\"   # zstd | none\n\
              # level       = 1\n\
-             # push_ahead  = 8         # segments stored ahead of being asked for\n\
              # timeout     = \"60s\"     # base of each request's deadline\n\
              \n\
-             [agent]\n\
-             # receive = true          # stream WAL too\n\
-             # slot    = \"pitr_{slot}\"\n\
-             # socket  = \"{socket_root}/{name}.sock\"\n\
-             # listen  = \"127.0.0.1:9432\"   # metrics, health, status page\n\
-             \n\
-             [promise]                 # status, alerts and reports measure against it\n\
+             [promise]                 # `check` measures against it\n\
              rpo = {rpo}                # most that may be lost\n\
-             # rto = \"2h\"              # longest time a recovery may take\n\
              \n\
              [[repository]]\n\
              name = \"main\"\n\
@@ -93,7 +81,6 @@ impl Initial<'_> {
              # region   = \"us-east-1\"\n\
              # credentials_file = \"/etc/pitr/cloud.credentials\"   # mode 0600\n\
              # retention = {{ window = \"30d\", monthly = \"365d\" }}\n",
-            name = self.cluster,
         )
     }
 }
