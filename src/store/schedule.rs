@@ -47,6 +47,8 @@ struct State {
     times: BTreeMap<String, Timestamp>,
     calls: Vec<String>,
     page: usize,
+    /// Of so many replies to calls that change something one is lost; 0: none.
+    lost: usize,
 }
 
 /// The order of calls, and the store's clock.
@@ -87,7 +89,15 @@ impl Schedule {
     /// The schedule of a seed; the store's clock stands at `now`.
     pub fn new(seed: u64, now: Timestamp) -> Self {
         let gates = Gates::default();
-        let state = State { random: seed, gates, now, times: BTreeMap::new(), calls: Vec::new(), page: PAGE };
+        let state = State {
+            random: seed,
+            gates,
+            now,
+            times: BTreeMap::new(),
+            calls: Vec::new(),
+            page: PAGE,
+            lost: 0,
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -109,6 +119,11 @@ impl Schedule {
     /// From now on listings come in pages of `keys`.
     pub fn set_page(&self, keys: usize) {
         self.state().page = keys.max(1);
+    }
+
+    /// From now on the reply to one in `n` creates and deletes is lost when the call has been done.
+    pub fn lose_one_reply_in(&self, n: usize) {
+        self.state().lost = n;
     }
 
     /// True once in `n`.
@@ -149,8 +164,8 @@ impl Schedule {
 
     fn wrap(&self, store: &Store, actor: Option<usize>) -> Store {
         let inner = Arc::clone(&store.0.backend);
-        // Calls wait as long as the test lets them: deadlines would be another source of order.
-        let policy = Policy { base: Duration::from_secs(1 << 30), attempts: 1, ..Policy::default() };
+        // Calls wait as long as the test lets them: deadlines would be another source of order. What is repeated is a lost reply.
+        let policy = Policy { base: Duration::from_secs(1 << 30), attempts: 3, ..Policy::default() };
         store.rebuilt(Arc::new(Scheduled { inner, schedule: self.clone(), actor }), policy)
     }
 
@@ -251,6 +266,17 @@ impl Scheduled {
         Some(pass)
     }
 
+    /// The fate of the reply to a call that was done.
+    fn reply(&self, call: &str) -> Result<(), Fault> {
+        let lost = self.schedule.state().lost;
+        if self.actor.is_none() || lost == 0 || !self.schedule.one_in(lost) {
+            return Ok(());
+        }
+        self.schedule.state().calls.push(format!("{} lost {call}", self.actor.unwrap_or_default()));
+        let fault = Fault::unreachable(format!("injected loss of the reply to {call}"));
+        Err(if call == "create" { fault.outcome_unknown() } else { fault })
+    }
+
     fn dated(&self, mut info: ObjectInfo) -> ObjectInfo {
         if let Some(time) = self.schedule.state().times.get(&info.key) {
             info.modified = *time;
@@ -273,7 +299,7 @@ impl Backend for Scheduled {
         if created == Created::New {
             self.date(key);
         }
-        Ok(created)
+        self.reply("create").map(|()| created)
     }
 
     async fn overwrite(&self, key: &str, body: &Payload) -> Result<(), Fault> {
@@ -312,7 +338,7 @@ impl Backend for Scheduled {
         let _pass = self.pass("delete", key).await;
         self.inner.delete(key).await?;
         self.schedule.state().times.remove(key);
-        Ok(())
+        self.reply("delete")
     }
 
     async fn make_root(&self) -> Result<(), Fault> {
