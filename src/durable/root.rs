@@ -10,12 +10,15 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::crash::point;
 use super::nameless::{NewFile, Strategy};
-use super::{Context as _, DIR_MODE, DurableError, FILE_MODE, Owner, make_dir, parent_of, sync_dir};
+use super::{
+    Context as _, DIR_MODE, DurableError, FILE_MODE, Owner, make_dir, open_dir, parent_of, sync_dir,
+};
 
 /// Directories remembered as durable; beyond it we forget them all, which costs fsyncs and nothing else.
 const SYNCED_LIMIT: usize = 4096;
@@ -156,8 +159,7 @@ impl Root {
         while !is_done(at) {
             fresh.push(at.to_path_buf());
             if at == self.path {
-                // The root's own name: somebody else's directory, which we may not be allowed to open.
-                sync_dir(parent_of(at)).ok();
+                self.sync_own_name()?;
                 break;
             }
             at = parent_of(at);
@@ -169,5 +171,18 @@ impl Root {
         }
         synced.extend(fresh);
         Ok(())
+    }
+
+    /// Fsyncs the directory that the root's own name is in. That one is somebody else's: who may not open it cannot, and above a mount
+    /// point it is another file system's.
+    fn sync_own_name(&self) -> Result<(), DurableError> {
+        let above = parent_of(&self.path);
+        let device = |path: &Path| path.metadata().map(|found| found.dev()).context("look at", path);
+        match open_dir(above) {
+            Err(error) if error.is_denied() => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) if device(above)? != device(&self.path)? => Ok(()),
+            Ok(dir) => dir.sync_all().context("fsync directory", above),
+        }
     }
 }

@@ -24,7 +24,7 @@ pub struct PinDone {
 /// Pins a backup wherever it is.
 ///
 /// # Errors
-/// Kind `NotFound` if it is nowhere, or has expired; `Key` if these credentials may not create pins.
+/// Kind `NotFound` if it is nowhere, or has expired; as the store says if no pin can be created.
 pub async fn pin(
     repositories: &[Repository],
     id: &BackupId,
@@ -42,9 +42,9 @@ pub async fn pin(
             let wal_from = if with_wal { backup.wal_floor } else { last };
             match system.pin(PinKind::Operator, id, wal_from, reason, now).await? {
                 Pinned::Yes(pin) => done.push(PinDone { repository: repository.name().to_owned(), pin }),
-                Pinned::NotAllowed => {
-                    return Err(Error::key(format!("cannot pin in repository {}", repository.name()))
-                        .hint("a pin is a small object: the credentials must be able to create one"));
+                Pinned::NotAllowed(refused) => {
+                    let what = format!("cannot pin in repository {}", repository.name());
+                    return Err(Error::from(refused).context(what));
                 }
             }
         }

@@ -4,7 +4,8 @@
 //!  create pins/<id>.json ─► the backup has no tombstone ─► read …            an operator's pin counts until <id>.released exists
 //! ```
 //! The order is the point: a pin created before the tombstone was looked for is seen by every deletion that follows. Credentials that
-//! may only read cannot pin: then the grace between tombstone and deletion is the limit, and the caller says so.
+//! may only read cannot pin, nor can anybody on a full disk: then the grace between tombstone and deletion is the limit, and the caller
+//! says so.
 //! Source of truth: FORMAT.md, "Backups".
 
 use std::collections::BTreeSet;
@@ -17,7 +18,7 @@ use super::path::{BackupId, PinId, PinKind, SystemObject};
 use super::scrutiny::RELEASED;
 use super::{RepoError, System, this_process};
 use crate::clock;
-use crate::store::StoreErrorKind;
+use crate::store::{StoreError, StoreErrorKind};
 use crate::wal::SegmentName;
 
 /// How long a reader's pin counts, by the store's clock. A reader that needs longer pins again.
@@ -35,12 +36,12 @@ pub struct ListedPin {
 }
 
 /// What pinning came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Pinned {
     /// The backup stays until the pin is released or runs out.
     Yes(PinId),
-    /// These credentials may not create objects here.
-    NotAllowed,
+    /// No object can be created here, which is no reason not to read: credentials or a mount that may only read, a full disk.
+    NotAllowed(StoreError),
 }
 
 impl ListedPin {
@@ -79,9 +80,12 @@ impl System {
             Ok(Put::Ours) => Pinned::Yes(id),
             Ok(Put::Theirs(_)) => return Err(self.repository.conflict(&key)),
             Err(RepoError::Store(e))
-                if matches!(e.kind, StoreErrorKind::Denied | StoreErrorKind::Credentials) =>
+                if matches!(
+                    e.kind,
+                    StoreErrorKind::Denied | StoreErrorKind::Credentials | StoreErrorKind::Full
+                ) =>
             {
-                Pinned::NotAllowed
+                Pinned::NotAllowed(e)
             }
             Err(e) => return Err(e),
         };

@@ -57,8 +57,8 @@ pub(super) fn done(prepared: &Prepared, report: &Report, question: &PlanRequest,
     for path in &report.outside {
         let _ = writeln!(text, "Wrote {}.", path.display());
     }
-    if report.unpinned {
-        text.push_str("The backup could not be pinned: these credentials may only read.\n");
+    if let Some(why) = &report.unpinned {
+        let _ = writeln!(text, "The backup could not be pinned, so it can expire: {why}.");
     }
     text.push_str("\nNext:\n");
     for step in next(prepared) {

@@ -208,10 +208,12 @@ async fn deliver(fetched: Fetched, destination: &Path, cut: Option<u64>) -> Resu
 
 fn write(fetched: &Fetched, path: &Path, cut: Option<u64>) -> Result<u64> {
     let failed = |e: DurableError| {
-        let hint = if e.is_full() {
-            "the disk of the data directory is full"
-        } else {
-            "the destination is untouched"
+        let hint = match () {
+            () if e.is_full() => {
+                "the disk of the data directory is full: make room, then start the server again; recovery goes on"
+            }
+            () if e.is_denied() => "is it mounted read-only? the server's user must be able to write there",
+            () => "mend the disk of the data directory, then start the server again; recovery goes on",
         };
         Error::failed(format!("cannot write {}", path.display())).source(e).hint(hint)
     };

@@ -3,8 +3,8 @@
 //! ```text
 //!  pin ──► renewed every day (counts three) ──► released: at the end, after a failure, after Ctrl-C
 //! ```
-//! A kill leaves a pin that runs out by itself. Credentials that may only read cannot pin: then the grace between tombstone and
-//! deletion is the limit, and the report says so. Source of truth: REPOSITORY.md 4, "Readers".
+//! A kill leaves a pin that runs out by itself. Where no object can be created (credentials that may only read, a full disk) the grace
+//! between tombstone and deletion is the limit, and the report says so. Source of truth: REPOSITORY.md 4, "Readers".
 
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub(super) struct Hold<'a> {
     /// How often it was renewed.
     renewals: u32,
     pin: Option<PinId>,
+    /// Why there is none.
+    refused: Option<String>,
 }
 
 impl<'a> Hold<'a> {
@@ -47,23 +49,27 @@ impl<'a> Hold<'a> {
         note: String,
         now: Timestamp,
     ) -> Result<Self> {
-        let mut hold = Self { system, backup, wal_from, note, began: now, renewals: 0, pin: None };
+        let mut hold =
+            Self { system, backup, wal_from, note, began: now, renewals: 0, pin: None, refused: None };
         hold.pin = hold.create().await?;
         Ok(hold)
     }
 
-    /// False if these credentials may not pin.
-    pub(super) fn is_pinned(&self) -> bool {
-        self.pin.is_some()
+    /// Why the backup could not be pinned, if it could not.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.refused.clone()
     }
 
-    async fn create(&self) -> Result<Option<PinId>> {
+    async fn create(&mut self) -> Result<Option<PinId>> {
         let elapsed = RENEW_AFTER.saturating_mul(self.renewals);
         let now = self.began.checked_add(elapsed).unwrap_or(self.began);
         let pinned = self.system.pin(PinKind::Reader, self.backup, self.wal_from, &self.note, now).await?;
         Ok(match pinned {
             Pinned::Yes(id) => Some(id),
-            Pinned::NotAllowed => None,
+            Pinned::NotAllowed(refused) => {
+                self.refused = Some(refused.cause);
+                None
+            }
         })
     }
 
@@ -125,7 +131,7 @@ mod tests {
         let from = SegmentName::parse("000000010000000000000002").unwrap();
         let take = Hold::take(&system, &backup, from, "test".to_owned(), Timestamp::UNIX_EPOCH);
         let mut hold = take.await.unwrap();
-        assert!(hold.is_pinned());
+        assert!(hold.refused().is_none());
         let days = Duration::from_secs(2 * 24 * 60 * 60 + 60);
         assert!(tokio::time::timeout(days, hold.renew(&Silent)).await.is_err(), "renewing ended");
         let pins = system.pins().await.unwrap();

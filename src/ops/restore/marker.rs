@@ -64,7 +64,13 @@ impl Marker {
 /// # Errors
 /// As the file system answers; the restore is then unfinished.
 pub fn finish(root: &Path, control: &[u8], mode: u32, owner: Option<Owner>) -> Result<()> {
-    let marker = root.join(NAME);
+    let (marker, last) = (root.join(NAME), root.join("global/pg_control"));
     durable::write_replace(&marker, control, mode, owner).map_err(durable_error)?;
-    durable::move_aside(&marker, &root.join("global/pg_control")).map_err(durable_error)
+    durable::move_aside(&marker, &last).map_err(|error| {
+        // Renamed, and it is not known to be durable: taken back, so that what failed cannot start and can be repeated.
+        if last.exists() {
+            durable::move_aside(&last, &marker).ok();
+        }
+        durable_error(error)
+    })
 }

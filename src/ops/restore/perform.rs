@@ -53,8 +53,8 @@ pub struct Report {
     pub aside: Option<PathBuf>,
     /// Files written outside the data directory.
     pub outside: Vec<PathBuf>,
-    /// The backup could not be kept from expiring while it was read.
-    pub unpinned: bool,
+    /// Why the backup could not be kept from expiring while it was read, if it could not.
+    pub unpinned: Option<String>,
 }
 
 /// Performs a restore.
@@ -75,7 +75,7 @@ pub async fn perform(
     let verdict = prepared.stored.verdict();
     let hold = Hold::take(prepared.stored.system(), &verdict.id, verdict.wal_floor, note, now);
     let mut hold = hold.await?;
-    let unpinned = !hold.is_pinned();
+    let unpinned = hold.refused();
     let work = Work { prepared, jobs, progress };
     let done = tokio::select! {
         biased;
@@ -126,7 +126,7 @@ impl Work<'_> {
             bytes: total,
             aside: p.aside.clone(),
             outside,
-            unpinned: false,
+            unpinned: None,
         })
     }
 
