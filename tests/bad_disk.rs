@@ -45,7 +45,7 @@ fn no_strace() -> bool {
     missing
 }
 
-/// Runs a command under strace, which refuses the `nth` such call of every thread; how it ended, and the calls that were refused, such as
+/// Runs a command under strace, which refuses the `nth` such call of every thread (which thread does what differs from run to run); how it ended, and the calls that were refused, such as
 /// `fsync(9</repository/main>)`.
 fn harmed(command: &Command, harm: Harm, nth: &str, log: &Path) -> Result<(Answer, Vec<String>)> {
     let Harm { call, error } = harm;
