@@ -73,10 +73,7 @@ impl StoreError {
             StoreErrorKind::Unreachable => {
                 "is the store up, and can this host reach it? then repeat the command; `pitr check` tests the store"
             }
-            StoreErrorKind::Credentials if has("RequestTimeTooSkewed") => "set this machine's clock",
-            StoreErrorKind::Credentials => {
-                "check credentials_file (or the cloud's own variables) and what its user may do"
-            }
+            StoreErrorKind::Credentials => credentials_hint(&self.cause),
             StoreErrorKind::NoRoot if self.object.starts_with("file:") => "is the disk mounted?",
             StoreErrorKind::NoRoot => "create the bucket or container first; pitr does not",
             StoreErrorKind::Full => "make room in the repository, then repeat the command",
@@ -93,6 +90,41 @@ impl StoreError {
             StoreErrorKind::Other => "mend the cause, then repeat the command; `pitr check` tests the store",
         }
     }
+}
+
+/// Words of refusals, and what each calls for: the first that is found counts. S3's codes, Azure's, Google's.
+const CREDENTIALS_HINTS: [(&[&str], &str); 5] = [
+    (
+        &["this host's clock is", "RequestTimeTooSkewed"],
+        "set this host's clock (and let a time server keep it), then repeat the command",
+    ),
+    (
+        &["ExpiredToken", "TokenRefreshRequired", "RequestExpired", "specified time frame"],
+        "the credentials have expired: put new ones into credentials_file (or where these come from), then repeat the command",
+    ),
+    (
+        &["InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId"],
+        "the store does not know this access key or token: was it rotated? put the new one into credentials_file, then repeat the command",
+    ),
+    (
+        &["SignatureDoesNotMatch"],
+        "the secret key does not belong to the access key: put both of one pair into credentials_file, then repeat the command",
+    ),
+    (
+        &[
+            "AccessDenied",
+            "AllAccessDisabled",
+            "AuthorizationPermissionMismatch",
+            "UnauthorizedBlobOverwrite",
+        ],
+        "the store knows these credentials, and they may not do this: docs/stores.md says what they must permit; then run `pitr check`",
+    ),
+];
+
+fn credentials_hint(cause: &str) -> &'static str {
+    let fits = |words: &&[&str]| words.iter().any(|word| cause.contains(word));
+    let found = CREDENTIALS_HINTS.iter().find(|(words, _)| fits(words));
+    found.map_or("check credentials_file (or the cloud's own variables) and what its user may do; then run `pitr check`", |(_, hint)| hint)
 }
 
 /// A failure before it is known on which object of which store: what the back ends report.

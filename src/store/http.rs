@@ -13,16 +13,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
+use jiff::{SignedDuration, Timestamp};
 use object_store::ClientOptions;
 use object_store::client::{
     DnsFuture, DnsResolver, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
     HttpResponseBody, HttpService, ReqwestConnector,
 };
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::resolve;
 
 /// What looking up the store's name may take; connecting has a limit of its own, which covers it.
 const LOOKUP: Duration = Duration::from_secs(10);
+/// Clocks that differ by less are never the reason of a refusal: S3 and Azure permit a quarter of an hour, Google's tokens some minutes.
+const APART: SignedDuration = SignedDuration::from_mins(4);
 /// What is read of the body of a refusal.
 const BODY_LIMIT: usize = 16 << 10;
 /// Characters of its message that are shown.
@@ -39,6 +43,8 @@ pub(super) struct Refusal {
     pub(super) delete_marker: bool,
     /// Where the bucket is, if it is elsewhere.
     pub(super) region: Option<String>,
+    /// How far this host's clock is ahead of the store's, if it is by so much that a request can be refused for it.
+    pub(super) ahead: Option<SignedDuration>,
 }
 
 impl fmt::Display for Refusal {
@@ -50,11 +56,26 @@ impl fmt::Display for Refusal {
         if !self.message.is_empty() {
             write!(f, ": {}", self.message)?;
         }
+        if let Some(ahead) = self.ahead {
+            let side = if ahead.is_negative() { "behind" } else { "ahead of" };
+            write!(f, "; this host's clock is {} {side} the store's", amount(ahead))?;
+        }
         Ok(())
     }
 }
 
 impl std::error::Error for Refusal {}
+
+/// The size of a difference between two clocks.
+fn amount(difference: SignedDuration) -> String {
+    let minutes = difference.unsigned_abs().as_secs() / 60;
+    match (minutes / (24 * 60), minutes / 60, minutes % 60) {
+        (days, ..) if days >= 2 => format!("{days} d"),
+        (_, 0, minutes) => format!("{minutes} min"),
+        (_, hours, 0) => format!("{hours} h"),
+        (_, hours, minutes) => format!("{hours} h {minutes} min"),
+    }
+}
 
 /// The server that gives out credentials did not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -164,13 +185,27 @@ async fn read_refusal(response: HttpResponse) -> Refusal {
         region: header("x-amz-bucket-region"),
         ..Refusal::default()
     };
+    let date = header("date");
     let body = read_some(response.into_body()).await;
     if let Some(code) = element(&body, "Code") {
         refusal.code = code;
     }
     let message = element(&body, "Message").or_else(|| (!body.contains('<')).then(|| shown(&body)));
     refusal.message = message.unwrap_or_default();
+    if matches!(refusal.status, 400 | 401 | 403) {
+        let told = element(&body, "ServerTime").or(date);
+        refusal.ahead = told.and_then(|told| clock_apart(&told, SystemClock.now()));
+    }
     refusal
+}
+
+/// How far `now` is ahead of the time that a store told, if that is worth a word.
+fn clock_apart(told: &str, now: Timestamp) -> Option<SignedDuration> {
+    let of_http = || jiff::fmt::rfc2822::parse(told).map(|zoned| zoned.timestamp());
+    let ahead = now.duration_since(told.parse::<Timestamp>().or_else(|_| of_http()).ok()?);
+    // To the next minute, because the answer was under way for a while.
+    let rounded = SignedDuration::from_mins((ahead.as_secs() + 30 * ahead.as_secs().signum()) / 60);
+    (ahead.abs() >= APART).then_some(rounded)
 }
 
 /// The beginning of a body, as far as it comes.
@@ -217,6 +252,23 @@ mod tests {
         assert!(!names("h", "/a%2Db", "a-b_c") && !names("h", "/a%2Db%5Fcd", "a-b_c"));
         for (host, path) in [("169.254.169.254", "/latest/api/token"), ("bktx.h", "/"), ("h", "/bktx/bk")] {
             assert!(!names(host, path, "bkt"), "{host}{path}");
+        }
+    }
+
+    #[test]
+    fn clocks_that_differ_are_told_in_words_from_either_form_of_time() {
+        let now: Timestamp = "2026-11-26T12:00:10Z".parse().unwrap();
+        let said = |told: &str| {
+            let refusal = Refusal { status: 403, ahead: clock_apart(told, now), ..Refusal::default() };
+            refusal.to_string().split_once("; ").map(|(_, words)| words.to_owned())
+        };
+        let words = |words: &str| Some(format!("this host's clock is {words} the store's"));
+        assert_eq!(said("2026-11-26T09:00:00Z"), words("3 h ahead of"));
+        assert_eq!(said("Thu, 26 Nov 2026 12:20:00 GMT"), words("20 min behind"));
+        assert_eq!(said("Thu, 26 Nov 2026 10:30:00 GMT"), words("1 h 30 min ahead of"));
+        assert_eq!(said("2025-10-22T12:00:00Z"), words("400 d ahead of"));
+        for unworthy in ["2026-11-26T11:58:00Z", "", "yesterday", "9999-99-99T00:00:00Z"] {
+            assert_eq!(said(unworthy), None, "{unworthy}");
         }
     }
 

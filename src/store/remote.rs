@@ -261,7 +261,18 @@ impl Backend for Remote {
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, Fault> {
         match self.objects.head(&self.path(key)?).await {
             Ok(meta) => Ok(Some(self.info_of(key, &meta))),
-            Err(error) => self.prove_absent(key, &error).await.map(|()| None),
+            Err(error) => {
+                // An answer to HEAD has no body: why credentials are refused, S3 says only of a request that can have one. Expired ones
+                // are a bare 400.
+                let silent = find::<Refusal>(&error).is_some_and(|refusal| {
+                    matches!(refusal.status, 400 | 401 | 403) && refusal.code.is_empty()
+                });
+                if silent {
+                    let listing = Listing { prefix: key.to_owned(), limit: Some(1), ..Listing::default() };
+                    self.list(&listing).await?;
+                }
+                self.prove_absent(key, &error).await.map(|()| None)
+            }
         }
     }
 

@@ -47,6 +47,16 @@ impl S3 {
         Ok(Some(s3))
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The same as a URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
     /// What a `[[repository]]` in its bucket says besides name and URL. The credentials go into a file in `place`.
     pub fn settings(&self, place: &Path) -> Result<String> {
         let keys = place.join("keys");
@@ -54,9 +64,9 @@ impl S3 {
         fs::set_permissions(&keys, fs::Permissions::from_mode(0o600))?;
         give_to_server(&keys)?;
         Ok(format!(
-            "endpoint = \"http://127.0.0.1:{}\"\nallow_http = true\nregion = \"us-east-1\"\nallow_unsafe_store = true\n\
+            "endpoint = \"{}\"\nallow_http = true\nregion = \"us-east-1\"\nallow_unsafe_store = true\n\
              credentials_file = \"{}\"\n",
-            self.port,
+            self.endpoint(),
             keys.display()
         ))
     }
