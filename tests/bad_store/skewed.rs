@@ -1,4 +1,4 @@
-//! A store that lives at another time than this host, by more than a year in either direction: nothing becomes old by it.
+//! A store that lives at another time than this host, by hours and by more than a year, in either direction: nothing becomes old by it.
 //!
 //! All times that the store tells are shifted on the way. What a run with both clocks right would keep is kept.
 
@@ -40,17 +40,18 @@ fn a_store_at_another_time_makes_nothing_old() -> Result<()> {
     // Everything is minutes old, the window an hour. What was before the first backup goes.
     let retention = "retention = { window = \"1h\", grace = \"0\" }";
     expire(&world, &between, retention)?;
-    for days in [400, -400] {
-        between.from(1, Deed::Shift(SignedDuration::from_hours(24 * days)));
+    // By more than two days, expiry would be frozen, as if backups failed.
+    for hours in [30, -30, 9600, -9600] {
+        between.from(1, Deed::Shift(SignedDuration::from_hours(hours)));
         let said = expire(&world, &between, retention)?;
         ensure!(between.seen() > 10, "it did not ask this way");
         let system = &said["repositories"][0]["systems"][0];
-        ensure!(system["lost"] == serde_json::json!([]), "{days} days: {said}");
+        ensure!(system["lost"] == serde_json::json!([]), "{hours} hours: {said}");
         ensure!(
             system["deleted"]["objects"] == 0 && system["deleted"]["wal_objects"] == 0,
-            "{days} days: {said}"
+            "{hours} hours: {said}"
         );
-        ensure!(restorable(&world)? == all, "{days} days");
+        ensure!(restorable(&world)? == all, "{hours} hours");
     }
     Ok(())
 }
@@ -61,13 +62,17 @@ fn the_grace_is_told_by_the_store_alone() -> Result<()> {
     world.site.backup()?;
     let between = Between::start(&world.s3.address())?;
     let retention = "retention = { window = \"1ms\", grace = \"1h\" }";
-    for days in [400, -400] {
-        between.from(1, Deed::Shift(SignedDuration::from_hours(24 * days)));
-        // The first marks, the second would delete what was marked an hour ago.
-        for _ in 0..2 {
-            let said = expire(&world, &between, retention)?;
-            ensure!(said["repositories"][0]["systems"][0]["deleted"]["objects"] == 0, "{days} days: {said}");
-        }
+    // One run marks, the other would delete what was marked an hour ago: for this host's clock that was.
+    for hours in [30, -30] {
+        between.from(1, Deed::Shift(SignedDuration::from_hours(hours)));
+        let said = expire(&world, &between, retention)?;
+        let system = &said["repositories"][0]["systems"][0];
+        ensure!(system["deleted"]["objects"] == 0, "{hours} hours: {said}");
     }
+    // Right again, and marked just now.
+    between.from(1, Deed::Pass);
+    let said = expire(&world, &between, retention)?;
+    let system = &said["repositories"][0]["systems"][0];
+    ensure!(system["waiting"].as_array().is_some_and(|waiting| waiting.len() == 1), "{said}");
     Ok(())
 }
