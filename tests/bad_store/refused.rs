@@ -1,5 +1,7 @@
 //! Credentials that expired, were rotated, do not belong together or may not do what is asked; and a request whose time the store does not
-//! believe. Each is told apart in words, with its own advice, and none of them is an absence.
+//! believe.
+//!
+//! Each is told apart in words, with its own advice, and none of them is an absence. The codes are S3's; one test asks a real server.
 
 use std::fs;
 

@@ -1,4 +1,6 @@
-//! A store that takes connections and does not answer, or not to the end: every command ends by its deadlines, and knows nothing.
+//! A store that takes connections and does not answer, or not to the end.
+//!
+//! Every command ends by its deadlines and says that it knows nothing; when the store serves again it succeeds.
 
 use std::fs;
 
