@@ -63,7 +63,7 @@ impl Life {
 /// One history; what happened in it.
 async fn history(seed: u64, url: &str, steps: usize) -> Result<BTreeMap<&'static str, u64>> {
     let mut scene = Scene::new(seed, url, seed.is_multiple_of(2)).await?;
-    if seed % 3 != 0 {
+    if !seed.is_multiple_of(3) {
         scene.schedule.lose_one_reply_in(15);
     }
     let mut lives: Vec<Life> = Vec::new();
