@@ -1,4 +1,4 @@
-//! Real file systems that are full or read-only: under the repository, and under what `archive-get` and `restore` write.
+//! Real file systems that are full, read-only or find out late: under the repository, and under what `archive-get` writes.
 //!
 //! Whatever writes says what is full or read-only and what to do, and leaves nothing half done; whatever only reads works: a full or
 //! write-protected repository is one to restore from. Needs root, to mount.
@@ -214,4 +214,82 @@ fn a_segment_for_a_full_or_read_only_disk_is_doubt_and_leaves_nothing() -> Resul
     world.site.ask(&args)?.expect(0, &[])?;
     ensure!(fs::read(&destination)? == fs::read(segment)?);
     Ok(())
+}
+
+/// A file system that has promised more than its disk can hold: writes succeed, and the kernel finds out when it is asked to sync.
+struct Thin {
+    place: PathBuf,
+    disk: Mounted,
+    image: PathBuf,
+}
+
+impl Thin {
+    /// `None`, said as a skipped test does, where there are no loop devices.
+    fn mount(place: &Path, disk: &Path) -> Result<Option<Self>> {
+        let Some(disk) = Mounted::at(disk, "8m")? else { return Ok(None) };
+        let image = disk.0.join("image");
+        fs::File::create(&image)?.set_len(96 << 20)?;
+        let made =
+            Command::new("mkfs.ext4").args(["-q", "-J", "size=4", "-E", "nodiscard"]).arg(&image).output();
+        let thin = Self { place: place.to_owned(), disk, image };
+        fs::create_dir_all(place)?;
+        if !made.is_ok_and(|output| output.status.success()) || thin.again().is_err() {
+            eprintln!("SKIPPED: no loop device, or no mkfs.ext4");
+            return Ok(None);
+        }
+        give_to_server(place)?;
+        Ok(Some(thin))
+    }
+
+    fn again(&self) -> Result<()> {
+        run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.place)).map(drop)
+    }
+
+    fn unmount(&self) -> Result<()> {
+        run(Command::new("umount").arg(&self.place)).map(drop)
+    }
+}
+
+impl Drop for Thin {
+    fn drop(&mut self) {
+        Command::new("umount").arg("--lazy").arg(&self.place).status().ok();
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_on_a_disk_whose_syncs_begin_to_fail() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let place = scratch("pitr-thin-")?;
+    let (repository, disk) = (place.path().join("repo"), place.path().join("disk"));
+    let Some(thin) = Thin::mount(&repository, &disk)? else { return Ok(()) };
+    let options = SiteOptions { conf: "wal_keep_size = 4GB\n", archives: false, ..SiteOptions::default() };
+    let site = Site::at(&install, &options, place, &format!("file://{}", repository.display()), None)?;
+    let rows =
+        "CREATE TABLE t AS SELECT decode(md5(random()::text), 'hex') x FROM generate_series(1, 400000)";
+    site.cluster.psql(rows)?;
+    let mut files = site.cluster.wal_files()?;
+    // The last one is being written.
+    files.pop();
+    let mut acknowledged = Vec::new();
+    let failed = files.iter().find_map(|file| {
+        let answer = site.ask(&["archive-push", file.to_str()?]).ok()?;
+        acknowledged.extend((answer.code == 0).then_some(file));
+        (answer.code != 0).then_some(answer)
+    });
+    let failed = failed.context("the disk held it all")?;
+    ensure!([1, 7].contains(&failed.code) && failed.err.contains("HINT: "), "{failed:?}");
+    ensure!(acknowledged.len() > 3, "{acknowledged:?}");
+    // What is only in memory is forgotten.
+    thin.unmount()?;
+    thin.disk.remount("size=96m")?;
+    thin.again()?;
+    let stored = objects_in(&site.repository)?;
+    for file in &acknowledged {
+        let name = file.file_name().and_then(|name| name.to_str()).context("a name")?;
+        ensure!(Auditor::comes_back(&stored, name, &fs::read(file)?), "{name} was acknowledged, and is gone");
+    }
+    // With room again, all is taken.
+    files
+        .iter()
+        .try_for_each(|file| site.ask(&["archive-push", file.to_str().unwrap_or_default()])?.expect(0, &[]))
 }
