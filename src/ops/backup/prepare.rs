@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  replication + SQL session ─► version 13 to 18 ─► whose cluster? ─► copy marker? ─► archiving on? ─► first sample, WAL floor
-//!        refused: foreign cluster, a copy, encrypted repository        warned: archiving that will not bring the WAL
+//!        refused: foreign cluster, a copy, encrypted repository, what the server would leave out        warned: archiving that will not bring the WAL
 //! ```
 //! The WAL floor goes into the intent, so that `expire` keeps what the backup will need although its start is not known yet: the
 //! flush position, or on a standby the redo position of the control file (REPOSITORY.md 4).
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::BackupRequest;
-use super::catalogue::Catalogue;
+use super::catalogue::{Catalogue, TablespaceName};
 use super::facts::{self, Sample, ServerFacts};
 use crate::error::{Error, Result};
 use crate::ops::archive::COPY_MARKER;
@@ -85,6 +85,7 @@ pub(super) async fn server(request: &BackupRequest) -> Result<Server> {
     let started_at = facts::clock(&mut sql).await?;
     let first = facts::sample(&mut sql, facts.in_recovery).await?;
     let catalogue = facts::catalogue(&mut sql, &facts, local.as_deref()).await?;
+    refuse_left_out(&catalogue, major)?;
     let mut warnings = archiving_warnings(&facts);
     warnings.extend(catalogue.missing.iter().map(|what| format!("not in the backup's catalogue: {what}")));
     Ok(Server {
@@ -127,6 +128,20 @@ pub(super) fn is_a_copy() -> Error {
         "this server is a copy ({COPY_MARKER} lies in its data directory); its backups would pass for the original's"
     ))
     .hint("back up the original; or make this copy a cluster of its own with `pitr init --adopt`")
+}
+
+/// PostgreSQL 15 and older leave a tablespace inside the data directory (`allow_in_place_tablespaces`, made for tests) out of a base
+/// backup without a word: `do_pg_backup_start` passes over what is no link.
+fn refuse_left_out(catalogue: &Catalogue, major: PgMajor) -> Result<()> {
+    let left_out = |t: &&TablespaceName| major.number() < 16 && t.location.starts_with("pg_tblspc/");
+    match catalogue.tablespaces.iter().find(left_out) {
+        None => Ok(()),
+        Some(one) => Err(Error::refused(format!(
+            "tablespace {} lies inside the data directory, and PostgreSQL {major} leaves such a one out of base backups",
+            one.name
+        ))
+        .hint("move its relations to a tablespace with a place of its own, or to pg_default, and drop it")),
+    }
 }
 
 /// Settings under which the WAL that the backup needs may never arrive.

@@ -541,7 +541,7 @@ impl Decided<'_> {
             ));
         }
         let mut extra = settings::replacement_extras(too_small);
-        extra.extend(settings::no_look_ahead(self.plan, self.stored.verdict().major));
+        extra.extend(settings::demanded(self.plan, self.stored.verdict()));
         let settings = settings::recovery(self.plan, command, self.action, extra);
         let files = settings::replacement(&settings, auto_conf)?;
         Ok(Own { files, home, settings, warnings })
@@ -590,7 +590,7 @@ impl Decided<'_> {
             made_at: now.to_string(),
             note: Origin::NOTE,
         };
-        let extra = settings::no_look_ahead(self.plan, self.stored.verdict().major);
+        let extra = settings::demanded(self.plan, self.stored.verdict());
         let settings = settings::recovery(self.plan, command, self.action, extra);
         let (files, left_out) = settings::copy(&settings, &source, &place, &origin)?;
         let warnings =

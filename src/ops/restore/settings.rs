@@ -15,7 +15,8 @@ use crate::ops::plan::{self, RecoveryPlan};
 use crate::pgdata::conf::{self, CommandSource};
 use crate::pgdata::copyconf::{self, CopyPlace, CopySource};
 use crate::pgdata::recovery::{Action, Inclusive, RecoveryError, RecoverySettings, Stop};
-use crate::wal::{Lsn, PgMajor, SystemId, TimelineId};
+use crate::repo::objects::Backup;
+use crate::wal::{Lsn, SystemId, TimelineId};
 
 use super::layout;
 
@@ -96,10 +97,15 @@ pub fn replacement_extras(too_small: Vec<(String, String)>) -> Vec<(String, Stri
     extra
 }
 
-/// Keeps a server from fetching the segment behind the last one that the plan needs, where that one is missing.
-pub fn no_look_ahead(plan: &RecoveryPlan, major: PgMajor) -> Vec<(String, String)> {
-    let looks = plan.hole_behind && major.number() >= 15;
-    looks.then(|| ("recovery_prefetch".to_owned(), "off".to_owned())).into_iter().collect()
+/// What recovery of this very backup demands of any server. Where the segment behind the last one that the plan needs is missing, it must
+/// not be fetched ahead; where a tablespace lies inside the data directory, recovery ends with a PANIC unless that is allowed
+/// (`CheckTablespaceDirectory`).
+pub fn demanded(plan: &RecoveryPlan, backup: &Backup) -> Vec<(String, String)> {
+    let looks_ahead = plan.hole_behind && backup.major.number() >= 15;
+    let in_place = backup.tablespaces.iter().any(|tablespace| !tablespace.location.starts_with('/'));
+    let wanted = [(looks_ahead, "recovery_prefetch", "off"), (in_place, "allow_in_place_tablespaces", "on")];
+    let wanted = wanted.into_iter().filter(|(is, ..)| *is);
+    wanted.map(|(_, name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// The files of a replacement: its own settings and the block.

@@ -39,7 +39,7 @@ impl Move {
     pub fn parse(text: &str) -> Result<Self> {
         let bad = |why: &str| {
             Error::usage(format!("--tablespace {text}: {why}"))
-                .hint("write --tablespace /old/place=/new/place")
+                .hint("write --tablespace /old/place=/new/place, and an equals sign within a path as \\=")
         };
         let mut parts: Vec<String> = vec![String::new()];
         let mut chars = text.chars().peekable();
