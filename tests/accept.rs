@@ -90,6 +90,16 @@ impl Blocked {
         self.source.pitr(&["archive-push", &file.display().to_string()])?.expect(0).map(drop)
     }
 
+    /// With this retention: since when `expire` says that every moment can be restored. Deletes what may go.
+    fn all_moments_since(&self, retention: &str) -> Result<String> {
+        let text = fs::read_to_string(&self.source.config)?;
+        let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("retention")).collect();
+        fs::write(&self.source.config, format!("{}\n{retention}\n", kept.join("\n")))?;
+        let said = self.source.pitr(&["expire", "--json"])?.expect(0)?.json()?;
+        let window = &said["repositories"][0]["systems"][0]["window"];
+        Ok(window["before"].as_str().with_context(|| said.to_string())?.to_owned())
+    }
+
     /// Restores a copy, and the rows it holds.
     fn rows(&self, install: &Install, name: &str, flags: &[&str]) -> Result<String> {
         let target = self.source.target(name);
@@ -182,6 +192,7 @@ fn one_flipped_byte(install: &Install) -> Result<()> {
     ensure!(verify.contains("known gap") && verify.contains(segment), "{verify}");
     ensure!(world.rows(install, "latest", &[])? == "1,2,3,4,5,6,7", "not all rows");
     world.rows_before(install, "before2")?;
+    let with_gap = world.all_moments_since("retention = { window = \"7d\" }")?;
 
     // The good segment is found after all, on a standby for one.
     world.push("standby", &world.good)?;
@@ -191,8 +202,19 @@ fn one_flipped_byte(install: &Install) -> Result<()> {
     let verify = source.pitr(&["verify", "--decode"])?.expect(0)?.out;
     ensure!(!verify.contains("known gap"), "{verify}");
     ensure!(world.rows(install, "healed", &["--to", &world.behind])? == "1,2,3,4", "not healed");
+    let healed = world.all_moments_since("retention = { window = \"7d\" }")?;
+    ensure!(healed < with_gap, "every moment since {with_gap}, and healed since {healed}");
     // What the archiver may offer again is still taken.
-    world.push("again", &damaged)
+    world.push("again", &damaged)?;
+
+    // What retention gives up takes the record of the gap with it.
+    source.backup()?;
+    source.row(8)?;
+    source.archive_all()?;
+    world.all_moments_since("retention = { window = \"1ms\", grace = \"0\" }")?;
+    source.pitr(&["expire"])?.expect(0)?;
+    ensure!(world.objects()?.is_empty(), "{:?}", world.objects()?);
+    source.pitr(&["verify", "--decode"])?.expect(0).map(drop)
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Odd {
 
     /// What an administrator, a tool or an accident may leave in a data directory.
     fn files_of_nobodys(&mut self) -> Result<()> {
-        let long = [b"long/".as_slice(), &vec![b'n'; LONGEST_PATH - 5]].concat();
+        let long = [b"long/".as_slice(), &[b'n'; LONGEST_PATH - 5]].concat();
         let names: [&[u8]; 6] = [
             b"not text \xFF\xFE",
             b"two\nlines",
