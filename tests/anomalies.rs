@@ -149,7 +149,7 @@ fn each_call(command: &mut dyn Command, auditor: &mut Auditor, round: Round) -> 
         let hit = usize::try_from(nth - 1)?;
         let what = format!("{}, {effect} at call {nth} ({:?})", command.name(), calls.get(hit));
         let after = wait(false, support::audit::objects(&store))?;
-        auditor.check(&without_probes(before), &after).context(what.clone())?;
+        auditor.check(&before, &after).context(what.clone())?;
         let believed = effect.starts_with("lie") && command.believes_a_lie();
         if !believed {
             command.audit(&said, &after).context(what.clone())?;
@@ -167,7 +167,7 @@ fn each_call(command: &mut dyn Command, auditor: &mut Auditor, round: Round) -> 
         if !repeated {
             let again = command.run(repository(store.clone())?);
             let last = wait(false, support::audit::objects(&store))?;
-            auditor.check(&without_probes(after), &last).context(what.clone())?;
+            auditor.check(&after, &last).context(what.clone())?;
             if let Err(error) = &again {
                 anyhow::bail!("{what}: repeated, it fails: {}", error.report());
             }
@@ -188,12 +188,6 @@ fn each_call(command: &mut dyn Command, auditor: &mut Auditor, round: Round) -> 
 fn matching(effect: &str, calls: Vec<String>) -> Vec<String> {
     let name = effect.split_once('@').map_or("", |(_, name)| name);
     calls.into_iter().filter(|call| call.starts_with(name)).collect()
-}
-
-/// The passing objects of a race of creates may go at any time.
-fn without_probes(mut objects: Objects) -> Objects {
-    objects.retain(|key, _| !key.contains("/probe-"));
-    objects
 }
 
 /// A failure names the repository or an object in it, says why, and what to do next.

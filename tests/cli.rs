@@ -99,6 +99,7 @@ fn an_error_without_advice_of_its_own_ends_with_that_of_its_kind() {
     let output = pitr(&["--json", "--repository", "file:///nowhere", "--cluster", "a/b", "info"]);
     let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let hint = object["hint"].as_str().expect("a hint");
+    assert_eq!(hint, pitr::error::Kind::Usage.advice());
     assert!(String::from_utf8_lossy(&output.stderr).ends_with(&format!("HINT: {hint}\n")), "{output:?}");
 }
 

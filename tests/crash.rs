@@ -30,7 +30,6 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
-use support::audit::Objects;
 use support::site::Answer;
 
 /// What a shell says of a process that ended by SIGKILL.
@@ -114,12 +113,6 @@ fn kill_at_each(work: &mut dyn Work, point: Point) -> Result<()> {
 
 fn kill_everywhere(work: &mut dyn Work) -> Result<()> {
     Point::ALL.into_iter().try_for_each(|point| kill_at_each(work, point))
-}
-
-/// Probes may go at any time.
-fn without_probes(mut objects: Objects) -> Objects {
-    objects.retain(|key, _| !key.contains("/probe-"));
-    objects
 }
 
 /// Every file below a directory; nothing if it is not there.

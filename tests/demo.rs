@@ -8,20 +8,21 @@ mod support;
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use support::cluster::{Install, as_server, give_to_server, scratch};
 use support::site::Answer;
 
-/// Runs it to its end; its working directory and its temporary files are in a directory of the test's own.
+/// Runs it to its end, in a directory of the test's own.
 fn plays(mut command: Command, install: &Install) -> Result<()> {
     let place = scratch("pitr-demo-test-")?;
-    give_to_server(place.path())?;
-    command.env_clear().env("TMPDIR", place.path()).current_dir(place.path());
+    command.env_clear().current_dir(place.path());
     let answer = Answer::of(command.args(["demo", "--json", "--bin-dir"]).arg(&install.bin))?;
     answer.expect(0, &[])?;
     let told: serde_json::Value = serde_json::from_str(answer.out.lines().last().unwrap_or_default())?;
     ensure!(told["schema"] == "pitr.demo.v1" && told["equal"] == true, "{answer:?}");
     ensure!(told["restored"].as_str().is_some_and(|rows| rows.starts_with("30000 ")), "{told}");
+    let used = told["place"].as_str().context("a place")?;
+    ensure!(used.starts_with('/') && !std::path::Path::new(used).exists(), "{used} is left");
     ensure!(std::fs::read_dir(place.path())?.next().is_none(), "it cleans up after itself");
     Ok(())
 }

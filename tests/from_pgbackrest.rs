@@ -34,7 +34,6 @@ impl Rest {
             cluster.socket.display(),
         );
         fs::write(&conf, text)?;
-        give_to_server(place.path())?;
         give_to_server(&conf)?;
         Ok(Self { place, conf })
     }

@@ -18,7 +18,6 @@ fn upgraded(old: &Cluster, install: &Install) -> Result<Cluster> {
     let options = Options { segment_mib: 1, ..Options::default() };
     let new = Cluster::init(install, &options)?;
     let place = scratch("pitr-upgrade-")?;
-    give_to_server(place.path())?;
     let mut upgrade = as_server(install.tool("pg_upgrade"))?;
     upgrade.current_dir(place.path()).arg("-b").arg(&old.install.bin).arg("-B").arg(&install.bin);
     upgrade
@@ -113,14 +112,13 @@ fn the_old_history_is_still_there(site: &Site, old: &Cluster, before: &str, mome
     ensure!(shown["repositories"][0]["backups"][0]["restorable"] == true, "{shown}");
     site.ask(&["info", "--system-id", "42"])?.expect(5, &[before])?;
     let place = scratch("pitr-before-")?;
-    give_to_server(place.path())?;
     let target = place.path().join("copy").display().to_string();
     let flags = ["restore", "--to", moment, "--copy", "--target-dir", &target];
     // Without the identifier the newest system is meant; the refusal says where to look.
     site.ask(&flags)?.expect(4, &[&format!("--system-id {before} (PostgreSQL 15)")])?;
     let flags = [&flags[..], &["--system-id", before]].concat();
     // The configuration now names 17's programs, which cannot run what 15 wrote.
-    site.ask(&flags)?.expect(9, &["15"])?;
+    site.ask(&flags)?.expect(9, &["the backup is of PostgreSQL 15, bin_dir has PostgreSQL 17"])?;
     let text = std::fs::read_to_string(&site.config)?;
     let (seventeen, fifteen) = (&site.cluster.install.bin, &old.install.bin);
     let text = text.replace(&seventeen.display().to_string(), &fifteen.display().to_string());

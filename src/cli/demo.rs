@@ -102,7 +102,7 @@ fn play(stage: &Stage, json: bool) -> Result<(), Error> {
     }
     if json {
         crate::cli::output::json(&serde_json::json!({
-            "schema": "pitr.demo.v1", "moment": moment, "before": before, "restored": after, "equal": true,
+            "schema": "pitr.demo.v1", "place": stage.root, "moment": moment, "before": before, "restored": after, "equal": true,
         }));
     }
     tell(

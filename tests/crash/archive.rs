@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::support::audit::{Auditor, Objects, objects_in};
 use super::support::cluster::{Install, as_server, give_to_server};
 use super::support::site::{Answer, Site, small_site};
-use super::{KILLED, Point, Work, kill_everywhere, remove, without_probes};
+use super::{KILLED, Point, Work, kill_everywhere, remove};
 
 /// Name of the first segment of the server, and its bytes.
 fn first_segment(site: &Site) -> Result<(String, Vec<u8>)> {
@@ -59,7 +59,7 @@ impl Work for Push<'_> {
 
     fn audit(&mut self, answer: &Answer) -> Result<()> {
         let after = objects_in(&self.site.repository)?;
-        self.auditor.check(&without_probes(self.before.clone()), &after)?;
+        self.auditor.check(&self.before, &after)?;
         let comes_back = Auditor::comes_back(&after, &self.segment, &self.content);
         ensure!(comes_back || answer.code == KILLED, "a yes, and it does not come back");
         self.before = after;
@@ -192,7 +192,7 @@ impl Work for Small<'_> {
 
     fn audit(&mut self, answer: &Answer) -> Result<()> {
         let after = objects_in(&self.site.repository)?;
-        self.auditor.check(&without_probes(self.before.clone()), &after)?;
+        self.auditor.check(&self.before, &after)?;
         let info = self.site.json(&["info", "--json"])?;
         let backup = &info["repositories"][0]["backups"][0];
         ensure!(backup["restorable"] == true, "{info}");
@@ -290,7 +290,10 @@ impl Work for Init<'_> {
         if answer.code == 0 {
             self.site.cluster.wait_for(&format!("{COMMAND} LIKE '%new.toml%'"), "t")?;
             ensure!(objects.keys().any(|key| key.ends_with("/identity.json")), "{:?}", objects.keys());
+            let same = self.whole.is_none() || self.whole == config;
+            ensure!(config.is_some() && same, "another configuration: {config:?}");
             self.whole.clone_from(&config);
+            no_temporary_below(&self.site.place().join("new"))?;
         }
         let half = config.is_some() && self.whole.is_some() && config != self.whole;
         ensure!(!half, "half a configuration: {config:?}");
@@ -319,6 +322,5 @@ fn a_cluster_is_set_up_by_the_next_init_wherever_one_was_killed() -> Result<()> 
     let whole = Answer::of(&mut init.command()?)?;
     whole.expect(0, &[])?;
     init.audit(&whole)?;
-    kill_everywhere(&mut init)?;
-    no_temporary_below(&site.place().join("new"))
+    kill_everywhere(&mut init)
 }

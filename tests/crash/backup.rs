@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::support::audit::{Auditor, Objects, objects_in};
 use super::support::cluster::Install;
 use super::support::site::{Answer, Site, small_site};
-use super::{KILLED, Point, Work, age, kill_at_each, without_probes};
+use super::{KILLED, Point, Work, age, kill_at_each};
 
 struct Backup<'a> {
     site: &'a Site,
@@ -62,7 +62,7 @@ impl Work for Backup<'_> {
 
     fn audit(&mut self, answer: &Answer) -> Result<()> {
         let after = objects_in(&self.site.repository)?;
-        self.auditor.check(&without_probes(self.before.clone()), &after)?;
+        self.auditor.check(&self.before, &after)?;
         let whole = complete(&after);
         ensure!(
             answer.code == KILLED || whole.len() > complete(&self.before).len(),

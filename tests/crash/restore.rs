@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::support::cluster::{Cluster, Install, Stop, give_to_server, scratch_in_memory};
+use super::support::cluster::{Cluster, Install, Stop, scratch_in_memory};
 use super::support::restored::Restored;
 use super::support::site::{Answer, Site, small_site};
 use super::{KILLED, Point, Work, age, kill_at_each, remove, tree};
@@ -102,7 +102,6 @@ fn a_copy_is_whole_or_refused_wherever_its_restore_is_killed() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let site = site(&install)?;
     let place = scratch_in_memory("pitr-killed-")?;
-    give_to_server(place.path())?;
     let target = place.path().join("target");
     let mut work = Copy { site: &site, target: target.clone(), good: Tree::new(), over_leftovers: false };
     Answer::of(&mut work.command()?)?.expect(0, &[])?;

@@ -81,7 +81,8 @@ impl Auditor {
 
     /// Every invariant that a repository shows by itself.
     pub fn check(&mut self, before: &Objects, after: &Objects) -> Result<()> {
-        for (key, bytes) in before {
+        // The passing objects of a race of creates may go at any time.
+        for (key, bytes) in before.iter().filter(|(key, _)| !key.contains("/probe-")) {
             let now = after.get(key).with_context(|| format!("{key} is gone"))?;
             ensure!(now == bytes, "{key} was changed");
         }

@@ -149,7 +149,7 @@ impl Source {
         self.pitr(&args)
     }
 
-    /// Every object of the newest backup that has this ending.
+    /// Every pack in the repository, by path.
     pub fn packs(&self) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         walk(&self.repository, &mut |path| {

@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::cluster::{Cluster, Install, Options, Stop, as_server, give_to_server, run, scratch};
 
 /// How long a condition may take to come true on a machine that is busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where and as what a site is made.
 #[derive(Debug, Clone)]
@@ -159,13 +159,19 @@ impl Site {
     /// The folder of this cluster in a `file://` repository.
     pub fn folder(&self) -> Result<PathBuf> {
         let main = self.repository.join("main");
+        let mut found = Vec::new();
         for entry in fs::read_dir(&main).with_context(|| main.display().to_string())? {
             let path = entry?.path();
             if path.join("identity.json").exists() {
-                return Ok(path);
+                found.push(path);
             }
         }
-        bail!("no system folder in {}", main.display())
+        match found.as_slice() {
+            [] => bail!("no system folder in {}", main.display()),
+            [only] => Ok(only.clone()),
+            // After pg_upgrade: the folder of the server that is there now.
+            _ => Ok(main.join(self.system()?)),
+        }
     }
 
     /// Where a segment is stored.
