@@ -28,6 +28,38 @@ const HEAD: usize = 8;
 /// Rows are compressed once and read a few times.
 const COMPRESSION: Compression = Compression::Zstd { level: 1 };
 
+/// What a row about a file of the data directory is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link; what it points to is its target.
+    Symlink,
+}
+
+impl RowKind {
+    /// As the first byte of a row's value.
+    pub(in crate::ops) fn code(self) -> u8 {
+        match self {
+            Self::File => 0,
+            Self::Directory => 1,
+            Self::Symlink => 2,
+        }
+    }
+
+    /// Reads [`Self::code`] back.
+    pub(in crate::ops) fn of(code: u8) -> Option<Self> {
+        [Self::File, Self::Directory, Self::Symlink].into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+/// The error for a value that is not what was pushed: a defect of this program, or memory that fails.
+pub(in crate::ops) fn unreadable() -> Error {
+    Error::failed("the list of the files of a backup cannot be read back")
+}
+
 /// Collects rows.
 #[derive(Debug, Default)]
 pub(in crate::ops) struct Runs {

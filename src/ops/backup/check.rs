@@ -8,8 +8,9 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use super::held::Held;
-use super::listing::{Row, RowKind, Sealed};
+use super::listing::{Row, Sealed};
 use crate::error::{Error, Result};
+use crate::ops::runs::RowKind;
 use crate::ops::runs::Runs;
 use crate::pgdata::backup_manifest::{
     Algorithm, ManifestError, ManifestFile, ManifestReader, ManifestSummary, crc32c_hex,

@@ -8,22 +8,11 @@
 //! extents of a file are in order, without gaps, and their lengths add up to its size. Pure.
 
 use crate::error::{Error, Result};
-use crate::ops::runs::{Rows, Runs, Sorted};
+use crate::ops::runs::{RowKind, Rows, Runs, Sorted, unreadable};
 use crate::pgwire::tar::{Member, MemberKind};
 use crate::repo::binary::{Reader, Writer};
 pub(super) use crate::repo::manifest::Extent;
 use crate::repo::manifest::coalesce;
-
-/// What a row is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RowKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink,
-}
 
 /// One member.
 #[derive(Debug, Clone, Copy)]
@@ -100,16 +89,22 @@ impl Listing {
     pub(super) fn end(&mut self) -> Result<()> {
         let Some(Coming { member, crc, got, extents }) = self.coming.take() else { return Ok(()) };
         let (kind, size, target) = match &member.kind {
-            MemberKind::File { size } => (0, *size, &[][..]),
-            MemberKind::Directory => (1, 0, &[][..]),
-            MemberKind::Symlink { target } => (2, 0, target.as_slice()),
+            MemberKind::File { size } => (RowKind::File, *size, &[][..]),
+            MemberKind::Directory => (RowKind::Directory, 0, &[][..]),
+            MemberKind::Symlink { target } => (RowKind::Symlink, 0, target.as_slice()),
         };
         if size != got {
             let path = String::from_utf8_lossy(&member.path).into_owned();
             return Err(Error::failed(format!("{path:?} was announced with {size} bytes, {got} came")));
         }
         let mut row = Writer::default();
-        row.u8(kind).u64(size).u64(member.mtime).u32(crc).u32(member.mode).u32(member.uid).u32(member.gid);
+        row.u8(kind.code())
+            .u64(size)
+            .u64(member.mtime)
+            .u32(crc)
+            .u32(member.mode)
+            .u32(member.uid)
+            .u32(member.gid);
         // The header of a tar member bounds the length of a target; `push` bounds the row.
         row.u32(u32::try_from(target.len()).unwrap_or(u32::MAX)).bytes(target);
         for part in &extents {
@@ -176,18 +171,13 @@ impl Members<'_> {
     /// If there is no memory to open it.
     pub(super) fn next(&mut self) -> Result<Option<Row<'_>>> {
         let Some((path, value)) = self.0.next()? else { return Ok(None) };
-        let unreadable = || Error::failed("the list of the files of a backup cannot be read back");
         read(path, value).ok_or_else(unreadable).map(Some)
     }
 }
 
 fn read<'a>(path: &'a [u8], value: &'a [u8]) -> Option<Row<'a>> {
     let mut reader = Reader::new(value);
-    let kind = match reader.u8()? {
-        0 => RowKind::File,
-        1 => RowKind::Directory,
-        _ => RowKind::Symlink,
-    };
+    let kind = RowKind::of(reader.u8()?)?;
     let (size, mtime, crc) = (reader.u64()?, reader.u64()?, reader.u32()?);
     let (mode, uid, gid) = (reader.u32()?, reader.u32()?, reader.u32()?);
     let length = usize::try_from(reader.u32()?).ok()?;

@@ -7,9 +7,10 @@
 
 use bytes::Bytes;
 
-use super::listing::{Row, RowKind, Sealed};
+use super::listing::{Row, Sealed};
 use crate::codec::{Compression, Hasher};
 use crate::error::{Error, Result};
+use crate::ops::runs::RowKind;
 use crate::pgdata::backup_manifest::crc32c_hex;
 use crate::repo::manifest::{
     FileEntry, FileKind, ManifestHeader, ManifestObject, ManifestWriter, PackLine, Path,

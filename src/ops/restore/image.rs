@@ -12,20 +12,9 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::ops::runs::{Rows, Runs, Sorted};
+use crate::ops::runs::{RowKind, Rows, Runs, Sorted, unreadable};
 use crate::repo::binary::{Reader, Writer};
 use crate::repo::manifest::{FileEntry, FileKind, Manifest, PackLine};
-
-/// What a row is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RowKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link; what it points to is its target.
-    Symlink,
-}
 
 /// One file, directory or link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,12 +103,12 @@ impl Image {
         let path = entry.path.as_bytes();
         let mode = entry.mode & 0o7777;
         let (kind, size, target) = match &entry.kind {
-            FileKind::File { size, .. } => (0, *size, &[][..]),
-            FileKind::Directory => (1, 0, &[][..]),
-            FileKind::Symlink { target } => (2, 0, target.as_slice()),
+            FileKind::File { size, .. } => (RowKind::File, *size, &[][..]),
+            FileKind::Directory => (RowKind::Directory, 0, &[][..]),
+            FileKind::Symlink { target } => (RowKind::Symlink, 0, target.as_slice()),
         };
         let mut row = Writer::default();
-        row.u8(kind).u32(mode).u64(size).u64(entry.mtime.cast_unsigned()).bytes(target);
+        row.u8(kind.code()).u32(mode).u64(size).u64(entry.mtime.cast_unsigned()).bytes(target);
         rows.push(path, &row.0)?;
         let FileKind::File { extents, checksum, .. } = &entry.kind else { return Ok(()) };
         self.bytes = self.bytes.saturating_add(size);
@@ -207,11 +196,7 @@ impl ImageRows<'_> {
 
 fn read_row<'a>(path: &'a [u8], value: &'a [u8]) -> Option<Row<'a>> {
     let mut reader = Reader::new(value);
-    let kind = match reader.u8()? {
-        0 => RowKind::File,
-        1 => RowKind::Directory,
-        _ => RowKind::Symlink,
-    };
+    let kind = RowKind::of(reader.u8()?)?;
     let (mode, size, mtime) = (reader.u32()?, reader.u64()?, reader.u64()?.cast_signed());
     Some(Row { path, kind, mode, size, mtime, target: reader.rest() })
 }
@@ -309,11 +294,6 @@ impl<'a> Claim<'a> {
         let file = Arc::new(File { path: self.path.to_vec(), number, mode, size, mtime, crc });
         Piece { pack: self.pack, offset: self.offset, at: self.at, len: self.len, file }
     }
-}
-
-/// Only a defect of this program can make a row unreadable that it wrote itself.
-fn unreadable() -> Error {
-    Error::failed("the list of the files of a backup cannot be read back")
 }
 
 /// `CRC32C:1a2b3c4d`: the bytes of the checksum in the order of PostgreSQL's manifest, lowest first.

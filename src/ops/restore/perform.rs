@@ -27,7 +27,6 @@ use super::Purpose;
 use super::directory::{Place, State, cannot, durable_error};
 use super::fetch;
 use super::hold::Hold;
-use super::image::RowKind;
 use super::layout;
 use super::marker::{self, Marker};
 use super::outside::{self, Home};
@@ -35,6 +34,7 @@ use super::prepare::{LOG_DIR, Prepared, SOCKET_DIR};
 use super::tablespaces::{self, Room};
 use super::trees::Trees;
 use super::trial::Trial;
+use crate::ops::runs::RowKind;
 
 /// How often a restore looks whether there is enough to be written ahead, and how much is enough.
 const AHEAD_EVERY: Duration = Duration::from_millis(100);

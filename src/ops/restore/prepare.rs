@@ -30,7 +30,7 @@ use super::Purpose;
 use super::configuration::Configuration;
 use super::directory::{self, Place, State};
 use super::host::{self, Installed};
-use super::image::{Image, RowKind};
+use super::image::Image;
 use super::layout::{self, Layout};
 use super::marker::Marker;
 use super::outside::{self, Home, RestoredFiles};
@@ -39,6 +39,7 @@ use super::settings::{self, Origin, OwnFile, WalSource};
 use super::stored::StoredBackup;
 use super::tablespaces::{self, Move, OldTablespace, Room, Tablespace};
 use super::unarchived::Unarchived;
+use crate::ops::runs::RowKind;
 
 /// Configuration files of the backup that are looked at.
 const MAX_CONF_FILES: usize = 500;

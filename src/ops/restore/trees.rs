@@ -16,11 +16,12 @@ use std::time::{Duration, SystemTime};
 
 use super::directory::durable_error;
 use super::fetch::Sink;
-use super::image::{File, Image, Row, RowKind};
+use super::image::{File, Image, Row};
 use super::layout::Layout;
 use super::prepare::Prepared;
 use crate::durable::{RestoreFile, TreeWriter};
 use crate::error::Result;
+use crate::ops::runs::RowKind;
 
 /// Where files go.
 #[derive(Debug)]
