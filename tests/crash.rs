@@ -1,5 +1,5 @@
-//! kill -9 at the first, second, third … point of every command, and then an audit: nothing acknowledged is lost, nothing half done
-//! is listed or can start, and the same command repeated succeeds.
+//! kill -9 at the first, second, third … point of a command (of those beyond the twentieth, at some), and then an audit: nothing
+//! acknowledged is lost, nothing half done is listed or can start, and the same command repeated succeeds.
 //!
 //! ```text
 //!  world ─► command, killed at point n ─► audit ─► command again, not killed ─► must succeed ─► audit ─┐
@@ -18,6 +18,8 @@ mod support;
 mod archive;
 #[path = "crash/backup.rs"]
 mod backup;
+#[path = "crash/decisions.rs"]
+mod decisions;
 #[path = "crash/expire.rs"]
 mod expire;
 #[path = "crash/restore.rs"]

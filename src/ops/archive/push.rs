@@ -7,7 +7,7 @@
 //! ```
 //! Invariants: nothing is acknowledged before every required repository holds it durably; no segment of a timeline above 1 before
 //! its history and those of its ancestors (a segment without them is unreachable, and the next promotion would take its timeline
-//! again); what is stored is never replaced. A damaged segment is refused unless an operator accepted it ([`accept`]). Optional repositories that fail are a warning: they are caught up later.
+//! again); what is stored is never replaced. A damaged segment is refused unless an operator accepted it ([`accept()`]). Optional repositories that fail are a warning: they are caught up later.
 //! A crash before the PUT leaves nothing; after it, the repeated command finds its own bytes and says yes.
 
 use std::io::Read as _;
