@@ -10,7 +10,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use pitr::wal::Lsn;
@@ -69,8 +69,12 @@ impl Blocked {
 
     /// Every object whose name begins with the segment's.
     fn objects(&self) -> Result<Vec<PathBuf>> {
+        self.objects_in(&self.source.repository)
+    }
+
+    fn objects_in(&self, repository: &Path) -> Result<Vec<PathBuf>> {
         let mut found = Vec::new();
-        support::restored::walk(&self.source.repository, &mut |path| {
+        support::restored::walk(repository, &mut |path| {
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&self.segment)) {
                 found.push(path.to_owned());
             }
@@ -261,4 +265,32 @@ fn a_segment_that_is_cut_off_is_accepted_once_it_has_its_size_again() -> Result<
     run(std::process::Command::new("truncate").args(["-s", "1048576"]).arg(world.file()))?;
     source.pitr(&["accept", segment, "--damaged"])?.expect(0)?;
     world.rows_before(&install, "before")
+}
+
+/// Where nobody accepted anything, nothing is taken; what was away when somebody did, catches up.
+#[test]
+fn an_optional_repository_decides_nothing_and_gets_the_decision_later() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let world = Blocked::new(&install, flip)?;
+    let (source, segment) = (&world.source, world.segment.as_str());
+    let (second, away) = (source.target("second"), source.target("away"));
+    fs::create_dir(&second)?;
+    give_to_server(&second)?;
+    let text = fs::read_to_string(&source.config)?;
+    let more = format!(
+        "[[repository]]\nname = \"second\"\nurl = \"file://{}\"\nrequired = false\n",
+        second.display()
+    );
+    fs::write(&source.config, format!("{text}{more}"))?;
+    source.pitr(&["init"])?.expect(0)?;
+    let file = world.file().display().to_string();
+    source.pitr(&["--repository", "second", "archive-push", &file])?.expect(6)?;
+    fs::rename(&second, &away)?;
+    let said = source.pitr(&["accept", segment, "--damaged"])?.expect(0)?;
+    ensure!(said.err.contains("second"), "{said:?}");
+    fs::rename(&away, &second)?;
+    ensure!(world.objects_in(&second)?.is_empty() && world.objects()?.len() == 2, "{said:?}");
+    source.pitr(&["archive-push", &file])?.expect(0)?;
+    ensure!(world.objects_in(&second)?.len() == 2, "{:?}", world.objects_in(&second)?);
+    Ok(())
 }

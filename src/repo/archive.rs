@@ -317,14 +317,14 @@ impl System {
         }
     }
 
-    /// Whether an operator accepted the segment with damage in it.
+    /// The record that an operator accepted the segment with damage in it.
     ///
     /// # Errors
     /// [`RepoError`].
-    pub async fn is_accepted(&self, name: SegmentName) -> Result<bool, RepoError> {
+    pub async fn accepted_gap(&self, name: SegmentName) -> Result<Option<AcceptedGap>, RepoError> {
         let key = self.keys.key(&SystemObject::Gap(name));
         let gap = self.repository.get_document::<AcceptedGap>(&key).await?;
-        Ok(gap.is_some_and(|gap| gap.segment == name))
+        Ok(gap.filter(|gap| gap.segment == name))
     }
 
     /// The accepted segments of a timeline from `from` on whose longest copy is damaged still.

@@ -72,7 +72,7 @@ pub async fn accept(
 }
 
 /// For `archive-push` of a damaged segment: stores it if an operator accepted it in every required repository. `None`: nobody did, or
-/// it is not damaged.
+/// it is not damaged. An optional repository that was away when it was accepted gets the record now.
 ///
 /// # Errors
 /// As [`accept`].
@@ -84,14 +84,22 @@ pub(super) async fn store_accepted(
 ) -> Result<Option<PushReport>> {
     // Whatever this cannot make sense of has been refused already, with a better error.
     let Ok(wounded) = Wounded::open(path, data_dir) else { return Ok(None) };
-    for repository in repositories.iter().filter(|repository| repository.is_required()) {
-        if !repository.open(wounded.system).await?.is_accepted(wounded.segment).await? {
-            return Ok(None);
+    let mut accepted = None;
+    for repository in repositories {
+        let gap = async { repository.open(wounded.system).await?.accepted_gap(wounded.segment).await };
+        match (gap.await, repository.is_required()) {
+            (Ok(Some(gap)), _) => accepted = Some(gap),
+            (Ok(None), true) => return Ok(None),
+            (Err(e), true) => return Err(e.into()),
+            (Ok(None) | Err(_), false) => {}
         }
     }
+    let Some(gap) = accepted else { return Ok(None) };
     let offer = wounded.offer(compression);
     match wounded.read(cluster_of(repositories)?, compression).await? {
-        Some((content, _)) => offer.to(repositories, std::future::ready(Ok(content)), None).await.map(Some),
+        Some((content, _)) => {
+            offer.to(repositories, std::future::ready(Ok(content)), Some(&gap)).await.map(Some)
+        }
         None => Ok(None),
     }
 }
