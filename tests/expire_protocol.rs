@@ -93,7 +93,7 @@ async fn history(seed: u64, url: &str, steps: usize) -> Result<BTreeMap<&'static
 
 /// Audits after a call that changed something: reading changes nothing that could be found missing.
 async fn audit(scene: &Scene) -> Result<()> {
-    let changes = |call: String| call.contains(" create ") || call.contains(" delete ");
+    let changes = |call: String| [" create ", " delete ", " lost "].iter().any(|word| call.contains(word));
     if !scene.schedule.last_call().is_some_and(changes) {
         return Ok(());
     }
