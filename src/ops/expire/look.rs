@@ -205,10 +205,16 @@ fn sort(info: &BackupInfo, kept: &StoredWal, pinned: bool, now: Timestamp, holdi
     let began = info.intent.as_ref().map(|intent| intent.started_at);
     match (&info.state, complete) {
         (BackupState::Complete, Some(backup)) => {
-            holdings.backups.push(HeldBackup::new(backup, None, kept, pinned));
+            holdings.backups.push(HeldBackup::new(backup, None, kept, &holdings.histories, pinned));
         }
         (BackupState::Damaged(what), Some(backup)) => {
-            holdings.backups.push(HeldBackup::new(backup, Some(what.clone()), kept, pinned));
+            holdings.backups.push(HeldBackup::new(
+                backup,
+                Some(what.clone()),
+                kept,
+                &holdings.histories,
+                pinned,
+            ));
         }
         (BackupState::Expired, Some(backup)) => holdings.marked.push(Marked {
             timeline: backup.timeline,

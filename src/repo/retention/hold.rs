@@ -57,10 +57,24 @@ impl Holds {
         self.everywhere = Some(self.everywhere.map_or(number, |first| first.min(number)));
     }
 
-    /// What makes a backup consistent: from the segment of its start to the one its stop needs.
-    pub fn range(&mut self, timeline: TimelineId, start: Lsn, stop: Lsn) {
+    /// What makes a backup consistent: from the segment of its start to the one its stop needs. Where a timeline was forked off in
+    /// that last one, so is that timeline's: it begins with the same bytes, and PostgreSQL asks for it first on that route.
+    pub fn range(
+        &mut self,
+        timeline: TimelineId,
+        start: Lsn,
+        stop: Lsn,
+        histories: &BTreeMap<TimelineId, TimelineHistory>,
+    ) {
         let (first, last) = segments(start, stop, self.size);
         self.ranges.entry(timeline).or_default().add(first, last);
+        let begins = |h: &TimelineHistory| {
+            h.fork().map(|fork| SegmentNo::containing(fork.switch, self.size).get()) == Some(last)
+                && h.end(timeline).is_some_and(|end| stop <= end)
+        };
+        for history in histories.values().filter(|h| begins(h)) {
+            self.ranges.entry(history.timeline()).or_default().add(last, last);
+        }
     }
 
     /// Segments by number.

@@ -112,13 +112,16 @@ pub struct HeldBackup {
 
 impl HeldBackup {
     /// What its verdict tells. `wal` is what is stored and kept; `missing` what is known to be missing of its own objects.
-    pub fn new(backup: &Backup, missing: Option<String>, wal: &StoredWal, pinned: bool) -> Self {
-        let (first, last) = hold::segments(backup.start_lsn, backup.stop_lsn, backup.segment_size);
-        let whole = wal.get(&backup.timeline).is_some_and(|spans| spans.contains_all(first, last));
-        let no_wal = || (!whole).then(|| "WAL between its start and its stop is missing".to_owned());
+    pub fn new(
+        backup: &Backup,
+        missing: Option<String>,
+        wal: &StoredWal,
+        histories: &BTreeMap<TimelineId, TimelineHistory>,
+        pinned: bool,
+    ) -> Self {
         let corrupt = backup.checksums == Checksums::Corrupt;
         let damaged = || corrupt.then(|| "it holds corrupt pages".to_owned());
-        Self {
+        let held = Self {
             id: backup.id.clone(),
             timeline: backup.timeline,
             start_lsn: backup.start_lsn,
@@ -128,10 +131,30 @@ impl HeldBackup {
             finished_at: backup.finished_at,
             // RECOVERY.md 1; where no commit is known between start and stop, the stop is the safe answer.
             earliest: backup.window_earliest.map_or(backup.stop_time, |inside| inside.max(backup.started_at)),
-            unsound: missing.or_else(no_wal).or_else(damaged),
+            unsound: None,
             corrupt,
             pinned,
-        }
+        };
+        let whole = held.is_consistent(wal, histories, backup.segment_size);
+        let no_wal = || (!whole).then(|| "WAL between its start and its stop is missing".to_owned());
+        Self { unsound: missing.or_else(no_wal).or_else(damaged), ..held }
+    }
+
+    /// Whether the WAL from its start to its stop is there: on its own timeline, or on the route to one that was forked off later,
+    /// whose first segment repeats what its parent had in it.
+    pub fn is_consistent(
+        &self,
+        wal: &StoredWal,
+        histories: &BTreeMap<TimelineId, TimelineHistory>,
+        size: SegmentSize,
+    ) -> bool {
+        let (first, last) = hold::segments(self.start_lsn, self.stop_lsn, size);
+        let own = wal.get(&self.timeline).is_some_and(|spans| spans.contains_all(first, last));
+        let leads = |history: &TimelineHistory| {
+            let route = Route::new(history.clone(), size);
+            route.holds(self) && route.reach(wal, self.start_lsn) >= self.stop_lsn
+        };
+        own || histories.values().any(leads)
     }
 }
 
@@ -214,7 +237,7 @@ impl Holdings {
             holds.from_with_descendants(name.timeline(), start, &self.histories);
         }
         for marked in &self.marked {
-            holds.range(marked.timeline, marked.start_lsn, marked.stop_lsn);
+            holds.range(marked.timeline, marked.start_lsn, marked.stop_lsn, &self.histories);
             let start = crate::wal::SegmentNo::containing(marked.start_lsn, self.segment_size);
             let first = SegmentName::new(marked.timeline, start, self.segment_size);
             if self.floor.as_ref().is_none_or(|floor| floor.keeps_from(first)) {
@@ -228,7 +251,7 @@ impl Holdings {
     /// [`Self::holds`], and what makes every backup of the folder consistent: what no deletion of WAL may touch.
     pub fn holds_with_backups(&self) -> Holds {
         let mut holds = self.holds();
-        self.backups.iter().for_each(|b| holds.range(b.timeline, b.start_lsn, b.stop_lsn));
+        self.backups.iter().for_each(|b| holds.range(b.timeline, b.start_lsn, b.stop_lsn, &self.histories));
         holds
     }
 }
@@ -341,7 +364,7 @@ pub fn plan(policy: &Policy, holdings: &Holdings, now: Timestamp, zone: &TimeZon
             keep.add(&backup.id, reason);
         }
         if keep.has(&backup.id) {
-            holds.range(backup.timeline, backup.start_lsn, backup.stop_lsn);
+            holds.range(backup.timeline, backup.start_lsn, backup.stop_lsn, &holdings.histories);
         }
     }
     let window = window(policy, holdings, &main, &keep, &holds, start, frozen.is_some());

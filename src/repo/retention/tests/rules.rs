@@ -270,3 +270,29 @@ fn a_chosen_backup_goes_unless_the_window_or_the_last_one_depends_on_it() {
     assert_eq!(ask(&last, 0, 30), Removal::Last);
     assert_eq!(removal(None, &last.holdings(), &last.backups[0].id, at(70)), Removal::Last);
 }
+
+#[test]
+fn a_backup_whose_last_segment_only_a_forked_off_timeline_repeats_counts_there() {
+    let mut world = World::new();
+    world.live(SEGMENT);
+    world.backup();
+    world.live(300);
+    world.fork(*world.moments.last().unwrap());
+    (0..40).for_each(|_| world.live(SEGMENT));
+    world.backup();
+    // Its own copy of the segment is lost; timeline 2 begins with the same bytes.
+    let segment = world.backups[0].stop_lsn.get() / SEGMENT;
+    assert!(world.stored.remove(&(1, segment)) && world.stored.contains(&(2, segment)));
+    let decided = decide(&window(30), &world);
+    assert_eq!(gone(&decided, &world), [0; 0]);
+    let lost = world.moments[2];
+    assert!(world.restores(lost));
+    world.perform(&decided);
+    assert!(world.restores(lost));
+    // As one of its day it keeps that segment too.
+    (0..2).for_each(|_| world.live(SEGMENT));
+    let decided = decide(&Policy { daily: hours(96), ..window(1) }, &world);
+    world.perform(&decided);
+    assert!(world.stored.contains(&(2, segment)) && world.is_sound(&world.backups[0]));
+    assert!(!world.stored.contains(&(2, segment + 1)));
+}

@@ -173,10 +173,15 @@ impl World {
         })
     }
 
-    /// Whether a backup can be made consistent.
+    /// Whether a backup can be made consistent, on its own timeline or on the way to another.
     pub(super) fn is_sound(&self, backup: &HeldBackup) -> bool {
-        let numbers = backup.start_lsn.get() / SEGMENT..=(backup.stop_lsn.get() - 1) / SEGMENT;
-        numbers.into_iter().all(|number| self.stored.contains(&(backup.timeline.get(), number)))
+        let numbers = || backup.start_lsn.get() / SEGMENT..=(backup.stop_lsn.get() - 1) / SEGMENT;
+        let own = numbers().all(|number| self.stored.contains(&(backup.timeline.get(), number)));
+        let by_way_of = |timeline: u32| {
+            self.is_on(timeline, backup)
+                && numbers().all(|n| self.stored.contains(&(self.owner(timeline, n, u64::MAX), n)))
+        };
+        own || self.parents.keys().any(|timeline| by_way_of(*timeline))
     }
 
     /// What a run of expire sees.
