@@ -530,16 +530,4 @@ impl System {
         }
         Ok(Absence::Proven)
     }
-
-    /// Refuses to store WAL that retention has given up: it would never be read, and never be deleted again.
-    ///
-    /// # Errors
-    /// [`RepoError::BelowFloor`].
-    pub async fn check_above_floor(&self, name: WalFileName) -> Result<(), RepoError> {
-        let WalFileName::Segment(segment) = name else { return Ok(()) };
-        if self.floor().await?.is_some_and(|floor| !floor.keeps(segment)) {
-            return Err(RepoError::BelowFloor { repository: self.repository.name().to_owned(), name });
-        }
-        Ok(())
-    }
 }

@@ -53,7 +53,7 @@ pub async fn accept(
     let wounded = Wounded::open(path, data_dir)?;
     let offer = wounded.offer(compression);
     let segment = wounded.segment;
-    let found = wounded.read(cluster_of(repositories)?, compression).await?;
+    let found = wounded.read(cluster_of(repositories.iter())?, compression).await?;
     let Some((content, damage)) = found else {
         return Err(Error::refused(format!("{segment} is sound: there is no damage to accept"))
             .hint("`pitr archive-push` stores it; what does its error say?"));
@@ -96,7 +96,7 @@ pub(super) async fn store_accepted(
     }
     let Some(gap) = accepted else { return Ok(None) };
     let offer = wounded.offer(compression);
-    match wounded.read(cluster_of(repositories)?, compression).await? {
+    match wounded.read(cluster_of(repositories.iter())?, compression).await? {
         Some((content, _)) => {
             offer.to(repositories, std::future::ready(Ok(content)), Some(&gap)).await.map(Some)
         }

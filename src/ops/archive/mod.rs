@@ -12,11 +12,13 @@ pub(in crate::ops) mod command;
 mod conflict;
 pub mod file;
 pub mod get;
+mod place;
 pub mod push;
 
 pub use accept::{AcceptReport, accept};
 pub use get::{Got, Route, get_file};
-pub use push::{PushReport, store_file};
+pub use place::Place;
+pub use push::{Offered, Packing, PushReport, store_each, store_file};
 pub(in crate::ops) use push::{store_file_of_copy, store_history};
 
 use std::path::{Path, PathBuf};

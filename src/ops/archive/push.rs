@@ -10,13 +10,15 @@
 //! again); what is stored is never replaced. A damaged segment is refused unless an operator accepted it ([`accept()`]). Optional repositories that fail are a warning: they are caught up later.
 //! A crash before the PUT leaves nothing; after it, the repeated command finds its own bytes and says yes.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 
 use super::file::{WalContent, WalSource, small_object};
-use super::{COPY_MARKER, data_directories};
+use super::place::{Ready, missing_ancestors};
+use super::{COPY_MARKER, Place, data_directories};
 use super::{accept, conflict};
 use crate::codec::Compression;
 use crate::error::{Error, Kind, Result};
@@ -24,13 +26,67 @@ use crate::pgdata::ControlFile;
 use crate::repo::archive::Stored;
 use crate::repo::objects::AcceptedGap;
 use crate::repo::path::ClusterName;
-use crate::repo::{RepoError, Repository, System};
-use crate::wal::timeline::MAX_HISTORY_BYTES;
+use crate::repo::{Repository, System};
 use crate::wal::{SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
 
 /// Advice where two histories of one timeline meet.
-const TWO_PROMOTED: &str =
+pub(super) const TWO_PROMOTED: &str =
     "two servers were promoted to the same timeline: only one of them may go on archiving here";
+
+/// How files are packed.
+#[derive(Debug, Clone)]
+pub struct Packing {
+    /// How hard they are compressed.
+    pub compression: Compression,
+    /// Who stores many at once reads and compresses only as many as there are processors.
+    pub turns: Option<Arc<Semaphore>>,
+}
+
+impl From<Compression> for Packing {
+    fn from(compression: Compression) -> Self {
+        Self { compression, turns: None }
+    }
+}
+
+/// What came of one file, place by place.
+#[derive(Debug)]
+pub struct Offered {
+    /// The file.
+    pub name: WalFileName,
+    /// Who wrote it.
+    pub system: SystemId,
+    /// Bytes of the file.
+    pub size: u64,
+    /// Bytes of the object.
+    pub stored: u64,
+    /// What each place answered, in their order.
+    pub outcomes: Vec<Result<Stored>>,
+}
+
+impl Offered {
+    /// Archived is what all required places have; the optional ones that have not are a warning.
+    fn judge(self, places: &[Place]) -> Result<PushReport> {
+        let Self { name, system, size, stored, outcomes } = self;
+        let mut report =
+            PushReport { name, system, size, stored, outcomes: Vec::new(), warnings: Vec::new() };
+        let mut failure = None;
+        for (outcome, place) in outcomes.into_iter().zip(places) {
+            let repository = place.repository();
+            match outcome {
+                Ok(stored) => report.outcomes.push((repository.name().to_owned(), stored)),
+                Err(e) if repository.is_required() => failure = failure.or(Some(e)),
+                Err(e) => {
+                    let text = format!("optional repository {}: {}", repository.name(), e.report());
+                    report.warnings.push(text);
+                }
+            }
+        }
+        match failure {
+            Some(e) => Err(e),
+            None => Ok(report),
+        }
+    }
+}
 
 /// What a push came to.
 #[derive(Debug)]
@@ -91,24 +147,48 @@ async fn store_sound(
     data_dir: Option<&Path>,
     compression: Compression,
 ) -> Result<PushReport> {
+    let places = Place::all(repositories);
+    store_each(&places, path, data_dir, compression.into()).await?.judge(&places)
+}
+
+/// Stores one file of `pg_wal` in every place, each for itself: for who keeps account of what is where. Whether the directory is marked
+/// as a copy is the caller's to look at.
+///
+/// # Errors
+/// As [`store_file`], for what is wrong with the file itself. Nothing was stored then.
+pub async fn store_each(
+    places: &[Place],
+    path: &Path,
+    data_dir: Option<&Path>,
+    packing: Packing,
+) -> Result<Offered> {
     let source = WalSource::open(path)?;
     let (name, origin) = (source.name, source.origin);
     let system = match origin {
         Some((system, _)) => system,
         None => control_of(&data_directories(path, data_dir), name)?.system_id,
     };
-    let cluster = cluster_of(repositories)?;
-    let reading = tokio::task::spawn_blocking(move || source.read(&cluster, system, compression));
+    let cluster = cluster_of(places.iter().map(Place::repository))?;
+    let Packing { compression, turns } = packing;
     let reading = async move {
+        let turn = match turns {
+            Some(turns) => turns.acquire_owned().await.ok(),
+            None => None,
+        };
+        let reading = tokio::task::spawn_blocking(move || {
+            let content = source.read(&cluster, system, compression);
+            drop(turn);
+            content
+        });
         reading.await.map_err(|e| Error::failed(format!("reading {name} was cut off")).source(e))?
     };
     let offer = Offer { path, name, system, segment_size: origin.map(|(_, size)| size), compression };
-    offer.to(repositories, reading, None).await
+    offer.to_each(places, reading, None).await
 }
 
 /// The cluster that all of `repositories` are opened for.
-pub(super) fn cluster_of(repositories: &[Repository]) -> Result<ClusterName> {
-    repositories.first().map(|r| r.cluster().clone()).ok_or_else(|| {
+pub(super) fn cluster_of<'a>(mut repositories: impl Iterator<Item = &'a Repository>) -> Result<ClusterName> {
+    repositories.next().map(|r| r.cluster().clone()).ok_or_else(|| {
         Error::usage("no repository is configured")
             .hint("add a [[repository]] to the configuration, or run `pitr init`")
     })
@@ -133,71 +213,35 @@ impl Offer<'_> {
         reading: impl Future<Output = Result<WalContent>>,
         gap: Option<&AcceptedGap>,
     ) -> Result<PushReport> {
-        let (read, ready) = tokio::join!(reading, join_all(repositories.iter().map(|r| self.prepare(r))));
-        let content = read?;
-        let mut report = PushReport {
-            name: self.name,
-            system: self.system,
-            size: content.object.header.size,
-            stored: content.object.stored(),
-            outcomes: Vec::new(),
-            warnings: Vec::new(),
-        };
-        let puts = ready.into_iter().map(|ready| self.put(ready, &content, gap));
-        let mut failure = None;
-        for (outcome, repository) in join_all(puts).await.into_iter().zip(repositories) {
-            match outcome {
-                Ok(stored) => report.outcomes.push((repository.name().to_owned(), stored)),
-                Err(e) if repository.is_required() => failure = failure.or(Some(e)),
-                Err(e) => {
-                    report.warnings.push(format!(
-                        "optional repository {}: {}",
-                        repository.name(),
-                        e.report()
-                    ));
-                }
-            }
-        }
-        match failure {
-            Some(e) => Err(e),
-            None => Ok(report),
-        }
+        let places = Place::all(repositories);
+        self.to_each(&places, reading, gap).await?.judge(&places)
     }
 
-    /// Looks at one repository while the file is read. The timelines returned are those whose history must be stored first.
-    async fn prepare(&self, repository: &Repository) -> Result<(System, Vec<TimelineId>)> {
-        let (name, system) = (self.name, self.system);
-        let opened = match repository.open(system).await {
-            Err(RepoError::NoIdentity { .. }) => return Err(foreign(repository, name, system).await),
-            opened => opened?,
-        };
-        if let Some(size) = self.segment_size.filter(|size| *size != opened.identity().segment_size) {
-            let expected = opened.identity().segment_size.bytes();
-            return Err(Error::refused(format!(
-                "{name} has segments of {} bytes, but system {system} was initialised in repository {} with {expected}",
-                size.bytes(),
-                repository.name(),
-            ))
-            .hint("pg_resetwal can change the segment size: take the cluster for a new one, under a new name"));
+    async fn to_each(
+        self,
+        places: &[Place],
+        reading: impl Future<Output = Result<WalContent>>,
+        gap: Option<&AcceptedGap>,
+    ) -> Result<Offered> {
+        let (read, ready) = tokio::join!(reading, join_all(places.iter().map(|place| place.prepare(&self))));
+        let content = read?;
+        let puts = ready.into_iter().map(|ready| self.put(ready, &content, gap));
+        let outcomes = join_all(puts).await;
+        for (_, place) in outcomes.iter().zip(places).filter(|(outcome, _)| outcome.is_err()) {
+            place.forget();
         }
-        let (writable, above, missing) = tokio::join!(
-            repository.check_writable(),
-            opened.check_above_floor(name),
-            missing_histories(&opened, name, directory_of(self.path))
-        );
-        writable?;
-        above?;
-        Ok((opened, missing?))
+        let (size, stored) = (content.object.header.size, content.object.stored());
+        Ok(Offered { name: self.name, system: self.system, size, stored, outcomes })
     }
 
     /// Histories first, then the record of a gap, then the file itself, into one repository.
     async fn put(
         &self,
-        ready: Result<(System, Vec<TimelineId>)>,
+        ready: Result<Ready>,
         content: &WalContent,
         gap: Option<&AcceptedGap>,
     ) -> Result<Stored> {
-        let (system, missing) = ready?;
+        let Ready { system, missing } = ready?;
         store_histories(&system, missing, self.path, self.compression).await?;
         if let Some(gap) = gap {
             system.record_gap(gap).await?;
@@ -212,75 +256,9 @@ impl Offer<'_> {
     }
 }
 
-/// No folder of this system identifier: another cluster, or one that was never initialised.
-async fn foreign(repository: &Repository, name: WalFileName, system: SystemId) -> Error {
-    let others = match repository.systems().await {
-        Ok(systems) => systems,
-        Err(e) => return e.into(),
-    };
-    let (cluster, place) = (repository.cluster(), repository.name());
-    if others.is_empty() {
-        return Error::not_found(format!(
-            "repository {place} holds no cluster {cluster}, so {name} cannot be stored"
-        ))
-        .hint("run `pitr init`; if it was run before, is the disk mounted, and is the URL right?");
-    }
-    let known: Vec<String> = others.iter().map(ToString::to_string).collect();
-    Error::refused(format!("{name} was written by system {system}, but cluster {cluster} in repository {place} is system {}", known.join(", ")))
-        .hint("another cluster's archive_command points here, or this one is new under an old name: then `pitr init --system-id`")
-}
-
-/// Timelines on the way to `name` whose history is not stored, the segment's own first. Ancestors of a history that is not
-/// stored either are found when it is read from `pg_wal`.
-async fn missing_histories(system: &System, name: WalFileName, pg_wal: &Path) -> Result<Vec<TimelineId>> {
-    let needs = matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_))
-        && name.timeline() != TimelineId::FIRST;
-    if !needs {
-        return Ok(Vec::new());
-    }
-    let Some(history) = system.history(name.timeline()).await? else {
-        return Ok(vec![name.timeline()]);
-    };
-    refuse_other_history(&history, pg_wal, system.repository().name())?;
-    missing_ancestors(system, &history).await
-}
-
-/// The server's own history of a segment's timeline must be the stored one: of two servers that were promoted to one timeline only
-/// one may archive here. PostgreSQL offers no history of the time when archiving was off (RECOVERY 8), so a segment may be the first
-/// file that could show it. A history that the server removed proves nothing.
-fn refuse_other_history(stored: &TimelineHistory, pg_wal: &Path, repository: &str) -> Result<()> {
-    let name = WalFileName::History(stored.timeline());
-    let Ok(file) = std::fs::File::open(pg_wal.join(name.to_string())) else { return Ok(()) };
-    let mut own = Vec::new();
-    let limit = u64::try_from(MAX_HISTORY_BYTES).unwrap_or(u64::MAX);
-    file.take(limit).read_to_end(&mut own).map_err(|e| {
-        Error::failed(format!("cannot read {name} in {}", pg_wal.display()))
-            .source(e)
-            .hint("run the command as the owner of the data directory")
-    })?;
-    if TimelineHistory::parse(stored.timeline(), &own).is_ok_and(|own| own == *stored) {
-        return Ok(());
-    }
-    Err(Error::refused(format!(
-        "{name} in {} is not the one that is archived in repository {repository}: this server left its parent elsewhere",
-        pg_wal.display()
-    ))
-    .hint(TWO_PROMOTED))
-}
-
 /// The directory a file of `pg_wal` is in.
-fn directory_of(path: &Path) -> &Path {
+pub(super) fn directory_of(path: &Path) -> &Path {
     path.parent().unwrap_or_else(|| Path::new("."))
-}
-
-async fn missing_ancestors(system: &System, history: &TimelineHistory) -> Result<Vec<TimelineId>> {
-    let mut missing = Vec::new();
-    for parent in history.parents().iter().filter(|p| p.timeline != TimelineId::FIRST) {
-        if system.history(parent.timeline).await?.is_none() {
-            missing.push(parent.timeline);
-        }
-    }
-    Ok(missing)
 }
 
 async fn store_histories(
@@ -345,6 +323,8 @@ pub(in crate::ops) async fn store_history(
     }
 }
 
+/// # Errors
+/// `Refused` if one of the directories is a copy that nothing may be archived from.
 pub(super) fn refuse_copies(directories: &[PathBuf]) -> Result<()> {
     let Some(marked) = directories.iter().find(|dir| dir.join(COPY_MARKER).exists()) else { return Ok(()) };
     Err(Error::refused(format!(
@@ -374,25 +354,6 @@ pub(super) fn control_of(directories: &[PathBuf], name: WalFileName) -> Result<C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::durable::write_replace;
-    use crate::error::Kind;
-
-    #[test]
-    fn a_server_whose_own_history_is_another_one_does_not_archive_on_that_timeline() {
-        let dir = tempfile::tempdir().unwrap();
-        let own = dir.path().join("00000002.history");
-        let put = |text: &str| write_replace(&own, text.as_bytes(), 0o600, None).unwrap();
-        let timeline = TimelineId::new(2).unwrap();
-        let stored = TimelineHistory::parse(timeline, b"1\t0/3000100\tx\n").unwrap();
-        let check = || refuse_other_history(&stored, dir.path(), "local");
-        check().unwrap();
-        put("1\t0/3000100\tx\n");
-        check().unwrap();
-        for other in ["1\t0/4000100\tx\n", "torn"] {
-            put(other);
-            assert_eq!(check().unwrap_err().kind(), Kind::Refused, "{other}");
-        }
-    }
 
     #[test]
     fn a_file_without_an_owner_belongs_to_the_directory_it_lies_in() {

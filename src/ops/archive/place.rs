@@ -1,0 +1,250 @@
+//! One repository to store in, and what has to be known of it before anything is put there.
+//!
+//! ```text
+//!  identity ─ is it this cluster's? │ format ─ may this pitr write? │ floor ─ is it still wanted? │ histories ─ is it reachable?
+//!      └── asked each time by a command; an agent remembers the answers for five minutes (REPOSITORY.md 2) ──┘
+//! ```
+//! Invariants: nothing is remembered of a repository that failed; a history is remembered only when it and those of its ancestors are
+//! stored, which nothing undoes but retention of the whole timeline.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::push::{Offer, TWO_PROMOTED, directory_of};
+use crate::error::{Error, Result};
+use crate::repo::objects::Floor;
+use crate::repo::{RepoError, Repository, System};
+use crate::wal::timeline::MAX_HISTORY_BYTES;
+use crate::wal::{SystemId, TimelineHistory, TimelineId, WalFileName};
+
+/// How long an agent goes by what it saw.
+const REMEMBERED: Duration = Duration::from_secs(300);
+
+/// A repository to store in.
+#[derive(Debug, Clone)]
+pub struct Place {
+    repository: Repository,
+    memory: Option<Arc<Mutex<Option<Remembered>>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Remembered {
+    since: Instant,
+    system: System,
+    floor: Option<Floor>,
+    /// Those that are stored with all of their ancestors'.
+    histories: BTreeMap<TimelineId, TimelineHistory>,
+}
+
+/// A place that was looked at.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) system: System,
+    /// Timelines whose history must be stored before the file.
+    pub(super) missing: Vec<TimelineId>,
+}
+
+impl Place {
+    /// All of `repositories`, nothing of which is remembered.
+    pub(super) fn all(repositories: &[Repository]) -> Vec<Self> {
+        repositories.iter().map(|r| Self { repository: r.clone(), memory: None }).collect()
+    }
+
+    /// A place for many files: what it says is gone by for some minutes.
+    pub fn remembering(repository: Repository) -> Self {
+        Self { repository, memory: Some(Arc::default()) }
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Asks everything anew the next time.
+    pub(super) fn forget(&self) {
+        if let Some(memory) = &self.memory {
+            *memory.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
+    fn remembered(&self, system: SystemId) -> Option<Remembered> {
+        let memory = self.memory.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = |r: &&Remembered| r.since.elapsed() < REMEMBERED && r.system.identity().system == system;
+        memory.as_ref().filter(fresh).cloned()
+    }
+
+    fn remember(&self, remembered: Remembered) {
+        if let Some(memory) = &self.memory {
+            *memory.lock().unwrap_or_else(PoisonError::into_inner) = Some(remembered);
+        }
+    }
+
+    /// Looks at the repository while the file is read.
+    pub(super) async fn prepare(&self, offer: &Offer<'_>) -> Result<Ready> {
+        let pg_wal = directory_of(offer.path);
+        if let Some(known) = self.remembered(offer.system) {
+            self.check(&known.system, offer)?;
+            self.check_floor(known.floor.as_ref(), offer.name)?;
+            return self.with_histories(known, offer.name, pg_wal).await;
+        }
+        let system = match self.repository.open(offer.system).await {
+            Err(RepoError::NoIdentity { .. }) => {
+                return Err(foreign(&self.repository, offer.name, offer.system).await);
+            }
+            opened => opened?,
+        };
+        self.check(&system, offer)?;
+        let (writable, floor, histories) = tokio::join!(
+            self.repository.check_writable(),
+            system.floor(),
+            missing_histories(&system, offer.name, pg_wal)
+        );
+        writable?;
+        let floor = floor?;
+        self.check_floor(floor.as_ref(), offer.name)?;
+        let (missing, complete) = histories?;
+        let histories = complete.into_iter().map(|h| (h.timeline(), h)).collect();
+        self.remember(Remembered { since: Instant::now(), system: system.clone(), floor, histories });
+        Ok(Ready { system, missing })
+    }
+
+    async fn with_histories(&self, mut known: Remembered, name: WalFileName, pg_wal: &Path) -> Result<Ready> {
+        let system = known.system.clone();
+        if let Some(stored) = known.histories.get(&name.timeline()).filter(|_| needs_history(name)) {
+            refuse_other_history(stored, pg_wal, self.repository.name())?;
+            return Ok(Ready { system, missing: Vec::new() });
+        }
+        let (missing, complete) = missing_histories(&system, name, pg_wal).await?;
+        if let Some(history) = complete {
+            known.histories.insert(history.timeline(), history);
+            self.remember(known);
+        }
+        Ok(Ready { system, missing })
+    }
+
+    fn check(&self, system: &System, offer: &Offer<'_>) -> Result<()> {
+        let expected = system.identity().segment_size;
+        let Some(size) = offer.segment_size.filter(|size| *size != expected) else { return Ok(()) };
+        Err(Error::refused(format!(
+            "{} has segments of {} bytes, but system {} was initialised in repository {} with {}",
+            offer.name,
+            size.bytes(),
+            offer.system,
+            self.repository.name(),
+            expected.bytes(),
+        ))
+        .hint("pg_resetwal can change the segment size: take the cluster for a new one, under a new name"))
+    }
+
+    /// WAL that retention has given up would never be read, and never be deleted again.
+    fn check_floor(&self, floor: Option<&Floor>, name: WalFileName) -> Result<()> {
+        match name {
+            WalFileName::Segment(segment) if floor.is_some_and(|floor| !floor.keeps(segment)) => {
+                Err(RepoError::BelowFloor { repository: self.repository.name().to_owned(), name }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// No folder of this system identifier: another cluster, or one that was never initialised.
+async fn foreign(repository: &Repository, name: WalFileName, system: SystemId) -> Error {
+    let others = match repository.systems().await {
+        Ok(systems) => systems,
+        Err(e) => return e.into(),
+    };
+    let (cluster, place) = (repository.cluster(), repository.name());
+    if others.is_empty() {
+        return Error::not_found(format!(
+            "repository {place} holds no cluster {cluster}, so {name} cannot be stored"
+        ))
+        .hint("run `pitr init`; if it was run before, is the disk mounted, and is the URL right?");
+    }
+    let known: Vec<String> = others.iter().map(ToString::to_string).collect();
+    Error::refused(format!("{name} was written by system {system}, but cluster {cluster} in repository {place} is system {}", known.join(", ")))
+        .hint("another cluster's archive_command points here, or this one is new under an old name: then `pitr init --system-id`")
+}
+
+/// Whether a file is of no use without the history of its timeline.
+fn needs_history(name: WalFileName) -> bool {
+    matches!(name, WalFileName::Segment(_) | WalFileName::Partial(_)) && name.timeline() != TimelineId::FIRST
+}
+
+/// Timelines on the way to `name` whose history is not stored, the segment's own first; and the segment's history, if all are. Ancestors
+/// of a history that is not stored either are found when it is read from `pg_wal`.
+async fn missing_histories(
+    system: &System,
+    name: WalFileName,
+    pg_wal: &Path,
+) -> Result<(Vec<TimelineId>, Option<TimelineHistory>)> {
+    if !needs_history(name) {
+        return Ok((Vec::new(), None));
+    }
+    let Some(history) = system.history(name.timeline()).await? else {
+        return Ok((vec![name.timeline()], None));
+    };
+    refuse_other_history(&history, pg_wal, system.repository().name())?;
+    let missing = missing_ancestors(system, &history).await?;
+    let complete = missing.is_empty().then_some(history);
+    Ok((missing, complete))
+}
+
+/// The server's own history of a segment's timeline must be the stored one: of two servers that were promoted to one timeline only
+/// one may archive here. PostgreSQL offers no history of the time when archiving was off (RECOVERY 8), so a segment may be the first
+/// file that could show it. A history that the server removed proves nothing.
+fn refuse_other_history(stored: &TimelineHistory, pg_wal: &Path, repository: &str) -> Result<()> {
+    let name = WalFileName::History(stored.timeline());
+    let Ok(file) = std::fs::File::open(pg_wal.join(name.to_string())) else { return Ok(()) };
+    let mut own = Vec::new();
+    let limit = u64::try_from(MAX_HISTORY_BYTES).unwrap_or(u64::MAX);
+    file.take(limit).read_to_end(&mut own).map_err(|e| {
+        Error::failed(format!("cannot read {name} in {}", pg_wal.display()))
+            .source(e)
+            .hint("run the command as the owner of the data directory")
+    })?;
+    if TimelineHistory::parse(stored.timeline(), &own).is_ok_and(|own| own == *stored) {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "{name} in {} is not the one that is archived in repository {repository}: this server left its parent elsewhere",
+        pg_wal.display()
+    ))
+    .hint(TWO_PROMOTED))
+}
+
+pub(super) async fn missing_ancestors(system: &System, history: &TimelineHistory) -> Result<Vec<TimelineId>> {
+    let mut missing = Vec::new();
+    for parent in history.parents().iter().filter(|p| p.timeline != TimelineId::FIRST) {
+        if system.history(parent.timeline).await?.is_none() {
+            missing.push(parent.timeline);
+        }
+    }
+    Ok(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::write_replace;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_server_whose_own_history_is_another_one_does_not_archive_on_that_timeline() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("00000002.history");
+        let put = |text: &str| write_replace(&own, text.as_bytes(), 0o600, None).unwrap();
+        let timeline = TimelineId::new(2).unwrap();
+        let stored = TimelineHistory::parse(timeline, b"1\t0/3000100\tx\n").unwrap();
+        let check = || refuse_other_history(&stored, dir.path(), "local");
+        check().unwrap();
+        put("1\t0/3000100\tx\n");
+        check().unwrap();
+        for other in ["1\t0/4000100\tx\n", "torn"] {
+            put(other);
+            assert_eq!(check().unwrap_err().kind(), Kind::Refused, "{other}");
+        }
+    }
+}
