@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  main.rs  cli/                       flags, text and JSON, exit codes
+//!           agent/                     the resident process: socket, what is stored ahead
 //!           ops/                       archive backup plan restore init check info expire
 //!  repo/ (access)  store  pgwire/conn  durable  clock      the only places that touch the world
 //!  ---------------------------------------------------------------------- below: no IO, no clock, no async
@@ -11,6 +12,7 @@
 //! ARCHITECTURE.md draws the paths of the data; FORMAT.md fixes every stored byte.
 
 pub mod account;
+pub mod agent;
 pub mod authorities;
 pub mod cli;
 pub mod clock;

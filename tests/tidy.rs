@@ -52,11 +52,12 @@ const LAYERS: &[(&str, &[&str])] = &[
             "target", "config", "ops",
         ],
     ),
+    ("agent", &["wal", "codec", "repo", "clock", "error", "ops", "agent"]),
     (
         "cli",
         &[
             "account", "wal", "pgdata", "codec", "repo", "pgwire", "clock", "durable", "store", "error",
-            "target", "config", "ops", "cli",
+            "target", "config", "ops", "agent", "cli",
         ],
     ),
 ];

@@ -53,6 +53,8 @@ pub enum Command {
     ArchivePush(PushArgs),
     /// Fetch one WAL file: restore_command = 'pitr --config FILE archive-get %f "%p"'
     ArchiveGet(GetArgs),
+    /// Stay, and make archiving fast: stores WAL before PostgreSQL asks, answers archive-push. Runs as the server's user
+    Agent(AgentArgs),
     /// Archive a damaged WAL segment as it is, so that archiving gets past it. Moments behind it need a new backup
     Accept(AcceptArgs),
     /// Take a base backup over the replication protocol
@@ -133,6 +135,14 @@ pub struct CheckArgs {
 pub struct PushArgs {
     /// The file, relative to the data directory or absolute (%p)
     pub path: PathBuf,
+}
+
+/// Flags of `agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Ask the agent that runs how it goes, and end
+    #[arg(long)]
+    pub status: bool,
 }
 
 /// Arguments of `accept`.

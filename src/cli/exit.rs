@@ -74,7 +74,11 @@ impl Caller {
 
     /// The code of a failure of this kind.
     pub fn failure(self, kind: Kind) -> u8 {
-        let code = kind.exit_code();
+        self.code(kind.exit_code())
+    }
+
+    /// The code of a failure that a person would see as `code`.
+    pub fn code(self, code: u8) -> u8 {
         match self {
             Self::Recovery => GET_FAILURE.saturating_add(code.min(GET_PANIC - GET_FAILURE - 1)),
             Self::Archiver => code.clamp(1, 125),

@@ -1,12 +1,13 @@
 //! The command line: flags, text and JSON, exit codes. A file per command.
 //!
 //! ```text
-//!  args ─ Caller (whose exit codes?) ─ clap ─ configuration ─ step down from root ─ ops::… ─ text or JSON ─ exit code
+//!  args ─ Caller (whose exit codes?) ─ thin (an agent's answer?) ─ clap ─ configuration ─ step down from root ─ ops::… ─ text or JSON ─ exit code
 //! ```
 //! The first step comes before parsing because even a usage error of `archive-get` must stop recovery (`exit.rs`). Nothing below
 //! this module prints, reads the environment or knows about exit codes.
 
 pub mod accept;
+pub mod agent;
 pub mod archive;
 pub mod args;
 pub mod backup;
@@ -23,6 +24,7 @@ pub mod privilege;
 pub mod progress;
 pub mod restore;
 pub mod sql;
+pub mod thin;
 pub mod verify;
 
 use std::ffi::OsString;
@@ -58,6 +60,9 @@ const DEFECT: &str = "error: pitr met a defect of its own and stopped; the lines
 HINT: what was not reported as done is not done, and can be repeated; please report the lines above";
 
 fn parse_and_run(args: Vec<OsString>, caller: Caller) -> ExitCode {
+    if let Some(code) = thin::answer(&args) {
+        return code;
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => return usage(&e, caller),
@@ -112,6 +117,7 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
     match cli.command {
         Command::ArchivePush(args) => alone(archive::push(&common, &args)),
         Command::ArchiveGet(args) => alone(archive::get(&common, &args)),
+        Command::Agent(args) => agent::run(&common, &args),
         Command::Accept(args) => with_threads(|_| accept::run(&common, &args)),
         Command::Demo(args) => demo::run(&args, common.json),
         Command::Completions { shell } => {

@@ -21,7 +21,7 @@ pub const LOCAL_FILE: &str = "pitr.toml";
 pub const VARIABLE: &str = "PITR_CONFIG";
 
 /// Longest file that is read.
-const MAX_BYTES: u64 = 1024 * 1024;
+pub const MAX_BYTES: u64 = 1024 * 1024;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,216 @@
+//! `pitr agent`: one process that stays, for what PostgreSQL would else start a program for each time.
+//!
+//! ```text
+//!  archive_command ─► client ──socket──► server ─► pusher ─► repositories
+//!                       │ nobody there, or unsure     ▲
+//!                       └─► works alone               └── queue: archive_status, looked at each second and after each file
+//! ```
+//! Invariants: an agent makes things faster and nothing else. No state on disk is trusted, nothing needs it to be there, and killing it at any
+//! moment loses nothing that was said yes to. What it answers is true of the configuration that the asker goes by ([`wire::digest`]);
+//! when that file changes the agent reads it again.
+
+pub mod client;
+mod effort;
+mod pusher;
+mod queue;
+mod server;
+pub mod wire;
+
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock as _, SystemClock};
+use crate::codec::Compression;
+use crate::error::{Error, Result};
+use crate::ops::archive::{COPY_MARKER, Place};
+use crate::repo::Repository;
+use pusher::Pusher;
+use server::{Desk, Generation, Wish};
+
+/// Between two looks at the queue when nothing happens.
+const LOOK: Duration = Duration::from_secs(1);
+/// Least time between two readings of the configuration.
+const RELOAD: Duration = Duration::from_secs(2);
+
+/// What an agent goes by.
+#[derive(Debug)]
+pub struct Setup {
+    /// [`wire::digest`] of the configuration file.
+    pub config: String,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Where WAL goes.
+    pub repositories: Vec<Repository>,
+    /// How WAL is compressed when there is time.
+    pub compression: Compression,
+    /// Files under way at once.
+    pub push_ahead: usize,
+}
+
+/// Runs until `cancel`. `load` reads the configuration again; `ready` is called once questions are taken.
+///
+/// # Errors
+/// `Busy` if another agent has the socket; `Failed` if it cannot be made.
+pub async fn run(
+    setup: Setup,
+    load: impl Fn() -> Result<Setup> + Send + Sync + 'static,
+    ready: impl FnOnce(),
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let socket = Socket::bind(&setup.socket)?;
+    let (reload, mut wishes) = mpsc::channel(1);
+    let (generation, mut life) = begin(&setup, cancel);
+    let desk = Arc::new(Desk {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        current: RwLock::new(generation),
+        reload,
+    });
+    let serving = tokio::spawn(server::serve(socket.listen()?, Arc::clone(&desk)));
+    ready();
+    let load = Arc::new(load);
+    loop {
+        let wish = tokio::select! {
+            biased;
+            () = cancel.cancelled() => break,
+            wish = wishes.recv() => wish,
+        };
+        let load = Arc::clone(&load);
+        match tokio::task::spawn_blocking(move || load()).await {
+            Ok(Ok(new)) if new.socket != setup.socket => {
+                tracing::warn!("the configuration names another socket: restart the agent");
+            }
+            // It was the asker who went by another file.
+            Ok(Ok(new)) if wish == Some(Wish::Configuration) && new.config == desk.generation().config => {}
+            Ok(Ok(new)) => {
+                let (generation, next) = begin(&new, cancel);
+                std::mem::replace(&mut life, next).cancel();
+                *desk.current.write().unwrap_or_else(PoisonError::into_inner) = generation;
+                tracing::info!("the configuration was read again");
+            }
+            Ok(Err(e)) => tracing::warn!("the configuration was changed and cannot be used: {}", e.report()),
+            Err(e) => tracing::warn!("the configuration cannot be read again: {e}"),
+        }
+        tokio::select! {
+            () = cancel.cancelled() => break,
+            () = crate::clock::sleep(RELOAD) => {}
+        }
+    }
+    serving.abort();
+    drop(socket);
+    Ok(())
+}
+
+/// Starts what works by one configuration; it stops when the token is cancelled.
+fn begin(setup: &Setup, cancel: &CancellationToken) -> (Arc<Generation>, CancellationToken) {
+    let places = setup.repositories.iter().cloned().map(Place::remembering).collect();
+    let pusher = Arc::new(Pusher::new(places, setup.data_dir.clone(), setup.compression, setup.push_ahead));
+    let life = cancel.child_token();
+    tokio::spawn(store_ahead(Arc::clone(&pusher), life.clone()));
+    (Arc::new(Generation { config: setup.config.clone(), pusher }), life)
+}
+
+/// Looks at the queue and stores what is in it, for as long as it lives.
+async fn store_ahead(pusher: Arc<Pusher>, life: CancellationToken) {
+    let archive_status = pusher.data_dir().join("pg_wal/archive_status");
+    let marker = pusher.data_dir().join(COPY_MARKER);
+    let mut ended = pusher.ended();
+    let mut seen = None;
+    let mut complained = false;
+    while !life.is_cancelled() {
+        ended.mark_unchanged();
+        // Nothing is archived from a copy.
+        if !marker.exists() {
+            let now = changed(&archive_status);
+            if now.is_none() || now != seen {
+                match queue::ready(&archive_status) {
+                    Ok(ready) => {
+                        pusher.queue(ready);
+                        complained = false;
+                    }
+                    Err(e) if !complained => {
+                        complained = true;
+                        tracing::warn!("cannot read {}: {e}", archive_status.display());
+                    }
+                    Err(_) => {}
+                }
+                seen = now;
+            }
+            pusher.fill();
+        }
+        tokio::select! {
+            () = life.cancelled() => break,
+            // The sender lives as long as the pusher does.
+            _ = ended.changed() => {}
+            () = crate::clock::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// When the directory was last changed; `None` if that was just now, so that another change may not show in its time.
+fn changed(directory: &Path) -> Option<Timestamp> {
+    let modified = std::fs::metadata(directory).and_then(|found| found.modified()).ok()?;
+    let modified = Timestamp::try_from(modified).ok()?;
+    (SystemClock.now().duration_since(modified) > SignedDuration::from_millis(50)).then_some(modified)
+}
+
+/// The socket's place in the file system, and the right to it.
+#[derive(Debug)]
+struct Socket {
+    path: PathBuf,
+    /// Locked for as long as this lives.
+    _lock: File,
+}
+
+impl Socket {
+    fn bind(path: &Path) -> Result<Self> {
+        let failed = |what: &str, e: std::io::Error| {
+            Error::failed(format!("cannot {what} {}", path.display())).source(e).hint(
+                "its directory must exist and belong to the server's user: under systemd, RuntimeDirectory=pitr makes it; else name another socket in [agent]",
+            )
+        };
+        let mut open = File::options();
+        open.write(true).create(true).truncate(false).mode(0o600);
+        let lock = open.open(path.with_extension("lock")).map_err(|e| failed("make the lock beside", e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::busy(format!("another agent listens at {}", path.display()))
+                    .hint("one agent serves a cluster; `pitr agent --status` asks it how it goes"));
+            }
+            Err(TryLockError::Error(e)) => return Err(failed("lock what lies beside", e)),
+        }
+        // Left by one that was killed: whoever holds the lock may take it away.
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("replace the socket", e)),
+            _ => Ok(Self { path: path.to_owned(), _lock: lock }),
+        }
+    }
+
+    fn listen(&self) -> Result<UnixListener> {
+        let failed = |e: std::io::Error| {
+            Error::failed(format!("cannot listen at {}", self.path.display()))
+                .source(e)
+                .hint("a socket's path has at most 107 bytes; name another one in [agent]")
+        };
+        let listener = UnixListener::bind(&self.path).map_err(failed)?;
+        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(listener)
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // One that stays is replaced by the next agent.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

@@ -1,0 +1,216 @@
+//! The agent's end of the socket: who may ask, and what is answered.
+//!
+//! ```text
+//!  accept ─► the server's user or root? ─► "+" ─► question ─► same version, same configuration, same pg_wal? ─► push ─► yes / no
+//!                  └ no: closed                                        └ no: "unsure", the asker works alone
+//! ```
+//! Invariants: only what this module can stand for is answered; for all else the asker is sent to do it itself. The number of conversations and
+//! the length of each are bounded.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::pusher::{Pusher, Status};
+use super::queue::Turn;
+use super::wire::{self, AT_IT, Answer, Ask, HEARD, Question};
+use crate::codec::Compression;
+use crate::error::{Error, Kind};
+use crate::ops::archive::COPY_MARKER;
+use crate::wal::WalFileName;
+
+/// Conversations at once: PostgreSQL has one, a person a few.
+const MOST: usize = 64;
+/// Longest wait for a question.
+const TO_ASK: Duration = Duration::from_secs(2);
+/// Between two signs of life.
+const SIGN: Duration = Duration::from_secs(1);
+/// Longest work on one question: beyond all deadlines of the store, so that only a defect of ours gets there.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// The configuration that the agent goes by, and what works by it.
+#[derive(Debug)]
+pub(super) struct Generation {
+    /// [`wire::digest`] of the configuration file.
+    pub(super) config: String,
+    pub(super) pusher: Arc<Pusher>,
+}
+
+/// Why the configuration is to be read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// An asker goes by another text of it.
+    Configuration,
+    /// A store refused the credentials, which may lie in another file.
+    Credentials,
+}
+
+/// What all conversations share.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) version: String,
+    pub(super) current: RwLock<Arc<Generation>>,
+    /// Asks for the configuration to be read again.
+    pub(super) reload: mpsc::Sender<Wish>,
+}
+
+impl Desk {
+    pub(super) fn generation(&self) -> Arc<Generation> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn answer(&self, question: &Question) -> Answer {
+        let generation = self.generation();
+        let unsure = |why: &str| Answer::Unsure { why: why.to_owned() };
+        if let Ask::Status = question.ask {
+            return status(&self.version, &generation);
+        }
+        if question.version != self.version {
+            return Answer::Unsure {
+                why: format!("it is pitr {}: restart it to run this one", self.version),
+            };
+        }
+        if question.config != generation.config {
+            // A full channel has a wish in it already.
+            let _ = self.reload.try_send(Wish::Configuration);
+            return unsure("it does not know this configuration yet");
+        }
+        match &question.ask {
+            Ask::Push { directory, path } => self.push(&generation, &directory.join(path)).await,
+            Ask::Status => status(&self.version, &generation),
+        }
+    }
+
+    async fn push(&self, generation: &Generation, path: &Path) -> Answer {
+        let pusher = &generation.pusher;
+        let unsure = |why: String| Answer::Unsure { why };
+        let name = path.file_name().and_then(|name| name.to_str());
+        let Some(Ok(name)) = name.map(WalFileName::parse) else {
+            return unsure("that is no name of a WAL file".to_owned());
+        };
+        let pg_wal = pusher.data_dir().join("pg_wal");
+        if !is_same(path.parent().unwrap_or(path), &pg_wal) {
+            return unsure(format!("it archives {} and nothing else", pg_wal.display()));
+        }
+        if pusher.data_dir().join(COPY_MARKER).exists() {
+            return unsure("its data directory is a copy".to_owned());
+        }
+        match pusher.push(&Turn::of(name), path).await {
+            Ok(warnings) => Answer::Yes { warnings },
+            Err(e) if matches!(e.kind(), Kind::Failed | Kind::Busy) => no(e),
+            Err(e) => {
+                if e.kind() == Kind::Key {
+                    let _ = self.reload.try_send(Wish::Credentials);
+                }
+                unsure(e.to_string())
+            }
+        }
+    }
+}
+
+fn no(error: Error) -> Answer {
+    let general = error.kind().advice();
+    let error = if error.advice().is_some() { error } else { error.hint(general) };
+    Answer::No { code: error.exit_code(), report: error.report() }
+}
+
+fn is_same(one: &Path, two: &Path) -> bool {
+    let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    identity(one).is_some_and(|found| identity(two) == Some(found))
+}
+
+fn status(version: &str, generation: &Generation) -> Answer {
+    let Status { ready, waiting, first_waiting, under_way, compression, lanes } = generation.pusher.status();
+    let lanes: Vec<_> = lanes
+        .iter()
+        .map(|lane| {
+            serde_json::json!({
+                "name": lane.repository, "required": lane.required, "lacks": lane.lacks, "failing": lane.failing,
+            })
+        })
+        .collect();
+    let level = match compression {
+        Compression::Zstd { level } => Some(level),
+        Compression::Stored => None,
+    };
+    let json = serde_json::json!({
+        "schema": "pitr.agent-status.v1",
+        "version": version,
+        "pid": std::process::id(),
+        "data_dir": generation.pusher.data_dir(),
+        "ready": ready,
+        "waiting": waiting,
+        "first_waiting": first_waiting,
+        "under_way": under_way,
+        "level": level,
+        "repositories": lanes,
+    });
+    Answer::Status { json: json.to_string() }
+}
+
+/// Answers until the listener is dropped.
+pub(super) async fn serve(listener: UnixListener, desk: Arc<Desk>) {
+    let places = Arc::new(Semaphore::new(MOST));
+    let own = nix::unistd::Uid::effective().as_raw();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // No descriptors left, for a moment: asking again at once would only heat.
+                tracing::warn!("the socket takes no connection: {e}");
+                crate::clock::sleep(SIGN).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == own || peer.uid() == 0 => {}
+            Ok(peer) => {
+                tracing::warn!("user {} asked at the socket and was turned away", peer.uid());
+                continue;
+            }
+            Err(_) => continue,
+        }
+        let desk = Arc::clone(&desk);
+        tokio::spawn(async move {
+            // An asker that went away needs no answer.
+            let _ = converse(stream, &desk).await;
+            drop(place);
+        });
+    }
+}
+
+async fn converse(mut stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
+    stream.write_all(&[HEARD]).await?;
+    let Some(question) = tokio::time::timeout(TO_ASK, read(&mut stream)).await?? else {
+        let why = "it did not understand the question".to_owned();
+        return stream.write_all(&Answer::Unsure { why }.encode()).await;
+    };
+    let work = tokio::time::timeout(PATIENCE, desk.answer(&question));
+    tokio::pin!(work);
+    let mut signs = tokio::time::interval_at(tokio::time::Instant::now() + SIGN, SIGN);
+    let answer = loop {
+        tokio::select! {
+            biased;
+            answer = &mut work => {
+                break answer.unwrap_or_else(|_| Answer::Unsure { why: "it came to no answer".to_owned() });
+            }
+            _ = signs.tick() => stream.write_all(&[AT_IT]).await?,
+        }
+    };
+    stream.write_all(&answer.encode()).await
+}
+
+async fn read(stream: &mut UnixStream) -> std::io::Result<Option<Question>> {
+    let mut head = [0; 4];
+    stream.read_exact(&mut head).await?;
+    let Some(length) = wire::length(head) else { return Ok(None) };
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok(Question::decode(&body))
+}

@@ -1,0 +1,145 @@
+//! `pitr agent`: the resident process, and the question how it goes.
+//!
+//! Runs in the foreground as the owner of the data directory, under systemd (`Type=notify`) or any supervisor; a socket's directory that is
+//! not there is made while pitr is still root. What it notices goes to standard error, as log lines; standard output stays empty.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::archive::compression;
+use super::privilege;
+use super::thin::Door;
+use crate::agent::wire::{self, Answer, Ask};
+use crate::agent::{self, Setup};
+use crate::cli::args::{AgentArgs, Common};
+use crate::cli::context::Context;
+use crate::cli::exit::Ended;
+use crate::cli::{output, with_threads};
+use crate::config::load::Caller;
+use crate::error::{Error, Result};
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`agent::run`]; `Usage` for a configuration without a data directory, `NotFound` for `--status` where nobody listens.
+pub fn run(common: &Common, args: &AgentArgs) -> Result<Ended> {
+    let context = Context::load(common, Caller::Operator)?;
+    if args.status {
+        return status(&context);
+    }
+    make_directory(&context)?;
+    context.act_as_owner()?;
+    let setup = setup(&context)?;
+    // Found by its place from now on, wherever it was looked for.
+    let common = Common { config: context.config.path.clone(), ..common.clone() };
+    let load = move || setup_again(&common);
+    let ready = || {
+        if let Err(e) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            tracing::warn!("systemd cannot be told that the agent is ready: {e}");
+        }
+    };
+    with_threads(|cancel| async move {
+        agent::run(setup, load, ready, &cancel).await?;
+        // What it was told to do is done: stopping is no failure.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        Ok(Ended::Well)
+    })
+}
+
+fn setup_again(common: &Common) -> Result<Setup> {
+    setup(&Context::load(common, Caller::Operator)?)
+}
+
+fn setup(context: &Context) -> Result<Setup> {
+    let config = &context.config;
+    let missing = |what: &str| {
+        Error::usage(format!("the agent needs {what}"))
+            .hint("`pitr init` writes a configuration with all that is needed; name it with --config")
+    };
+    let Some(file) = &config.path else { return Err(missing("a configuration file")) };
+    let Some(data_dir) = config.postgres.data_dir.clone() else {
+        return Err(missing("data_dir in the [postgres] section of the configuration"));
+    };
+    let text = std::fs::read(file)
+        .map_err(|e| Error::usage(format!("cannot read the configuration {}", file.display())).source(e))?;
+    Ok(Setup {
+        config: wire::digest(&text),
+        socket: config.agent.socket.clone(),
+        data_dir,
+        repositories: context.repositories()?,
+        compression: compression(&config.archive),
+        push_ahead: usize::try_from(config.archive.push_ahead).unwrap_or(usize::MAX),
+    })
+}
+
+/// The directory of the socket belongs to the server's user.
+fn make_directory(context: &Context) -> Result<()> {
+    let Some(directory) = context.config.agent.socket.parent().filter(|dir| !dir.exists()) else {
+        return Ok(());
+    };
+    let failed = |e: std::io::Error| {
+        Error::failed(format!("cannot make {}, the directory of the agent's socket", directory.display()))
+            .source(e)
+            .hint("make it as root, or name another socket in [agent]")
+    };
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(failed)?;
+    if let Some(owner) = context.owner().filter(|_| privilege::is_root()) {
+        std::os::unix::fs::chown(directory, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn status(context: &Context) -> Result<Ended> {
+    let absent = |socket: &Path| {
+        Error::not_found(format!("no agent answers at {}", socket.display()))
+            .hint("start it: `pitr agent`, or `systemctl start` of its unit; archive-push works without it, only slower")
+    };
+    let door = context.config.path.as_deref().and_then(Door::of);
+    let Some(door) = door else { return Err(absent(&context.config.agent.socket)) };
+    let own = nix::unistd::Uid::effective().as_raw();
+    let trusted: Vec<u32> = [own, 0].into_iter().chain(context.owner().map(|account| account.uid)).collect();
+    let answer = door.ask(Ask::Status, &trusted).map_err(|e| absent(&door.socket).source(e))?;
+    let Answer::Status { json } = answer else { return Err(absent(&door.socket)) };
+    let said: Value = serde_json::from_str(&json)
+        .map_err(|e| Error::failed("the agent's account of itself cannot be read").source(e))?;
+    if context.common.json {
+        output::json(&said);
+    } else {
+        output::say(&as_text(&said));
+    }
+    let failing = |repository: &Value| !repository["failing"].is_null();
+    let troubled = said["repositories"].as_array().is_some_and(|all| all.iter().any(failing));
+    Ok(if troubled { Ended::AtRisk } else { Ended::Well })
+}
+
+fn as_text(said: &Value) -> String {
+    let number = |key: &str| said[key].as_u64().unwrap_or(0);
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut text = format!(
+        "agent {} (pid {}) archives {}\nready {}, not yet stored {}, under way {}\n",
+        word(&said["version"]),
+        number("pid"),
+        word(&said["data_dir"]),
+        number("ready"),
+        number("waiting"),
+        number("under_way"),
+    );
+    if let Some(first) = said["first_waiting"].as_str() {
+        text.push_str(&format!("next {first}\n"));
+    }
+    for repository in said["repositories"].as_array().into_iter().flatten() {
+        let kind = if repository["required"] == true { "required" } else { "optional" };
+        let lacks = repository["lacks"].as_u64().unwrap_or(0);
+        let state = match repository["failing"].as_str() {
+            Some(why) => format!("fails: {why}"),
+            None => "works".to_owned(),
+        };
+        text.push_str(&format!(
+            "repository {} ({kind}): lacks {lacks}, {state}\n",
+            word(&repository["name"])
+        ));
+    }
+    text
+}
