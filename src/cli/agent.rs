@@ -29,6 +29,7 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<Ended> {
     if args.status {
         return status(&context);
     }
+    needed(&context)?;
     make_directory(&context)?;
     context.act_as_owner()?;
     let setup = setup(&context)?;
@@ -52,22 +53,27 @@ fn setup_again(common: &Common) -> Result<Setup> {
     setup(&Context::load(common, Caller::Operator)?)
 }
 
-fn setup(context: &Context) -> Result<Setup> {
-    let config = &context.config;
+/// The configuration file and the data directory.
+fn needed(context: &Context) -> Result<(&Path, &Path)> {
     let missing = |what: &str| {
         Error::usage(format!("the agent needs {what}"))
             .hint("`pitr init` writes a configuration with all that is needed; name it with --config")
     };
-    let Some(file) = &config.path else { return Err(missing("a configuration file")) };
-    let Some(data_dir) = config.postgres.data_dir.clone() else {
-        return Err(missing("data_dir in the [postgres] section of the configuration"));
-    };
+    let file = context.config.path.as_deref().ok_or_else(|| missing("a configuration file"))?;
+    let data_dir = context.config.postgres.data_dir.as_deref();
+    let data_dir =
+        data_dir.ok_or_else(|| missing("data_dir in the [postgres] section of the configuration"))?;
+    Ok((file, data_dir))
+}
+
+fn setup(context: &Context) -> Result<Setup> {
+    let (config, (file, data_dir)) = (&context.config, needed(context)?);
     let text = std::fs::read(file)
         .map_err(|e| Error::usage(format!("cannot read the configuration {}", file.display())).source(e))?;
     Ok(Setup {
         config: wire::digest(&text),
         socket: config.agent.socket.clone(),
-        data_dir,
+        data_dir: data_dir.to_owned(),
         repositories: context.repositories()?,
         compression: compression(&config.archive),
         push_ahead: usize::try_from(config.archive.push_ahead).unwrap_or(usize::MAX),

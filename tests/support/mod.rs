@@ -5,6 +5,7 @@
 
 #[cfg(feature = "testing")]
 pub mod actors;
+pub mod agent;
 pub mod audit;
 pub mod azurite;
 pub mod clock;
