@@ -1,9 +1,10 @@
 //! `pitr agent`: one process that stays, for what PostgreSQL would else start a program for each time.
 //!
 //! ```text
-//!  archive_command ─► client ──socket──► server ─► pusher ─► repositories
-//!                       │ nobody there, or unsure     ▲
-//!                       └─► works alone               └── queue: archive_status, looked at each second and after each file
+//!  archive_command ─► client ──socket──► server ─► pusher  ─► repositories
+//!  restore_command ─┘   │ nobody there, or unsure  │  ▲
+//!                       └─► works alone            │  └── queue: archive_status, looked at each second and after each file
+//!                                                  └► fetcher ─► pg_wal/pitr-spool: the next segments of the route
 //! ```
 //! Invariants: an agent makes things faster and nothing else. No state on disk is trusted, nothing needs it to be there, and killing it at any
 //! moment loses nothing that was said yes to. What it answers is true of the configuration that the asker goes by ([`wire::digest`]);
@@ -11,6 +12,7 @@
 
 pub mod client;
 mod effort;
+pub mod fetcher;
 mod pusher;
 mod queue;
 mod server;
@@ -32,6 +34,8 @@ use crate::codec::Compression;
 use crate::error::{Error, Result};
 use crate::ops::archive::{COPY_MARKER, Place};
 use crate::repo::Repository;
+use crate::wal::SegmentName;
+use fetcher::Fetcher;
 use pusher::Pusher;
 use server::{Desk, Generation, Wish};
 
@@ -110,17 +114,59 @@ pub async fn run(
     Ok(())
 }
 
+/// What fetches ahead for one recovery where there is no agent.
+#[derive(Debug)]
+pub struct Prefetch {
+    /// What the askers go by: [`wire::digest`].
+    pub config: String,
+    /// Where it listens: below the spool.
+    pub socket: PathBuf,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// Where WAL comes from.
+    pub repositories: Vec<Repository>,
+    /// The segment that was fetched last.
+    pub from: SegmentName,
+    /// How it was.
+    pub errand: wire::Errand,
+}
+
+/// Fetches ahead until recovery has asked for nothing for a minute, or `lives` says that its server is gone.
+///
+/// # Errors
+/// If another process fetches ahead already, or the socket cannot be made.
+pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool) -> Result<()> {
+    let Prefetch { config, socket, data_dir, repositories, from, errand } = setup;
+    let fetcher = Arc::new(Fetcher::new(repositories, data_dir));
+    // Whoever has the spool has the socket in it.
+    fetcher.begin(from, &errand).await?;
+    let socket = Socket::bind(&socket)?;
+    let (reload, _wishes) = mpsc::channel(1);
+    let generation = Arc::new(Generation { config, pusher: None, fetcher: Arc::clone(&fetcher) });
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let desk = Arc::new(Desk { version, current: RwLock::new(generation), reload });
+    let serving = tokio::spawn(server::serve(socket.listen()?, desk));
+    while lives() && !fetcher.rest() {
+        crate::clock::sleep(LOOK).await;
+    }
+    serving.abort();
+    drop(socket);
+    fetcher.end();
+    Ok(())
+}
+
 /// Starts what works by one configuration; it stops when the token is cancelled.
 fn begin(setup: &Setup, cancel: &CancellationToken) -> (Arc<Generation>, CancellationToken) {
     let places = setup.repositories.iter().cloned().map(Place::remembering).collect();
     let pusher = Arc::new(Pusher::new(places, setup.data_dir.clone(), setup.compression, setup.push_ahead));
+    let fetcher = Arc::new(Fetcher::new(setup.repositories.clone(), setup.data_dir.clone()));
     let life = cancel.child_token();
-    tokio::spawn(store_ahead(Arc::clone(&pusher), life.clone()));
-    (Arc::new(Generation { config: setup.config.clone(), pusher }), life)
+    tokio::spawn(store_ahead(Arc::clone(&pusher), Arc::clone(&fetcher), life.clone()));
+    (Arc::new(Generation { config: setup.config.clone(), pusher: Some(pusher), fetcher }), life)
 }
 
 /// Looks at the queue and stores what is in it, for as long as it lives.
-async fn store_ahead(pusher: Arc<Pusher>, life: CancellationToken) {
+async fn store_ahead(pusher: Arc<Pusher>, fetcher: Arc<Fetcher>, life: CancellationToken) {
     let archive_status = pusher.data_dir().join("pg_wal/archive_status");
     let marker = pusher.data_dir().join(COPY_MARKER);
     let mut ended = pusher.ended();
@@ -128,6 +174,7 @@ async fn store_ahead(pusher: Arc<Pusher>, life: CancellationToken) {
     let mut complained = false;
     while !life.is_cancelled() {
         ended.mark_unchanged();
+        fetcher.rest();
         // Nothing is archived from a copy.
         if !marker.exists() {
             let now = changed(&archive_status);

@@ -16,9 +16,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
+use super::fetcher::Fetcher;
 use super::pusher::{Pusher, Status};
 use super::queue::Turn;
-use super::wire::{self, AT_IT, Answer, Ask, HEARD, Question};
+use super::wire::{self, AT_IT, Answer, Ask, Errand, HEARD, Question};
 use crate::codec::Compression;
 use crate::error::{Error, Kind};
 use crate::ops::archive::COPY_MARKER;
@@ -38,7 +39,10 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 pub(super) struct Generation {
     /// [`wire::digest`] of the configuration file.
     pub(super) config: String,
-    pub(super) pusher: Arc<Pusher>,
+    /// Answers for `archive-push`; a process that only fetches ahead has none.
+    pub(super) pusher: Option<Arc<Pusher>>,
+    /// Answers for `archive-get`.
+    pub(super) fetcher: Arc<Fetcher>,
 }
 
 /// Why the configuration is to be read again.
@@ -67,8 +71,10 @@ impl Desk {
     async fn answer(&self, question: &Question) -> Answer {
         let generation = self.generation();
         let unsure = |why: &str| Answer::Unsure { why: why.to_owned() };
-        if let Ask::Status = question.ask {
-            return status(&self.version, &generation);
+        let pushes = generation.pusher.as_ref();
+        if question.ask == Ask::Status {
+            let said = pushes.map(|pusher| status(&self.version, pusher));
+            return said.unwrap_or_else(|| unsure("it only fetches ahead"));
         }
         if question.version != self.version {
             return Answer::Unsure {
@@ -80,14 +86,14 @@ impl Desk {
             let _ = self.reload.try_send(Wish::Configuration);
             return unsure("it does not know this configuration yet");
         }
-        match &question.ask {
-            Ask::Push { directory, path } => self.push(&generation, &directory.join(path)).await,
-            Ask::Status => status(&self.version, &generation),
+        match (&question.ask, pushes) {
+            (Ask::Push { directory, path }, Some(pusher)) => self.push(pusher, &directory.join(path)).await,
+            (Ask::Get { file, errand }, _) => get(&generation.fetcher, file, errand).await,
+            (Ask::Push { .. } | Ask::Status, _) => unsure("it only fetches ahead"),
         }
     }
 
-    async fn push(&self, generation: &Generation, path: &Path) -> Answer {
-        let pusher = &generation.pusher;
+    async fn push(&self, pusher: &Arc<Pusher>, path: &Path) -> Answer {
         let unsure = |why: String| Answer::Unsure { why };
         let name = path.file_name().and_then(|name| name.to_str());
         let Some(Ok(name)) = name.map(WalFileName::parse) else {
@@ -105,11 +111,28 @@ impl Desk {
             Err(e) if matches!(e.kind(), Kind::Failed | Kind::Busy) => no(e),
             Err(e) => {
                 if e.kind() == Kind::Key {
+                    // Credentials may have been changed under the same configuration.
                     let _ = self.reload.try_send(Wish::Credentials);
                 }
                 unsure(e.to_string())
             }
         }
+    }
+}
+
+/// Of failures the asker finds out for itself: what they mean depends on who recovers (RECOVERY.md 15).
+async fn get(fetcher: &Fetcher, file: &str, errand: &Errand) -> Answer {
+    let unsure = |why: String| Answer::Unsure { why };
+    let Ok(name) = WalFileName::parse(file) else {
+        return unsure("that is no name of a WAL file".to_owned());
+    };
+    if !is_same(&errand.directory, fetcher.data_dir()) {
+        return unsure(format!("it fetches for {} and nothing else", fetcher.data_dir().display()));
+    }
+    match fetcher.get(name, errand).await {
+        Ok(Some(path)) => Answer::Spooled { path },
+        Ok(None) => Answer::Absent,
+        Err(e) => unsure(e.to_string()),
     }
 }
 
@@ -124,8 +147,8 @@ fn is_same(one: &Path, two: &Path) -> bool {
     identity(one).is_some_and(|found| identity(two) == Some(found))
 }
 
-fn status(version: &str, generation: &Generation) -> Answer {
-    let Status { ready, waiting, first_waiting, under_way, compression, lanes } = generation.pusher.status();
+fn status(version: &str, pusher: &Pusher) -> Answer {
+    let Status { ready, waiting, first_waiting, under_way, compression, lanes } = pusher.status();
     let lanes: Vec<_> = lanes
         .iter()
         .map(|lane| {
@@ -142,7 +165,7 @@ fn status(version: &str, generation: &Generation) -> Answer {
         "schema": "pitr.agent-status.v1",
         "version": version,
         "pid": std::process::id(),
-        "data_dir": generation.pusher.data_dir(),
+        "data_dir": pusher.data_dir(),
         "ready": ready,
         "waiting": waiting,
         "first_waiting": first_waiting,

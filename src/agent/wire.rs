@@ -44,8 +44,30 @@ pub enum Ask {
         /// The file, relative to it or absolute.
         path: PathBuf,
     },
+    /// A file for recovery.
+    Get {
+        /// The file's name.
+        file: String,
+        /// How it is to be fetched.
+        errand: Errand,
+    },
     /// How is it going?
     Status,
+}
+
+/// What `restore_command` says besides the name of a file: the same for a whole recovery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errand {
+    /// The data directory that recovers: the asker's working directory.
+    pub directory: PathBuf,
+    /// The one repository to ask; all if `None`.
+    pub repository: Option<String>,
+    /// `--timeline`.
+    pub timeline: Option<u32>,
+    /// `--until`.
+    pub until: Option<String>,
+    /// `--system-id`.
+    pub system: Option<u64>,
 }
 
 /// What is answered.
@@ -56,6 +78,13 @@ pub enum Answer {
         /// Of optional repositories.
         warnings: Vec<String>,
     },
+    /// The file for recovery, checked and synced, in the spool of `pg_wal`: the asker's to move.
+    Spooled {
+        /// Where it lies.
+        path: PathBuf,
+    },
+    /// The file for recovery is proven not to be in the archive.
+    Absent,
     /// It is not, and asking anybody else now would say the same.
     No {
         /// Exit code of the failure's kind.
@@ -88,6 +117,17 @@ impl Question {
             Ask::Push { directory, path } => {
                 framed(head.into_iter().chain([&b"push"[..], bytes(directory), bytes(path)]))
             }
+            Ask::Get { file, errand } => {
+                let number = |n: Option<String>| n.unwrap_or_default();
+                let texts = [
+                    errand.repository.clone().unwrap_or_default(),
+                    number(errand.timeline.map(|n| n.to_string())),
+                    errand.until.clone().unwrap_or_default(),
+                    number(errand.system.map(|n| n.to_string())),
+                ];
+                let told = [&b"get"[..], file.as_bytes(), bytes(&errand.directory)];
+                framed(head.into_iter().chain(told).chain(texts.iter().map(String::as_bytes)))
+            }
             Ask::Status => framed(head.into_iter().chain([&b"status"[..]])),
         }
     }
@@ -101,6 +141,20 @@ impl Question {
         let (version, config) = (text(fields.next()?)?, text(fields.next()?)?);
         let ask = match fields.next()? {
             b"push" => Ask::Push { directory: path(fields.next()?), path: path(fields.next()?) },
+            b"get" => {
+                let (file, directory) = (text(fields.next()?)?, path(fields.next()?));
+                let mut said = || text(fields.next()?);
+                let (repository, timeline, until, system) = (said()?, said()?, said()?, said()?);
+                let some = |word: String| Some(word).filter(|word| !word.is_empty());
+                let errand = Errand {
+                    directory,
+                    repository: some(repository),
+                    timeline: some(timeline).map(|n| n.parse().ok()).map_or(Some(None), |n| n.map(Some))?,
+                    until: some(until),
+                    system: some(system).map(|n| n.parse().ok()).map_or(Some(None), |n| n.map(Some))?,
+                };
+                Ask::Get { file, errand }
+            }
             b"status" => Ask::Status,
             _ => return None,
         };
@@ -120,6 +174,8 @@ impl Answer {
                 code = number.to_string();
                 vec![b"no", code.as_bytes(), report.as_bytes()]
             }
+            Self::Spooled { path } => vec![b"spooled", bytes(path)],
+            Self::Absent => vec![b"absent"],
             Self::Unsure { why } => vec![b"unsure", why.as_bytes()],
             Self::Status { json } => vec![b"status", json.as_bytes()],
         };
@@ -137,11 +193,15 @@ impl Answer {
 
     /// Reads the bytes behind the length.
     pub fn decode(body: &[u8]) -> Option<Self> {
-        let mut fields = fields(body)?;
+        let mut fields = fields(body)?.peekable();
+        if fields.next_if(|verb| *verb == b"spooled").is_some() {
+            return Some(Self::Spooled { path: path(fields.next()?) });
+        }
         let mut lossy = || fields.next().map(|field| String::from_utf8_lossy(field).into_owned());
         Some(match lossy()?.as_str() {
             "yes" => Self::Yes { warnings: std::iter::from_fn(lossy).collect() },
             "no" => Self::No { code: lossy()?.parse().ok()?, report: lossy()? },
+            "absent" => Self::Absent,
             "unsure" => Self::Unsure { why: lossy()? },
             "status" => Self::Status { json: lossy()? },
             _ => return None,
@@ -203,8 +263,19 @@ mod tests {
 
     fn asks() -> impl Strategy<Value = Ask> {
         let field = || proptest::collection::vec(1_u8.., 0..40);
+        let errand = || {
+            let parts = (field(), "[a-z]{0,5}", any::<Option<u32>>(), "[0-9A-F/]{0,9}", any::<Option<u64>>());
+            parts.prop_map(|(directory, repository, timeline, until, system)| Errand {
+                directory: path(&directory),
+                repository: Some(repository).filter(|word| !word.is_empty()),
+                timeline,
+                until: Some(until).filter(|word| !word.is_empty()),
+                system,
+            })
+        };
         prop_oneof![
             Just(Ask::Status),
+            ("[0-9A-F.]{0,30}", errand()).prop_map(|(file, errand)| Ask::Get { file, errand }),
             (field(), field()).prop_map(|(d, p)| Ask::Push { directory: path(&d), path: path(&p) }),
         ]
     }
@@ -215,6 +286,8 @@ mod tests {
             proptest::collection::vec(line(), 0..3).prop_map(|warnings| Answer::Yes { warnings }),
             (any::<u8>(), line()).prop_map(|(code, report)| Answer::No { code, report }),
             line().prop_map(|why| Answer::Unsure { why }),
+            line().prop_map(|place| Answer::Spooled { path: PathBuf::from(place) }),
+            Just(Answer::Absent),
             line().prop_map(|json| Answer::Status { json }),
         ]
     }

@@ -8,6 +8,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::cli::ahead;
 use crate::cli::args::{Common, GetArgs, PushArgs};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
@@ -121,7 +122,10 @@ async fn get_once(common: &Common, args: &GetArgs) -> Result<Ended> {
         }));
     }
     Ok(match got {
-        Got::Delivered { .. } => Ended::Well,
+        Got::Delivered { .. } => {
+            ahead::leave_behind(common, args);
+            Ended::Well
+        }
         Got::Absent => Ended::Absent,
     })
 }

@@ -55,6 +55,9 @@ pub enum Command {
     ArchiveGet(GetArgs),
     /// Stay, and make archiving fast: stores WAL before PostgreSQL asks, answers archive-push. Runs as the server's user
     Agent(AgentArgs),
+    /// Fetch what a recovery will ask for next: what `archive-get` leaves behind where there is no agent
+    #[command(hide = true)]
+    FetchAhead(AheadArgs),
     /// Archive a damaged WAL segment as it is, so that archiving gets past it. Moments behind it need a new backup
     Accept(AcceptArgs),
     /// Take a base backup over the replication protocol
@@ -170,6 +173,22 @@ pub struct GetArgs {
     #[arg(long, value_name = "X/X")]
     pub until: Option<String>,
     /// The cluster's system identifier [default: the data directory's, else the newest in the repository]
+    #[arg(long, value_name = "N")]
+    pub system_id: Option<u64>,
+}
+
+/// Arguments of `fetch-ahead`: those of the `archive-get` that leaves it behind.
+#[derive(Debug, Args)]
+pub struct AheadArgs {
+    /// The segment that was delivered last
+    pub file: String,
+    /// The timeline recovery goes to
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<u32>,
+    /// Where recovery stops
+    #[arg(long, value_name = "X/X")]
+    pub until: Option<String>,
+    /// The cluster's system identifier
     #[arg(long, value_name = "N")]
     pub system_id: Option<u64>,
 }

@@ -133,6 +133,11 @@ impl SegmentName {
         self.log
     }
 
+    /// Its place in the stream, to be compared with names of other timelines.
+    pub fn place(self) -> (u32, u32) {
+        (self.log, self.seg)
+    }
+
     /// Which segment this is in a cluster with segments of `size`.
     ///
     /// # Errors

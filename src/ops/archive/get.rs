@@ -89,6 +89,73 @@ pub async fn get_file(
     Ok(Got::Absent)
 }
 
+/// As [`get_file`], before it is asked for: only what can never be answered otherwise later. `None`: not there, or a copy that may grow.
+///
+/// # Errors
+/// As [`get_file`]; whoever is then asked for the file has to find out for itself.
+pub async fn get_ahead(
+    repositories: &[Repository],
+    name: WalFileName,
+    destination: &Path,
+    system: Option<SystemId>,
+    route: Route,
+) -> Result<Option<u64>> {
+    for repository in repositories {
+        let (_, Some((fetched, cut))) = look(repository, name, system, route).await? else { continue };
+        let grows = fetched.header.valid.is_some_and(|valid| valid.end.may_have_longer_copy());
+        return if grows { Ok(None) } else { deliver(fetched, destination, cut).await.map(Some) };
+    }
+    Ok(None)
+}
+
+/// Where a recovery goes: what it will ask for next.
+#[derive(Debug, Clone)]
+pub struct Course {
+    history: Option<TimelineHistory>,
+    size: SegmentSize,
+}
+
+impl Course {
+    /// The course of a recovery along `route`, as the first of `repositories` knows it.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub async fn of(
+        repositories: &[Repository],
+        system: Option<SystemId>,
+        route: Route,
+    ) -> Result<Option<Self>> {
+        let Some(repository) = repositories.first() else { return Ok(None) };
+        let opened = match system {
+            Some(system) => Some(repository.open(system).await?),
+            None => repository.open_current().await?,
+        };
+        let Some(opened) = opened else { return Ok(None) };
+        let history = match route.timeline {
+            Some(timeline) => opened.history(timeline).await?,
+            None => None,
+        };
+        Ok(Some(Self { history, size: opened.identity().segment_size }))
+    }
+
+    /// Bytes in a segment.
+    pub fn segment_bytes(&self) -> u64 {
+        self.size.bytes()
+    }
+
+    /// What is asked for after `name`: the next segment, of the newest timeline of the route that has begun by then (RECOVERY.md 10);
+    /// without a route, of the same timeline.
+    pub fn after(&self, name: SegmentName) -> Option<SegmentName> {
+        let number = name.number(self.size).ok()?.next();
+        let last = number.end(self.size).saturating_sub(1);
+        let timeline = match &self.history {
+            Some(history) => history.owner(last),
+            None => name.timeline(),
+        };
+        Some(SegmentName::new(timeline, number, self.size))
+    }
+}
+
 /// One repository's answer; the number is where a parent's segment must be cut.
 async fn look(
     repository: &Repository,
@@ -275,6 +342,20 @@ mod tests {
 
     fn timeline(n: u32) -> TimelineId {
         TimelineId::new(n).unwrap()
+    }
+
+    #[test]
+    fn a_course_changes_timelines_in_the_segment_of_the_fork() {
+        let size = SegmentSize::DEFAULT;
+        let history = TimelineHistory::parse(timeline(3), b"1\t0/3000100\tx\n2\t0/5000000\ty\n").unwrap();
+        let name = |tli: u32, n: u64| SegmentName::new(timeline(tli), crate::wal::SegmentNo::new(n), size);
+        let course = Course { history: Some(history), size };
+        let ways = [(1, 1, 1), (1, 2, 2), (2, 3, 2), (2, 4, 3), (3, 5, 3)];
+        for (from, n, to) in ways {
+            assert_eq!(course.after(name(from, n)), Some(name(to, n + 1)), "{from} {n}");
+        }
+        let alone = Course { history: None, size };
+        assert_eq!(alone.after(name(7, 9)), Some(name(7, 10)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod place;
 pub mod push;
 
 pub use accept::{AcceptReport, accept};
-pub use get::{Got, Route, get_file};
+pub use get::{Course, Got, Route, get_ahead, get_file};
 pub use place::Place;
 pub use push::{Offered, Packing, PushReport, store_each, store_file};
 pub(in crate::ops) use push::{store_file_of_copy, store_history};

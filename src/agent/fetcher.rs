@@ -1,0 +1,379 @@
+//! What recovery will ask for next: fetched, checked and decompressed before it does.
+//!
+//! ```text
+//!  restore_command ─► client ─► "spooled" ─► rename onto pg_wal/RECOVERYXLOG            the file is private: nothing else names it
+//!                                   ▲
+//!  pg_wal/pitr-spool/  NAME of the next segments of the route, each whole and synced ◄── as many as there is room for
+//! ```
+//! Invariants: the spool is only what its living owner says of it: it holds a lock there, and begins and ends with an empty directory. What
+//! is kept ahead can never be answered otherwise later: no absence, no copy that may grow (RECOVERY.md 12), everything cut as the
+//! route says (RECOVERY.md 7). What is handed over is forgotten, so a second question is answered anew. Bounded by number, by bytes, and by
+//! the room on the disk, which replay needs more.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::wire::Errand;
+use crate::error::{Error, Result};
+use crate::ops::archive::{Course, Got, Route, get_ahead, get_file};
+use crate::pgdata::ControlFile;
+use crate::repo::Repository;
+use crate::wal::{Lsn, SegmentName, SystemId, TimelineId, WalFileName};
+
+/// The spool below the data directory.
+pub const SPOOL: &str = "pg_wal/pitr-spool";
+/// Most files ahead, and most bytes of them.
+const MOST_FILES: u64 = 8;
+const MOST_BYTES: u64 = 256 << 20;
+/// Segments that must still fit on the disk beside those ahead.
+const ROOM: u64 = 8;
+/// After which silence a recovery is taken to be over.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Fetches for the recovery of one data directory.
+#[derive(Debug)]
+pub struct Fetcher {
+    repositories: Vec<Repository>,
+    data_dir: PathBuf,
+    recovery: Mutex<Option<Arc<Recovery>>>,
+}
+
+/// One recovery: its spool, and what lies in it.
+#[derive(Debug)]
+struct Recovery {
+    errand: Errand,
+    repositories: Vec<Repository>,
+    system: Option<SystemId>,
+    route: Route,
+    spool: Spool,
+    state: Mutex<State>,
+    ended: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    course: Option<Course>,
+    files: BTreeMap<SegmentName, Slot>,
+    /// Nothing is fetched ahead from here on, until recovery got there by itself.
+    end: Option<SegmentName>,
+    asked: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    UnderWay,
+    Ready,
+}
+
+impl Fetcher {
+    /// A fetcher for the server in `data_dir`.
+    pub fn new(repositories: Vec<Repository>, data_dir: PathBuf) -> Self {
+        Self { repositories, data_dir, recovery: Mutex::new(None) }
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Fetches a file; where it lies, or `None` for proven absence.
+    ///
+    /// # Errors
+    /// As [`get_file`], and if the spool cannot be used.
+    pub async fn get(&self, name: WalFileName, errand: &Errand) -> Result<Option<PathBuf>> {
+        let recovery = self.recovery(errand)?;
+        let path = recovery.spool.file(name);
+        if let WalFileName::Segment(segment) = name {
+            recovery.reach(segment);
+            recovery.fetch_course().await;
+            if recovery.take(segment).await {
+                recovery.go_on(segment);
+                recovery.fetch_ahead(segment);
+                return Ok(Some(path));
+            }
+            // The next ones are on their way while this one is; at the end of WAL there are none, however often it is asked.
+            recovery.fetch_ahead(segment);
+        }
+        let Recovery { repositories, system, route, .. } = &*recovery;
+        let got = get_file(repositories, name, &path, *system, *route).await?;
+        match (got, name) {
+            (Got::Absent, _) => Ok(None),
+            (Got::Delivered { .. }, WalFileName::Segment(segment)) => {
+                recovery.go_on(segment);
+                recovery.fetch_ahead(segment);
+                Ok(Some(path))
+            }
+            (Got::Delivered { .. }, _) => Ok(Some(path)),
+        }
+    }
+
+    fn recovery(&self, errand: &Errand) -> Result<Arc<Recovery>> {
+        let mut current = self.recovery.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recovery) = current.as_ref().filter(|recovery| recovery.errand == *errand) {
+            return Ok(Arc::clone(recovery));
+        }
+        // The old one lets go of the spool first.
+        *current = None;
+        let recovery = Arc::new(Recovery::begin(self, errand)?);
+        *current = Some(Arc::clone(&recovery));
+        Ok(recovery)
+    }
+
+    /// Begins to fetch what follows `segment`.
+    ///
+    /// # Errors
+    /// If the spool cannot be used, or is another process's.
+    pub async fn begin(&self, segment: SegmentName, errand: &Errand) -> Result<()> {
+        let recovery = self.recovery(errand)?;
+        recovery.fetch_course().await;
+        recovery.fetch_ahead(segment);
+        Ok(())
+    }
+
+    /// Lets go of the spool.
+    pub fn end(&self) {
+        *self.recovery.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Ends a recovery that has not asked for a while; true if none is left.
+    pub fn rest(&self) -> bool {
+        let mut current = self.recovery.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|recovery| recovery.lock().asked.elapsed() >= IDLE) {
+            *current = None;
+        }
+        current.is_none()
+    }
+}
+
+impl Recovery {
+    fn begin(fetcher: &Fetcher, errand: &Errand) -> Result<Self> {
+        let named = |repository: &&Repository| match &errand.repository {
+            Some(name) => repository.name() == name,
+            None => true,
+        };
+        let repositories: Vec<Repository> = fetcher.repositories.iter().filter(named).cloned().collect();
+        let unclear = |what: &str| Error::usage(format!("{what} of the errand cannot be understood"));
+        if repositories.is_empty() {
+            return Err(unclear("the repository"));
+        }
+        let until = errand.until.as_deref().map(str::parse::<Lsn>).transpose();
+        let route = Route {
+            timeline: match errand.timeline {
+                Some(n) => Some(TimelineId::new(n).ok_or_else(|| unclear("the timeline"))?),
+                None => None,
+            },
+            until: until.map_err(|_| unclear("the end"))?,
+        };
+        Ok(Self {
+            errand: errand.clone(),
+            repositories,
+            system: errand.system.map(SystemId::new).or_else(|| system_of(&fetcher.data_dir)),
+            route,
+            spool: Spool::take(&fetcher.data_dir.join(SPOOL))?,
+            state: Mutex::new(State {
+                course: None,
+                files: BTreeMap::new(),
+                end: None,
+                asked: Instant::now(),
+            }),
+            ended: watch::Sender::new(0),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Recovery asks for `segment`: what lies before it is of no use any more.
+    fn reach(&self, segment: SegmentName) {
+        let mut state = self.lock();
+        state.asked = Instant::now();
+        let passed = |name: &SegmentName| name.place() < segment.place();
+        let old: Vec<SegmentName> = state
+            .files
+            .iter()
+            .filter(|(name, slot)| passed(name) && **slot == Slot::Ready)
+            .map(|(name, _)| *name)
+            .collect();
+        for name in old {
+            state.files.remove(&name);
+            self.spool.remove(name);
+        }
+    }
+
+    /// `segment` was there: whatever was taken for the end before it was none.
+    fn go_on(&self, segment: SegmentName) {
+        let mut state = self.lock();
+        if state.end.is_some_and(|end| end.place() <= segment.place()) {
+            state.end = None;
+        }
+    }
+
+    async fn fetch_course(&self) {
+        if self.lock().course.is_some() {
+            return;
+        }
+        match Course::of(&self.repositories, self.system, self.route).await {
+            Ok(course) => self.lock().course = course,
+            // Without it nothing is fetched ahead; whoever asks is told by get_file what is wrong.
+            Err(e) => tracing::info!("nothing is fetched ahead: {e}"),
+        }
+    }
+
+    /// Takes a segment out of the spool's account, once it is there; false if it is not on its way either.
+    async fn take(&self, segment: SegmentName) -> bool {
+        let mut ended = self.ended.subscribe();
+        loop {
+            ended.mark_unchanged();
+            {
+                let mut state = self.lock();
+                match state.files.get(&segment) {
+                    Some(Slot::Ready) => {
+                        state.files.remove(&segment);
+                        return true;
+                    }
+                    Some(Slot::UnderWay) => {}
+                    None => return false,
+                }
+            }
+            // The sender lives as long as this does.
+            let _ = ended.changed().await;
+        }
+    }
+
+    /// Starts what may be fetched ahead of `segment`.
+    fn fetch_ahead(self: &Arc<Self>, segment: SegmentName) {
+        let mut state = self.lock();
+        let Some(course) = state.course.clone() else { return };
+        let bytes = course.segment_bytes().max(1);
+        let most = (MOST_BYTES / bytes).clamp(1, MOST_FILES);
+        if !self.spool.has_room(bytes.saturating_mul(most.saturating_add(ROOM))) {
+            return;
+        }
+        let mut next = segment;
+        for _ in 0..most {
+            let Some(name) = course.after(next) else { return };
+            if state.end.is_some_and(|end| end.place() <= name.place()) {
+                return;
+            }
+            next = name;
+            if state.files.contains_key(&name) {
+                continue;
+            }
+            state.files.insert(name, Slot::UnderWay);
+            tokio::spawn(Arc::clone(self).fetch(name));
+        }
+    }
+
+    async fn fetch(self: Arc<Self>, name: SegmentName) {
+        let _told = Told(&self);
+        let wal = WalFileName::Segment(name);
+        let path = self.spool.file(wal);
+        let fetched = get_ahead(&self.repositories, wal, &path, self.system, self.route).await;
+        let mut state = self.lock();
+        match fetched {
+            Ok(Some(_)) => {
+                state.files.insert(name, Slot::Ready);
+            }
+            other => {
+                if let Err(e) = other {
+                    tracing::info!("{name} is not fetched ahead: {e}");
+                }
+                state.files.remove(&name);
+                if state.end.is_none_or(|end| name.place() < end.place()) {
+                    state.end = Some(name);
+                }
+            }
+        }
+    }
+}
+
+/// Whose data directory it is, if that can be told.
+fn system_of(data_dir: &Path) -> Option<SystemId> {
+    let bytes = std::fs::read(data_dir.join("global/pg_control")).ok()?;
+    ControlFile::parse(&bytes).ok().map(|control| control.system_id)
+}
+
+/// Tells those who wait that something has ended, however it did.
+struct Told<'a>(&'a Recovery);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.ended.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+/// The directory, emptied, and the right to it.
+#[derive(Debug)]
+struct Spool {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Spool {
+    const LOCK: &str = "lock";
+
+    fn take(path: &Path) -> Result<Self> {
+        let failed = |e: std::io::Error| {
+            Error::failed(format!("cannot use {} to fetch ahead", path.display())).source(e)
+        };
+        match DirBuilder::new().mode(0o700).create(path) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            _ => {}
+        }
+        let mut open = File::options();
+        open.write(true).create(true).truncate(false).mode(0o600);
+        let lock = open.open(path.join(Self::LOCK)).map_err(failed)?;
+        let busy = || Error::busy(format!("{} is another process's", path.display()));
+        lock.try_lock().map_err(|e| busy().source(e))?;
+        // The owner before may have removed the very file that was locked here.
+        let mine = lock.metadata().map_err(failed)?.ino();
+        if std::fs::metadata(path.join(Self::LOCK)).map_err(failed)?.ino() != mine {
+            return Err(busy());
+        }
+        let spool = Self { path: path.to_owned(), _lock: lock };
+        spool.empty().map_err(failed)?;
+        Ok(spool)
+    }
+
+    /// Removes all but the lock and a socket.
+    fn empty(&self) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let spooled = entry.file_type()?.is_file() && entry.file_name() != Self::LOCK;
+            if spooled {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self, name: WalFileName) -> PathBuf {
+        self.path.join(name.to_string())
+    }
+
+    fn remove(&self, name: SegmentName) {
+        // What stays is removed when the spool is let go.
+        let _ = std::fs::remove_file(self.file(WalFileName::Segment(name)));
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        nix::sys::statvfs::statvfs(&self.path)
+            .is_ok_and(|found| found.blocks_available().saturating_mul(found.fragment_size()) >= bytes)
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        // A directory that stays is emptied by the next owner.
+        let _ = self.empty();
+        let _ = std::fs::remove_file(self.path.join(Self::LOCK));
+        let _ = std::fs::remove_dir(&self.path);
+    }
+}

@@ -1,0 +1,241 @@
+//! What recovery will ask for is there before it asks, and is what it would have got; without that, recovery is only slower.
+//!
+//! A directory that looks like a recovering server's asks as PostgreSQL does, while the repository is taken away: what is still delivered
+//! was fetched ahead. Then real servers recover while whoever fetches ahead for them is killed.
+
+#![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use support::agent::{Agent, configure, own_repository};
+use support::cluster::{Install, as_server, give_to_server, run};
+use support::site::{Answer, Site, SiteOptions, open, until};
+
+const SPOOL: &str = "pg_wal/pitr-spool";
+
+/// A site that has archived some segments, oldest first, all of which `pg_wal` still has.
+fn archived(install: &Install, rows: u32) -> Result<(Site, Vec<String>)> {
+    let conf = "wal_keep_size = 4GB\nautovacuum = off\narchive_timeout = 0\n";
+    let site = Site::new(install, &SiteOptions { conf, ..SiteOptions::default() })?;
+    let sql = format!("CREATE TABLE t AS SELECT n, md5(n::text) AS text FROM generate_series(1, {rows}) n");
+    site.cluster.psql(&sql)?;
+    let last = site.switch()?;
+    let mut names: Vec<String> = site
+        .cluster
+        .wal_files()?
+        .iter()
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        .filter(|name| name.len() == 24 && *name <= last)
+        .collect();
+    names.sort();
+    Ok((site, names))
+}
+
+/// A directory in which `archive-get` takes itself for a recovering server's; the server is a process of the test.
+struct Recovering {
+    data: PathBuf,
+    server: Child,
+}
+
+impl Recovering {
+    fn new(site: &Site, name: &str) -> Result<Self> {
+        let data = site.place().join(name);
+        for directory in [data.clone(), data.join("pg_wal"), data.join("global")] {
+            fs::create_dir(&directory)?;
+            give_to_server(&directory)?;
+        }
+        let control = data.join("global/pg_control");
+        fs::copy(site.cluster.data.join("global/pg_control"), &control)?;
+        give_to_server(&control)?;
+        let server = as_server("/bin/sleep")?.arg("600").spawn()?;
+        fs::write(data.join("postmaster.pid"), format!("{}\n", server.id()))?;
+        Ok(Self { data, server })
+    }
+
+    /// Asks for a file as the server does, with the flags that `restore` writes.
+    fn ask(&self, site: &Site, file: &str, more: &[&str]) -> Result<Answer> {
+        let mut command = site.pitr(&["archive-get"])?;
+        command.current_dir(&self.data).args(more).args([file, "pg_wal/RECOVERYXLOG"]);
+        Answer::of(&mut command)
+    }
+
+    /// Takes what was delivered away, as replay does.
+    fn replayed(&self, site: &Site, file: &str) -> Result<()> {
+        let delivered = self.data.join("pg_wal/RECOVERYXLOG");
+        let own = site.cluster.data.join("pg_wal").join(file);
+        ensure!(fs::read(&delivered)? == fs::read(own)?, "{file} is not what the server wrote");
+        Ok(fs::remove_file(delivered)?)
+    }
+
+    fn spooled(&self) -> Vec<String> {
+        let names = fs::read_dir(self.data.join(SPOOL)).into_iter().flatten().flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut names: Vec<String> = names.filter(|name| name.len() == 24).collect();
+        names.sort();
+        names
+    }
+
+    fn is_spooled(&self, names: &[String]) -> Result<()> {
+        until(|| Ok(self.spooled() == names), || format!("{:?} instead of {names:?}", self.spooled()))
+    }
+}
+
+impl Drop for Recovering {
+    fn drop(&mut self) {
+        // Whoever fetches ahead for it ends with it.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// Segments that are asked for in order come from the spool while the repository is away, and none of them is another's.
+fn served_from_the_spool(site: &Site, at: &Recovering, names: &[String], flags: &[&str]) -> Result<()> {
+    let (first, rest) = names.split_first().context("segments")?;
+    at.ask(site, first, flags)?.expect(0, &[])?;
+    at.replayed(site, first)?;
+    let ahead = rest.get(..8).context("more segments than are fetched ahead")?;
+    at.is_spooled(ahead)?;
+    let aside = site.place().join("aside");
+    fs::rename(&site.repository, &aside)?;
+    for name in ahead {
+        at.ask(site, name, flags)?.expect(0, &[])?;
+        at.replayed(site, name)?;
+    }
+    // The same again: it was handed over, and is not there any more. Not to know is no end of WAL.
+    for name in [&ahead[7], &rest[8]] {
+        let answer = at.ask(site, name, flags)?;
+        ensure!((200..=220).contains(&answer.code), "{answer:?}");
+    }
+    fs::rename(&aside, &site.repository)?;
+    for name in [&ahead[7], &ahead[7], &rest[8]] {
+        at.ask(site, name, flags)?.expect(0, &[])?;
+        at.replayed(site, name)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_recovery_without_an_agent_leaves_somebody_behind_who_fetches_ahead() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 240_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    served_from_the_spool(&site, &at, &names, &["--timeline", "1"])?;
+    // At the end of WAL nothing is kept: not there is not there.
+    let last = names.last().context("segments")?;
+    at.ask(&site, last, &["--timeline", "1"])?.expect(0, &[])?;
+    let next = site.cluster.psql("SELECT pg_walfile_name(pg_current_wal_lsn() + 1)")?;
+    at.ask(&site, &next, &["--timeline", "1"])?.expect(1, &[])?;
+    site.cluster.psql("CREATE TABLE more ()")?;
+    ensure!(site.switch()? == next);
+    at.ask(&site, &next, &["--timeline", "1"])?.expect(0, &[])?;
+    at.replayed(&site, &next)?;
+    // The server is gone: so is its spool, within a moment.
+    let spool = at.data.join(SPOOL);
+    ensure!(spool.exists());
+    drop(at);
+    until(|| Ok(!spool.exists()), || format!("{} stays", spool.display()))
+}
+
+#[test]
+fn an_agent_fetches_ahead_for_its_server() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 240_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    let socket = configure(&site, &own_repository(&site))?;
+    let text = fs::read_to_string(&site.config)?;
+    let data = site.cluster.data.display().to_string();
+    fs::write(&site.config, text.replace(&data, &at.data.display().to_string()))?;
+    // Without a server in there nobody is left behind: it is the agent that answers.
+    fs::remove_file(at.data.join("postmaster.pid"))?;
+    let agent = Agent::start(&site)?;
+    ensure!(socket.exists());
+    served_from_the_spool(&site, &at, &names, &["--repository", "main"])?;
+    // One errand after another: what was fetched for the first is not given to the second.
+    at.ask(&site, &names[0], &["--timeline", "1"])?.expect(0, &[])?;
+    at.replayed(&site, &names[0])?;
+    let ahead = names.get(1..9).context("segments")?;
+    at.is_spooled(ahead)?;
+    // Killed in the middle, and its successor begins with an empty spool.
+    agent.end(Signal::SIGKILL)?;
+    at.ask(&site, &names[1], &["--timeline", "1"])?.expect(0, &[])?;
+    at.replayed(&site, &names[1])?;
+    let _agent = Agent::start(&site)?;
+    at.ask(&site, &names[5], &["--timeline", "1"])?.expect(0, &[])?;
+    at.replayed(&site, &names[5])?;
+    at.is_spooled(names.get(6..14).context("segments")?)
+}
+
+#[test]
+fn nobody_is_left_behind_for_a_person_who_fetches_a_file() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 1000)?;
+    let to = site.place().join("fetched");
+    let mut command = site.pitr(&["archive-get", &names[0]])?;
+    Answer::of(command.arg(&to))?.expect(0, &[])?;
+    ensure!(!site.cluster.data.join(SPOOL).exists());
+    Ok(())
+}
+
+#[test]
+fn real_recoveries_end_well_while_whoever_fetches_ahead_is_killed() -> Result<()> {
+    for major in [13, 15, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        let (site, _) = archived(&install, 1000)?;
+        site.backup()?;
+        site.cluster.psql("INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1001, 200000) n")?;
+        site.switch()?;
+        let rows = "SELECT count(*), sum(n), md5(string_agg(text, '' ORDER BY n)) FROM t";
+        let wanted = site.cluster.psql(rows)?;
+        for killed in [false, true] {
+            let (copy, _) = site.restore(&[])?;
+            let (spool, over, seen) = (copy.data.join(SPOOL), AtomicBool::new(false), AtomicBool::new(false));
+            let found = std::thread::scope(|scope| -> Result<String> {
+                scope.spawn(|| watch(&spool, &over, &seen, killed.then_some(copy.data.as_path())));
+                let found = open(&copy).and_then(|()| copy.psql(rows));
+                over.store(true, Ordering::Relaxed);
+                found
+            })?;
+            ensure!(found == wanted, "{major}, killed: {killed}");
+            ensure!(seen.load(Ordering::Relaxed), "{major}: nothing was fetched ahead");
+            let log = copy.log_text();
+            ensure!(log.contains("restored log file"), "{log}");
+            if install.own_tool("pg_amcheck").is_some() {
+                run(copy.client("pg_amcheck", "postgres")?.arg("--install-missing"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Notes that there was a spool with something in it, and kills its owner now and then.
+fn watch(spool: &Path, over: &AtomicBool, seen: &AtomicBool, kills: Option<&Path>) {
+    while !over.load(Ordering::Relaxed) {
+        let full =
+            fs::read_dir(spool).into_iter().flatten().flatten().any(|entry| entry.file_name().len() == 24);
+        seen.fetch_or(full, Ordering::Relaxed);
+        if let Some(data) = kills.filter(|_| full) {
+            let owner = owner_of(data);
+            let killed = owner.map(|pid| Command::new("kill").args(["-KILL", &pid]).status());
+            drop(killed);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The process that fetches ahead in `data`.
+fn owner_of(data: &Path) -> Option<String> {
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let command = fs::read(entry.path().join("cmdline")).ok()?;
+        let ours = command.windows(11).any(|word| word == b"fetch-ahead")
+            && fs::read_link(entry.path().join("cwd")).ok()? == data;
+        ours.then(|| entry.file_name().to_string_lossy().into_owned())
+    })
+}
