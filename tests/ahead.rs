@@ -77,8 +77,8 @@ impl Recovering {
 
     fn spooled(&self) -> Vec<String> {
         let names = fs::read_dir(self.data.join(SPOOL)).into_iter().flatten().flatten();
-        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let mut names: Vec<String> = names.filter(|name| name.len() == 24).collect();
+        let names = names.filter_map(|entry| segment_of(&entry.file_name().to_string_lossy()));
+        let mut names: Vec<String> = names.collect();
         names.sort();
         names
     }
@@ -94,6 +94,11 @@ impl Drop for Recovering {
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
+}
+
+/// The segment that a file of the spool is.
+fn segment_of(file: &str) -> Option<String> {
+    file.split_once('-').map(|(_, name)| name.to_owned()).filter(|name| name.len() == 24)
 }
 
 /// Segments that are asked for in order come from the spool while the repository is away, and none of them is another's.
@@ -218,8 +223,11 @@ fn real_recoveries_end_well_while_whoever_fetches_ahead_is_killed() -> Result<()
 /// Notes that there was a spool with something in it, and kills its owner now and then.
 fn watch(spool: &Path, over: &AtomicBool, seen: &AtomicBool, kills: Option<&Path>) {
     while !over.load(Ordering::Relaxed) {
-        let full =
-            fs::read_dir(spool).into_iter().flatten().flatten().any(|entry| entry.file_name().len() == 24);
+        let full = fs::read_dir(spool)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| segment_of(&entry.file_name().to_string_lossy()).is_some());
         seen.fetch_or(full, Ordering::Relaxed);
         if let Some(data) = kills.filter(|_| full) {
             let owner = owner_of(data);

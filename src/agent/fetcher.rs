@@ -41,7 +41,16 @@ const IDLE: Duration = Duration::from_secs(60);
 pub struct Fetcher {
     repositories: Vec<Repository>,
     data_dir: PathBuf,
-    recovery: Mutex<Option<Arc<Recovery>>>,
+    now: Mutex<Now>,
+}
+
+/// What is under way.
+#[derive(Debug, Default)]
+struct Now {
+    spool: Option<Arc<Spool>>,
+    recovery: Option<Arc<Recovery>>,
+    /// Recoveries so far: each has names of its own in the spool, since fetches of the one before may still end.
+    count: u64,
 }
 
 /// One recovery: its spool, and what lies in it.
@@ -51,7 +60,8 @@ struct Recovery {
     repositories: Vec<Repository>,
     system: Option<SystemId>,
     route: Route,
-    spool: Spool,
+    spool: Arc<Spool>,
+    number: u64,
     state: Mutex<State>,
     ended: watch::Sender<u64>,
 }
@@ -74,7 +84,7 @@ enum Slot {
 impl Fetcher {
     /// A fetcher for the server in `data_dir`.
     pub fn new(repositories: Vec<Repository>, data_dir: PathBuf) -> Self {
-        Self { repositories, data_dir, recovery: Mutex::new(None) }
+        Self { repositories, data_dir, now: Mutex::default() }
     }
 
     /// The data directory.
@@ -88,7 +98,7 @@ impl Fetcher {
     /// As [`get_file`], and if the spool cannot be used.
     pub async fn get(&self, name: WalFileName, errand: &Errand) -> Result<Option<PathBuf>> {
         let recovery = self.recovery(errand)?;
-        let path = recovery.spool.file(name);
+        let path = recovery.file(name);
         if let WalFileName::Segment(segment) = name {
             recovery.reach(segment);
             recovery.fetch_course().await;
@@ -113,15 +123,23 @@ impl Fetcher {
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn recovery(&self, errand: &Errand) -> Result<Arc<Recovery>> {
-        let mut current = self.recovery.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(recovery) = current.as_ref().filter(|recovery| recovery.errand == *errand) {
+        let mut now = self.lock();
+        if let Some(recovery) = now.recovery.as_ref().filter(|recovery| recovery.errand == *errand) {
             return Ok(Arc::clone(recovery));
         }
-        // The old one lets go of the spool first.
-        *current = None;
-        let recovery = Arc::new(Recovery::begin(self, errand)?);
-        *current = Some(Arc::clone(&recovery));
+        let spool = match &now.spool {
+            Some(spool) => Arc::clone(spool),
+            None => Arc::new(Spool::take(&self.data_dir.join(SPOOL))?),
+        };
+        now.spool = Some(Arc::clone(&spool));
+        now.count = now.count.saturating_add(1);
+        let recovery = Arc::new(Recovery::begin(self, errand, spool, now.count)?);
+        now.recovery = Some(Arc::clone(&recovery));
         Ok(recovery)
     }
 
@@ -138,21 +156,23 @@ impl Fetcher {
 
     /// Lets go of the spool.
     pub fn end(&self) {
-        *self.recovery.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut now = self.lock();
+        (now.recovery, now.spool) = (None, None);
     }
 
     /// Ends a recovery that has not asked for a while; true if none is left.
     pub fn rest(&self) -> bool {
-        let mut current = self.recovery.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|recovery| recovery.lock().asked.elapsed() >= IDLE) {
-            *current = None;
+        let idle = |recovery: &Arc<Recovery>| recovery.lock().asked.elapsed() >= IDLE;
+        let over = self.lock().recovery.as_ref().is_none_or(idle);
+        if over {
+            self.end();
         }
-        current.is_none()
+        over
     }
 }
 
 impl Recovery {
-    fn begin(fetcher: &Fetcher, errand: &Errand) -> Result<Self> {
+    fn begin(fetcher: &Fetcher, errand: &Errand, spool: Arc<Spool>, number: u64) -> Result<Self> {
         let named = |repository: &&Repository| match &errand.repository {
             Some(name) => repository.name() == name,
             None => true,
@@ -175,7 +195,8 @@ impl Recovery {
             repositories,
             system: errand.system.map(SystemId::new).or_else(|| system_of(&fetcher.data_dir)),
             route,
-            spool: Spool::take(&fetcher.data_dir.join(SPOOL))?,
+            spool,
+            number,
             state: Mutex::new(State {
                 course: None,
                 files: BTreeMap::new(),
@@ -188,6 +209,16 @@ impl Recovery {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a file lies once it is fetched.
+    fn file(&self, name: WalFileName) -> PathBuf {
+        self.spool.path.join(format!("{}-{name}", self.number))
+    }
+
+    fn remove(&self, name: SegmentName) {
+        // What stays is removed when the spool is let go.
+        let _ = std::fs::remove_file(self.file(WalFileName::Segment(name)));
     }
 
     /// Recovery asks for `segment`: what lies before it is of no use any more.
@@ -203,7 +234,7 @@ impl Recovery {
             .collect();
         for name in old {
             state.files.remove(&name);
-            self.spool.remove(name);
+            self.remove(name);
         }
     }
 
@@ -274,7 +305,7 @@ impl Recovery {
     async fn fetch(self: Arc<Self>, name: SegmentName) {
         let _told = Told(&self);
         let wal = WalFileName::Segment(name);
-        let path = self.spool.file(wal);
+        let path = self.file(wal);
         let fetched = get_ahead(&self.repositories, wal, &path, self.system, self.route).await;
         let mut state = self.lock();
         match fetched {
@@ -298,6 +329,13 @@ impl Recovery {
 fn system_of(data_dir: &Path) -> Option<SystemId> {
     let bytes = std::fs::read(data_dir.join("global/pg_control")).ok()?;
     ControlFile::parse(&bytes).ok().map(|control| control.system_id)
+}
+
+impl Drop for Recovery {
+    fn drop(&mut self) {
+        let names: Vec<SegmentName> = self.lock().files.keys().copied().collect();
+        names.into_iter().for_each(|name| self.remove(name));
+    }
 }
 
 /// Tells those who wait that something has ended, however it did.
@@ -352,15 +390,6 @@ impl Spool {
             }
         }
         Ok(())
-    }
-
-    fn file(&self, name: WalFileName) -> PathBuf {
-        self.path.join(name.to_string())
-    }
-
-    fn remove(&self, name: SegmentName) {
-        // What stays is removed when the spool is let go.
-        let _ = std::fs::remove_file(self.file(WalFileName::Segment(name)));
     }
 
     fn has_room(&self, bytes: u64) -> bool {
