@@ -179,6 +179,34 @@ fn an_agent_fetches_ahead_for_its_server() -> Result<()> {
 }
 
 #[test]
+fn who_is_left_behind_holds_nothing_of_the_server() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 20_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    // A descriptor that comes along, as PostgreSQL's do. That its log pipe does not stay open shows in that the answer ends at all.
+    let script = "exec 7</etc/passwd; exec \"$@\"";
+    let mut command = as_server("/bin/sh")?;
+    command
+        .current_dir(&at.data)
+        .args(["-c", script, "sh"])
+        .arg(site.program())
+        .arg("--config")
+        .arg(&site.config);
+    Answer::of(command.args(["archive-get", &names[0], "pg_wal/RECOVERYXLOG"]))?.expect(0, &[])?;
+    let process = || owner_of(&at.data).context("nobody fetches ahead");
+    until(|| Ok(at.data.join(SPOOL).join("socket").exists()), || "nobody listens".to_owned())?;
+    let own = PathBuf::from("/proc").join(process()?);
+    for entry in fs::read_dir(own.join("fd"))? {
+        let path = fs::read_link(entry?.path()).unwrap_or_default();
+        ensure!(path != Path::new("/etc/passwd"), "{}", path.display());
+    }
+    let stat = fs::read_to_string(own.join("stat"))?;
+    let session = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(3)).context("a session")?;
+    ensure!(session == process()?, "a session of its own");
+    Ok(())
+}
+
+#[test]
 fn nobody_is_left_behind_for_a_person_who_fetches_a_file() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let (site, names) = archived(&install, 1000)?;

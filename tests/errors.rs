@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use pitr::error::Kind;
 
 /// Where errors become what a person reads.
-const SPEAKERS: [&str; 3] = ["src/ops", "src/cli", "src/config"];
+const SPEAKERS: [&str; 4] = ["src/ops", "src/cli", "src/config", "src/agent"];
 /// Errors of lower layers that are shown as they are.
 const LOWER: [&str; 5] = [
     "src/ops/plan/refusal.rs",

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use jiff::tz::TimeZone;
 
+use super::defaults::SOCKET_ROOT;
 use crate::repo::path::ClusterName;
 use crate::target::zone_name;
 
@@ -44,6 +45,7 @@ impl Initial<'_> {
         };
         let data_dir = path("data_dir", self.data_dir);
         let bin_dir = path("bin_dir", self.bin_dir);
+        let socket = quoted(&format!("{SOCKET_ROOT}/{}.sock", self.cluster));
         let (conninfo, url, rpo) = (quoted(self.conninfo), quoted(self.url), quoted(self.rpo));
         format!(
             "# Configuration of pitr. Lines that begin with # show defaults or examples.\n\
@@ -61,7 +63,12 @@ impl Initial<'_> {
              [archive]\n\
              # compression = \"zstd\"   # zstd | none\n\
              # level       = 1\n\
+             # push_ahead  = 8          # files that `pitr agent` has under way at once\n\
              # timeout     = \"60s\"     # base of each request's deadline\n\
+             \n\
+             # `pitr agent` makes archiving and recovery faster; it listens here.\n\
+             # [agent]\n\
+             # socket = {socket}\n\
              \n\
              [promise]                 # `check` measures against it\n\
              rpo = {rpo}                # most that may be lost\n\

@@ -321,7 +321,7 @@ fn what_init_shows_as_examples_is_valid_too() {
         .lines()
         .map(|line| match line.strip_prefix("# ") {
             // Prose has no equals sign or bracket near its front; an example has.
-            Some(example) if example.starts_with("[[") || example.split_whitespace().nth(1) == Some("=") => {
+            Some(example) if example.starts_with('[') || example.split_whitespace().nth(1) == Some("=") => {
                 example.to_owned()
             }
             _ => line.to_owned(),
@@ -330,5 +330,5 @@ fn what_init_shows_as_examples_is_valid_too() {
         .collect();
     let config = parse(&uncommented.join("\n")).unwrap();
     assert_eq!(config.repositories.len(), 2);
-    assert_eq!(config.agent.slot, "pitr_main");
+    assert_eq!(config.agent, Config::without_file(&["file:///b".to_owned()], "main").unwrap().agent);
 }

@@ -1,4 +1,6 @@
 //! An agent that a test started, beside a [`Site`].
+//!
+//! It runs as the servers' user with the site's configuration, in which [`configure`] named a socket; what it logs is kept beside it.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
