@@ -26,6 +26,8 @@ use crate::ops::archive::{Packing, Place, store_each};
 /// First and longest rest of what failed.
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
+/// Attempts for one asker: another one is needed only if the file became another while the one before ended.
+const TRIES: u32 = 3;
 
 /// Stores the files of one `pg_wal`.
 #[derive(Debug)]
@@ -134,6 +136,8 @@ enum Found {
     Stored(FileIdentity, Vec<String>),
     Busy,
     Open(Vec<usize>),
+    /// It has to be stored once more, and was often enough.
+    Restless,
 }
 
 impl Pusher {
@@ -177,14 +181,14 @@ impl Pusher {
         let mut tries = 0;
         loop {
             ended.mark_unchanged();
-            match self.find(turn) {
+            match self.find(turn, tries < TRIES) {
                 Found::Stored(identity, warnings) => match FileIdentity::of(path) {
                     Ok(now) if now == identity => return Ok(warnings),
                     _ => self.doubt(turn),
                 },
                 // The sender lives as long as this does.
                 Found::Busy => drop(ended.changed().await),
-                Found::Open(_) if tries >= 3 => {
+                Found::Restless => {
                     return Err(Error::refused(format!("{} changes while it is stored", path.display())));
                 }
                 Found::Open(lanes) => {
@@ -196,8 +200,8 @@ impl Pusher {
         }
     }
 
-    /// What an asker has to do; an open file is taken.
-    fn find(&self, turn: &Turn) -> Found {
+    /// What an asker has to do; an open file is taken if it `may` be stored.
+    fn find(&self, turn: &Turn, may: bool) -> Found {
         let mut guard = self.lock();
         let State { files, lanes, flying } = &mut *guard;
         let file = files.entry(turn.clone()).or_insert_with(|| Known::new(self.places.len()));
@@ -213,6 +217,9 @@ impl Pusher {
                 format!("optional repository {name}: {}", why.unwrap_or_else(|| "not stored yet".to_owned()))
             };
             return Found::Stored(identity, lacking.into_iter().map(text).collect());
+        }
+        if !may {
+            return Found::Restless;
         }
         let tries = |i: &usize| required(i) || lanes.get(*i).is_some_and(Lane::may_try);
         let chosen: Vec<usize> = lacking.into_iter().filter(tries).collect();
