@@ -33,7 +33,7 @@ struct Blocked {
 impl Blocked {
     /// `harm` changes the file; it is told where in it row 3 was written.
     fn new(install: &Install, harm: impl Fn(&mut [u8], usize)) -> Result<Self> {
-        let source = Source::new(install, "archive_timeout = 60")?;
+        let source = Source::new(install, "archive_timeout = 60\nfsync = on")?;
         source.backup()?;
         source.row(1)?;
         source.archive_all()?;

@@ -64,7 +64,7 @@ fn both_archive_the_same_wal_and_each_brings_it_back() -> Result<()> {
         Site::new(&install, &SiteOptions { archives: false, segment_mib: 16, ..SiteOptions::default() })?;
     let rest = Rest::new(&site.cluster)?;
     let theirs = format!("{} archive-push %p", rest.text());
-    let settings = format!("archive_mode = on\narchive_command = '{theirs}'\n");
+    let settings = format!("fsync = on\narchive_mode = on\narchive_command = '{theirs}'\n");
     site.cluster.append_conf("postgresql.conf", &settings)?;
     site.cluster.stop(Stop::Fast)?;
     site.cluster.start()?;

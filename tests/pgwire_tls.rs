@@ -602,7 +602,10 @@ async fn init_check_and_backup_work_over_tls() -> Result<()> {
     certificate(&dir, &Wanted::default())?;
     site.cluster.append_conf(
         "postgresql.conf",
-        &format!("ssl = on\nssl_cert_file = '{0}/good.crt'\nssl_key_file = '{0}/good.key'\n", dir.display()),
+        &format!(
+            "fsync = on\nssl = on\nssl_cert_file = '{0}/good.crt'\nssl_key_file = '{0}/good.key'\n",
+            dir.display()
+        ),
     )?;
     site.cluster.append_conf("pg_hba.conf", "hostssl all,replication postgres 127.0.0.0/8 trust\n")?;
     site.cluster.stop(support::cluster::Stop::Fast)?;

@@ -53,8 +53,10 @@ fn both_histories_stay_restorable_after_pg_upgrade() -> Result<()> {
         site.program().display(),
         site.config.display()
     );
-    site.cluster
-        .append_conf("postgresql.conf", &format!("archive_mode = on\narchive_timeout = 60\n{command}"))?;
+    site.cluster.append_conf(
+        "postgresql.conf",
+        &format!("fsync = on\narchive_mode = on\narchive_timeout = 60\n{command}"),
+    )?;
     site.cluster.start()?;
     let after = site.system()?;
     ensure!(before != after);

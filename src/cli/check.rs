@@ -1,14 +1,17 @@
 //! `pitr check`: a line per finding, and an exit code that cron can act on.
 //!
 //! 0: all is well; 2: at risk; 1: something does not work. `--offline` leaves the server out, for a host that only reads the
-//! repository.
+//! repository. `--json` adds the numbers that the live findings are made of, for monitoring.
+
+use serde_json::{Value, json};
 
 use crate::cli::args::{CheckArgs, Common};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
 use crate::cli::{operator, output};
 use crate::error::{Error, Result};
-use crate::ops::check::{self, Finding, Grade};
+use crate::ops::check::live::{self, Holder, Live};
+use crate::ops::check::{self, Finding, Grade, settings};
 use crate::ops::init::facts::{ServerFacts, failed};
 use crate::pgwire::{Deadlines, Sql};
 
@@ -20,11 +23,20 @@ pub async fn run(common: &Common, args: &CheckArgs) -> Result<Ended> {
     let context = operator(common)?;
     let repositories = context.repositories()?;
     let mut findings = Vec::new();
-    let mut session = None;
+    let (mut session, mut numbers) = (None, Value::Null);
     if !args.offline {
         match connect(&context).await {
-            Ok((sql, facts)) => {
-                findings.extend(check::server(&facts, context.config.promise.rpo));
+            Ok((mut sql, facts)) => {
+                let (rpo, data_dir) =
+                    (context.config.promise.rpo, context.config.postgres.data_dir.as_deref());
+                findings.extend(settings::server(&facts, rpo));
+                match Live::read(&mut sql, &facts, data_dir).await {
+                    Ok(read) => {
+                        findings.extend(live::judge(&facts, &read, rpo));
+                        numbers = numbers_of(&facts, &read);
+                    }
+                    Err(e) => findings.push(Finding::failed("server", &e)),
+                }
                 session = Some((sql, facts));
             }
             Err(e) => findings.push(Finding::failed("server", &e)),
@@ -37,7 +49,7 @@ pub async fn run(common: &Common, args: &CheckArgs) -> Result<Ended> {
     if let Some((sql, facts)) = session.as_mut().filter(|_| sound) {
         findings.push(check::round_trip(sql, facts, &repositories).await);
     }
-    show(&findings, common.json);
+    show(&findings, &numbers, common.json);
     match findings.iter().map(|f| f.grade).max().unwrap_or(Grade::Good) {
         Grade::Good => Ok(Ended::Well),
         Grade::Risk => Ok(Ended::AtRisk),
@@ -53,7 +65,44 @@ async fn connect(context: &Context) -> Result<(Sql, ServerFacts)> {
     Ok((sql, facts))
 }
 
-fn show(findings: &[Finding], json: bool) {
+/// What monitoring wants to plot. Sizes are bytes; what is not known is null.
+fn numbers_of(facts: &ServerFacts, live: &Live) -> Value {
+    let archiver = &facts.archiver;
+    let queue = live.queue.as_ref().map(|queue| {
+        json!({
+            "files": queue.files,
+            "segments": queue.segments,
+            "bytes": queue.bytes,
+            "oldest": queue.oldest,
+            "oldest_seconds": queue.oldest_seconds,
+        })
+    });
+    let (holder, slot) = match &live.holder {
+        Some(Holder::Archiver) => (Some("archiver"), None),
+        Some(Holder::Slot(name)) => (Some("slot"), Some(name)),
+        None => (None, None),
+    };
+    json!({
+        "archiver": {
+            "failing": live.fails(facts),
+            "failed_count": archiver.failures,
+            "last_failed": archiver.last_failed,
+            "last_failed_seconds": archiver.failed_ago,
+            "last_archived": archiver.last_archived,
+            "last_archived_seconds": archiver.archived_ago,
+        },
+        "queue": queue,
+        "pg_wal": {
+            "free_bytes": live.room.map(|room| room.free),
+            "growth_bytes_per_second": live.growth,
+            "seconds_to_full": live.room.and_then(|room| room.seconds_to_full()),
+            "held_by": holder,
+            "held_by_slot": slot,
+        },
+    })
+}
+
+fn show(findings: &[Finding], numbers: &Value, json: bool) {
     let word = |grade: Grade| match grade {
         Grade::Good => "ok",
         Grade::Risk => "at risk",
@@ -62,9 +111,9 @@ fn show(findings: &[Finding], json: bool) {
     if json {
         let rows: Vec<_> = findings
             .iter()
-            .map(|f| serde_json::json!({ "what": f.what, "grade": word(f.grade), "found": f.found, "hint": f.hint }))
+            .map(|f| json!({ "what": f.what, "grade": word(f.grade), "found": f.found, "hint": f.hint }))
             .collect();
-        output::json(&serde_json::json!({ "schema": "pitr.check.v1", "findings": rows }));
+        output::json(&json!({ "schema": "pitr.check.v1", "findings": rows, "server": numbers }));
         return;
     }
     let mut text = String::new();

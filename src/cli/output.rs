@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::Error;
+pub use crate::ops::words::{bytes, seconds};
 
 /// A result did not reach whom it was for.
 static LOST: AtomicBool = AtomicBool::new(false);
@@ -60,28 +61,6 @@ pub fn error(error: Error, code: u8, as_json: bool) {
     warn(error.report().trim_end());
 }
 
-/// Bytes as a person reads them: `1.5 GiB`.
-pub fn bytes(n: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let (mut whole, mut tenths, mut unit) = (n, 0, "");
-    for name in UNITS {
-        if whole < 1024 {
-            break;
-        }
-        (tenths, whole, unit) = (whole % 1024 * 10 / 1024, whole / 1024, name);
-    }
-    if unit.is_empty() { format!("{n} B") } else { format!("{whole}.{tenths} {unit}") }
-}
-
-/// Seconds as a person reads them: `1h 02m`, `3m 05s`, `12s`.
-pub fn seconds(n: u64) -> String {
-    match (n / 3600, n / 60 % 60, n % 60) {
-        (0, 0, s) => format!("{s}s"),
-        (0, m, s) => format!("{m}m {s:02}s"),
-        (h, m, _) => format!("{h}h {m:02}m"),
-    }
-}
-
 /// Rows as columns of equal width, two spaces between them.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -95,18 +74,4 @@ pub fn table(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_spans_read_well() {
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(5 << 30), "5.0 GiB");
-        assert_eq!(seconds(59), "59s");
-        assert_eq!(seconds(3_720), "1h 02m");
-    }
 }

@@ -1,20 +1,24 @@
 //! `check`: is what was promised still true right now? Fast, and safe to run from cron.
 //!
 //! ```text
-//!  server       archive_mode, archive_command, archive_timeout against the RPO, the archiver's own account of itself
+//!  settings     archive_mode, archive_command, archive_timeout against the RPO, and what else can undermine archiving
+//!  live         the archiver's own account of itself, its queue against the RPO, the room that pg_wal has left
 //!  repository   identity, format, a race of creates, gaps that were accepted and wait for a backup
 //!  round trip   one real segment: pushed by the server, fetched, compared with the server's file
 //! ```
 //! Every finding names the thing and the next command. "At risk" is what works now and will not for long; "failed" is what does not
 //! work. Nothing is changed but one WAL switch on an idle server, and probe objects that are deleted again.
 
+pub mod live;
+pub mod room;
+pub mod settings;
+
 use std::path::Path;
 use std::time::Duration;
 
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::ops::archive::command::push_command;
-use crate::ops::init::{self, facts::ServerFacts, facts::failed, settings};
+use crate::ops::init::{self, facts::ServerFacts, facts::failed};
 use crate::pgwire::Sql;
 use crate::repo::objects::Checksums;
 use crate::repo::{Repository, System};
@@ -74,76 +78,6 @@ impl Finding {
             None => finding,
         }
     }
-}
-
-/// Judges the server's settings and its archiver against the promise.
-pub fn server(facts: &ServerFacts, rpo: Duration) -> Vec<Finding> {
-    let mut found = Vec::new();
-    let mode = facts.setting("archive_mode");
-    found.push(match mode {
-        "on" => Finding::new(Grade::Good, "archive_mode", "on"),
-        "always" => Finding::new(Grade::Risk, "archive_mode", "always: standbys archive the same names too")
-            .hint("set it to on"),
-        _ if facts.settings.get("archive_mode").is_some_and(|s| s.pending_restart) => {
-            Finding::new(Grade::Bad, "archive_mode", "a restart is waiting to switch it on")
-                .hint("restart the server")
-        }
-        _ => Finding::new(Grade::Bad, "archive_mode", "off: no WAL is archived")
-            .hint("`pitr init --apply`, then restart the server"),
-    });
-    found.push(archive_command(facts.setting("archive_command")));
-    let (timeout, wanted) =
-        (facts.setting("archive_timeout").parse().unwrap_or(0_u64), settings::archive_timeout(rpo));
-    found.push(if timeout == 0 || timeout > rpo.as_secs() {
-        let text = format!(
-            "{timeout} s: a commit on a quiet server is not archived within the promised {} s",
-            rpo.as_secs()
-        );
-        Finding::new(Grade::Risk, "archive_timeout", text)
-            .hint(format!("ALTER SYSTEM SET archive_timeout = {wanted}; SELECT pg_reload_conf();"))
-    } else {
-        Finding::new(
-            Grade::Good,
-            "archive_timeout",
-            format!("{timeout} s for a promised {} s", rpo.as_secs()),
-        )
-    });
-    found.push(archiver(facts, rpo));
-    found
-}
-
-fn archive_command(command: &str) -> Finding {
-    match push_command(command) {
-        Some(push) if push.hides_failure => {
-            let text = format!("{command}: can say yes although pitr failed, and WAL is then lost");
-            Finding::new(Grade::Bad, "archive_command", text).hint("join commands by && and nothing else")
-        }
-        Some(_) => Finding::new(Grade::Good, "archive_command", command),
-        None if command.is_empty() => {
-            Finding::new(Grade::Bad, "archive_command", "empty: WAL piles up in pg_wal")
-                .hint("`pitr init --apply`")
-        }
-        None => Finding::new(Grade::Bad, "archive_command", format!("{command:?} does not run pitr"))
-            .hint("`pitr init` says how to run pitr beside it, or instead"),
-    }
-}
-
-fn archiver(facts: &ServerFacts, rpo: Duration) -> Finding {
-    let archiver = &facts.archiver;
-    let failing = match (archiver.failed_ago, archiver.archived_ago) {
-        (Some(failed), Some(archived)) => failed < archived,
-        (Some(_), None) => true,
-        (None, _) => false,
-    };
-    let last = archiver.last_archived.as_deref().unwrap_or("nothing yet");
-    if failing {
-        let file = archiver.last_failed.as_deref().unwrap_or("a file");
-        let old = archiver.archived_ago.is_none_or(|ago| ago > rpo.as_secs());
-        let grade = if old { Grade::Bad } else { Grade::Risk };
-        return Finding::new(grade, "archiver", format!("{file} fails; last archived: {last}"))
-            .hint("the server's log shows what archive-push said");
-    }
-    Finding::new(Grade::Good, "archiver", format!("last archived: {last}"))
 }
 
 /// Checks one repository: identity, format, and whether it keeps conditional creates.
@@ -220,6 +154,12 @@ pub async fn round_trip(sql: &mut Sql, facts: &ServerFacts, repositories: &[Repo
 }
 
 async fn try_round_trip(sql: &mut Sql, facts: &ServerFacts, repositories: &[Repository]) -> Result<Finding> {
+    if facts.in_recovery && facts.archiver.last_archived.is_none() {
+        let text = "not tried: a standby archives nothing";
+        return Ok(
+            Finding::new(Grade::Good, "round trip", text).hint("run `pitr check` against its primary too")
+        );
+    }
     let Some(name) = archived_segment(sql, facts).await? else {
         return Ok(Finding::new(
             Grade::Bad,
@@ -273,3 +213,6 @@ async fn archived_segment(sql: &mut Sql, facts: &ServerFacts) -> Result<Option<S
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests;

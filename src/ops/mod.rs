@@ -17,6 +17,7 @@ pub mod plan;
 pub mod restore;
 mod runs;
 pub mod verify;
+pub mod words;
 
 /// Where an operation tells how far it is. Implementations must be cheap: `advance` is called for every block.
 pub trait Progress: Send + Sync {

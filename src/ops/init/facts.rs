@@ -35,6 +35,8 @@ pub struct Archiver {
     pub failed_ago: Option<u64>,
     /// Failures in all.
     pub failures: u64,
+    /// The last thing that happened was a failure.
+    pub failing: bool,
 }
 
 /// What a server says of itself.
@@ -131,7 +133,8 @@ impl ServerFacts {
 async fn archiver(sql: &mut Sql) -> Result<Archiver> {
     let ago = |column: &str| format!("extract(epoch from clock_timestamp() - {column})::bigint");
     let statement = format!(
-        "select last_archived_wal, {}, last_failed_wal, {}, failed_count from pg_stat_archiver",
+        "select last_archived_wal, {}, last_failed_wal, {}, failed_count, \
+         coalesce(last_failed_time > last_archived_time, last_failed_time is not null) from pg_stat_archiver",
         ago("last_archived_time"),
         ago("last_failed_time")
     );
@@ -148,6 +151,7 @@ async fn archiver(sql: &mut Sql) -> Result<Archiver> {
         last_failed: next(),
         failed_ago: number(next()),
         failures: number(next()).unwrap_or(0),
+        failing: next().as_deref() == Some("t"),
     })
 }
 

@@ -132,7 +132,8 @@ pub fn role_statements(role: &str) -> Vec<String> {
         format!("CREATE ROLE {name} LOGIN REPLICATION"),
         format!("GRANT pg_read_all_settings, pg_read_all_stats TO {name}"),
         format!(
-            "GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text), pg_read_file(text) TO {name}"
+            "GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text), pg_read_file(text), \
+             pg_ls_archive_statusdir() TO {name}"
         ),
     ]
 }

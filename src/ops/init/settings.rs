@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::facts::ServerFacts;
 use crate::error::{Error, Result};
-use crate::ops::archive::command::push_command;
+use crate::ops::archive::command::{Outline, outline};
 
 /// Least and most that is asked of `archive_timeout`; below, a server would switch segments all the time.
 const TIMEOUT_BOUNDS: (u64, u64) = (10, 3600);
@@ -42,11 +42,11 @@ pub fn archive_timeout(rpo: Duration) -> u64 {
 /// What must change on this server so that `command` archives within `rpo`. Empty if nothing.
 ///
 /// # Errors
-/// Kind `Refused` if another archiver is at work: pitr does not replace it unasked.
+/// Kind `Refused` if another archiver is at work: pitr does not replace it unasked. One that stores nothing (`true`) is none.
 pub fn changes(facts: &ServerFacts, command: &str, rpo: Duration) -> Result<Vec<Change>> {
     let other = facts.setting("archive_command");
-    let ours = push_command(other);
-    let foreign = !other.is_empty() && other != "(disabled)" && ours.is_none();
+    let (kind, shown) = (outline(other), other != "(disabled)");
+    let foreign = shown && matches!(kind, Outline::Tool(_) | Outline::Copies(_) | Outline::Unknown);
     let library = facts.setting("archive_library");
     let active = facts.setting("archive_mode") != "off";
     if active && !library.is_empty() {
@@ -74,7 +74,7 @@ pub fn changes(facts: &ServerFacts, command: &str, rpo: Duration) -> Result<Vec<
         want("archive_mode", "on".to_owned(), true);
     }
     // One that runs beside another stays as somebody made it.
-    if other != command && !ours.is_some_and(|push| push.beside) {
+    if other != command && !matches!(kind, Outline::Pitr(push) if push.beside) {
         want("archive_command", command.to_owned(), false);
     }
     let timeout = archive_timeout(rpo);
