@@ -9,74 +9,21 @@ are ratios within this run, since machines differ. CPU is user + system of the w
 """
 import argparse
 import os
-import pwd
 import shutil
 import statistics
 import subprocess
-import sys
-import tempfile
-import time
 
-BIN = "/usr/lib/postgresql/15/bin"
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BUILT = os.path.join(ROOT, "target/x86_64-unknown-linux-gnu/release/pitr")
-USER = pwd.getpwnam("postgres")
+from common import BIN, BUILT, Site, borrow, give, run, scratch, shell
 
 
-def drop():
-    os.initgroups("postgres", USER.pw_gid)
-    os.setgid(USER.pw_gid)
-    os.setuid(USER.pw_uid)
-
-
-def run(args, cwd="/", ok=True):
-    """Runs as postgres; returns (wall s, cpu s, peak MiB)."""
-    start = time.monotonic()
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(args, cwd=cwd, preexec_fn=drop, stdin=subprocess.DEVNULL, stdout=said,
-                                 stderr=subprocess.STDOUT, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"})
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if ok and child.returncode != 0:
-            said.seek(0)
-            sys.exit(f"{' '.join(args)} ended with {child.returncode}:\n{said.read().decode(errors='replace')}")
-    return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
-
-
-def shell(text, **more):
-    return run(["/bin/sh", "-ec", text], **more)
-
-
-class Bench:
+class Bench(Site):
     def __init__(self, options):
+        super().__init__(scratch(options.dir))
         self.o = options
-        self.dir = tempfile.mkdtemp(prefix="pitr-bench-", dir=options.dir)
-        os.chown(self.dir, USER.pw_uid, USER.pw_gid)
-        self.pitr = f"{self.dir}/pitr"
-        shutil.copy(options.pitr, self.pitr)
-        os.chmod(self.pitr, 0o755)
-        self.data = f"{self.dir}/data"
-        self.wal = f"{self.dir}/wal"
-
-    def make(self, name, text, mode=0o600):
-        path = f"{self.dir}/{name}"
-        with open(path, "w", encoding="utf8") as out:
-            out.write(text)
-        os.chown(path, USER.pw_uid, USER.pw_gid)
-        os.chmod(path, mode)
-        return path
-
-    def sql(self, statement):
-        run([f"{BIN}/psql", "-h", self.dir, "-U", "postgres", "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statement])
+        self.pitr = borrow(options.pitr, self.dir)
 
     def set_up(self):
-        run([f"{BIN}/initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--locale=C", "-k"])
-        os.mkdir(self.wal)
-        os.chown(self.wal, USER.pw_uid, USER.pw_gid)
-        with open(f"{self.data}/postgresql.conf", "a", encoding="utf8") as conf:
-            conf.write(f"listen_addresses=''\nunix_socket_directories='{self.dir}'\narchive_mode=on\nfsync=off\n"
-                       "max_wal_size=8GB\nshared_buffers=256MB\n")
-        self.server("start")
+        self.make_server()
         self.config = self.make("pitr.toml", f"""cluster = "bench"
 timezone = "UTC"
 state_dir = "{self.dir}/state"
@@ -111,33 +58,6 @@ pg1-user=postgres
         if self.has_rest:
             shell(f"pgbackrest --config={self.rest} --stanza=bench stanza-create")
 
-    def archive_with(self, command):
-        with open(f"{self.data}/postgresql.conf", "a", encoding="utf8") as conf:
-            conf.write(f"archive_command='{command}'\n")
-        self.server("reload")
-
-    def server(self, what):
-        run([f"{BIN}/pg_ctl", "-D", self.data, "-w", "-m", "fast", "-l", f"{self.dir}/log", what])
-
-    def segments(self, kind):
-        """Makes WAL of one kind until enough segments were archived; returns their paths."""
-        before = set(os.listdir(self.wal))
-        have = lambda: sorted(n for n in set(os.listdir(self.wal)) - before if len(n) == 24)
-        if kind == "pgbench":
-            run([f"{BIN}/pgbench", "-h", self.dir, "-U", "postgres", "-i", "-q", "-s", str(self.o.scale), "postgres"])
-            before = set(os.listdir(self.wal))
-        else:
-            self.sql("create table text_rows (id bigserial, a text, b text, c text)")
-        while len(have()) < self.o.segments + 2:
-            if kind == "pgbench":
-                run([f"{BIN}/pgbench", "-h", self.dir, "-U", "postgres", "-n", "-N", "-c", "4", "-T", "5", "postgres"])
-            else:
-                self.sql("insert into text_rows (a, b, c) select md5(n::text || random()), sha256((n * random())::text::bytea)::text,"
-                         " md5(random()::text) from generate_series(1, 100000) n")
-        time.sleep(1)
-        # The first may hold the end of what came before.
-        return [f"{self.wal}/{n}" for n in have()[1:self.o.segments + 1]]
-
     def compare(self, title, commands, reset=None):
         """commands: name -> function of the round. Prints medians and ratios to the first."""
         seen = {name: [] for name in commands}
@@ -166,7 +86,7 @@ pg1-user=postgres
         def clean():
             shutil.rmtree(out, ignore_errors=True)
             os.mkdir(out)
-            os.chown(out, USER.pw_uid, USER.pw_gid)
+            give(out)
             for folder in (f"{self.dir}/repository/bench", f"{self.dir}/pgbackrest/archive/bench"):
                 for root, _, names in os.walk(folder):
                     for name in names:
@@ -265,7 +185,7 @@ def main():
     try:
         bench.set_up()
         for kind in ("pgbench", "hashed text"):
-            paths = bench.segments(kind)
+            paths = bench.segments(kind, bench.o.segments, bench.o.scale)
             if "wal" in bench.o.only:
                 bench.push(kind, paths)
                 bench.get(kind, paths)
@@ -276,8 +196,7 @@ def main():
         if "restore" in bench.o.only:
             bench.restore()
     finally:
-        subprocess.run([f"{BIN}/pg_ctl", "-D", bench.data, "-m", "immediate", "stop"], preexec_fn=drop, check=False,
-                       stdout=subprocess.DEVNULL)
+        bench.stop_at_once()
         if not bench.o.keep:
             shutil.rmtree(bench.dir, ignore_errors=True)
 
