@@ -71,11 +71,14 @@ class Report:
     """Tables for people as they come, and everything for `--json`."""
 
     def __init__(self, options):
-        self.whole = {"options": vars(options), "load": [os.getloadavg()], "parts": []}
+        self.whole = {"options": vars(options), "load": [os.getloadavg()], "notes": [], "parts": []}
 
     def skip(self, what, why):
-        print(f"\n{what}: left out: {why}", flush=True)
-        self.whole.setdefault("left_out", []).append({"what": what, "why": str(why)})
+        self.note(what, f"left out: {why}")
+
+    def note(self, what, text):
+        print(f"\n{what}: {text}", flush=True)
+        self.whole["notes"].append({"what": what, "text": text})
 
     def part(self, title, first_column, samples, speed_of=None):
         """samples: name -> [(wall s, CPU s)], per segment; index by index they were taken side by side."""
@@ -143,7 +146,12 @@ class Bench:
         missing = tool.lacks(names)
         if missing:
             raise SystemExit(f"{tool.name} said yes and does not hold {', '.join(missing)}")
+        self.finish(tool)
+
+    def finish(self, tool):
         tool.stop()
+        if said := tool.complaint():
+            self.report.note(f"{tool.name} ({tool.store.label})", said)
 
     def single(self, tools, kind, paths):
         names = [os.path.basename(p) for p in paths]
@@ -219,11 +227,11 @@ class Bench:
             for title, tool, text in self.turn(rows, index):
                 daemons = tool.daemons if tool else []
                 before = cpu(daemons)
-                wall = processes.command(text, tool.data if tool else self.dir, f"{self.dir}/client.log")
+                wall = tool.command(text) if tool else processes.command(text, self.dir, f"{self.dir}/client.log")
                 settle(daemons) if processes.orphans() else None
                 samples[title].append((wall, cpu(daemons) - before))
         for tool in tools:
-            tool.stop()
+            self.finish(tool)
             tool.wipe()
         self.report.part(f"what the command costs, {store.label}: of {self.o.client}", "sh -c", samples)
 
@@ -245,7 +253,7 @@ class Bench:
         wall = time.monotonic() - begin
         settle(tool.daemons)
         used = cpu(tool.daemons) - before
-        tool.stop()
+        self.finish(tool)
         if not filecmp.cmp(f"{inbox}/{last}", paths[-1], shallow=False):
             raise SystemExit(f"{tool.name} restored other bytes as {last}")
         return wall / len(paths), used / len(paths)

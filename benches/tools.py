@@ -195,6 +195,15 @@ class Tool:
     def command(self, text):
         return processes.command(text, self.data, self.log)
 
+    def complaint(self):
+        """What its commands said since this was last asked: a row of warnings measures something else than it says."""
+        if not os.path.exists(self.log):
+            return ""
+        with open(self.log, encoding="utf8", errors="replace") as log:
+            said = log.read().strip().splitlines()
+        os.unlink(self.log)
+        return f"{len(said)} lines of warnings, the first: {said[0]}" if said else ""
+
 
 class Dd(Tool):
     """The least a copy can cost: one process that writes and syncs, and leaves the directory unsynced."""
@@ -334,7 +343,7 @@ class PitrAgent(Pitr):
 
     def start(self):
         socket = f"{self.place}/agent.sock"
-        self.daemons = [processes.daemon(self.name, [*self.program.split(), "agent"], self.log, lambda: processes.listens_at(socket))]
+        self.daemons = [processes.daemon(self.name, [*self.program.split(), "agent"], f"{self.place}/agent.log", lambda: processes.listens_at(socket))]
 
 
 class PitrAhead(Pitr):
