@@ -28,7 +28,7 @@ import sys
 import time
 
 import processes
-from common import BUILT, ROOT, SEGMENT, Site, borrow, drop, give, scratch
+from common import BIN, BUILT, ROOT, SEGMENT, Site, borrow, drop, give, run, scratch
 from processes import Failed, cpu, settle
 from tools import Cp, Curl, CurlGet, Dd, Disk, PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAhead, S3, Zstd
 
@@ -58,10 +58,10 @@ def wal(cache, options):
         # What is left is a small cluster whose identity the segments carry.
         server.sql("drop table pgbench_accounts, pgbench_branches, pgbench_tellers, pgbench_history, text_rows")
         # No archive_command: `pitr init` leaves a server alone that archives elsewhere.
-        server.settings("archive_command=''\nmin_wal_size='32MB'\nmax_wal_size='64MB'")
-        server.server("restart")
-        server.sql("checkpoint")
+        server.archive_with("")
         server.server("stop")
+        # Without the segments that it has in stock for the next WAL, which are many.
+        run([f"{BIN}/pg_resetwal", "-D", server.data])
         shutil.rmtree(server.wal)
         server.make("complete", "")
     return server, {kind: sorted(f"{cache}/{kind}/{n}" for n in os.listdir(f"{cache}/{kind}"))[:want[kind]] for kind in KINDS}
