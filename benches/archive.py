@@ -12,8 +12,8 @@ rows of hashed text, which compress about 2.6 : 1. Two stores: a directory, and 
     client    what the command itself costs where there is nothing to do
     recovery  restore_command for one segment after the other; each is read once, then the one before is removed
 
-A ratio is the median of the ratios to the first row taken side by side (same segment, or same round). CPU is user + system of the
-command and of all that it leaves in the background, agents included; not of the S3 server. The syncs are real: what the disk does besides
+Times are medians, a ratio is the median of the ratios to the first row taken side by side (same segment, or same round). CPU is user +
+system of the command and of all that it leaves in the background, agents included, on average; not of the S3 server. The syncs are real: what the disk does besides
 is in the figures.
 """
 import argparse
@@ -93,7 +93,7 @@ class Report:
                 row["mb_per_s"] = speed_of / wall / 1e6
             if any(cpus):
                 mean = statistics.mean(cpus)
-                row |= {"cpu_ms": mean * 1000, "cpu_ratio": mean / max(statistics.mean(base[1]), 1e-6)}
+                row |= {"cpu_ms": mean * 1000, "cpu_ratio": mean / max(statistics.mean(base[1]), 1e-6), "cpus_ms": [c * 1000 for c in cpus]}
             rows.append(row)
         self.whole["parts"].append({"title": title, "rows": rows})
         columns = [("ms", "{:.1f}"), ("mb_per_s", "{:.0f}"), ("ratio", "{:.2f}"), ("cpu_ms", "{:.1f}"), ("cpu_ratio", "{:.2f}")]
