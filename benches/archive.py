@@ -80,8 +80,8 @@ class Report:
         print(f"\n{what}: {text}", flush=True)
         self.whole["notes"].append({"what": what, "text": text})
 
-    def part(self, title, first_column, samples, speed_of=None):
-        """samples: name -> [(wall s, CPU s)], per segment; index by index they were taken side by side."""
+    def part(self, title, first_column, samples, speed_of=None, stored=None):
+        """samples: name -> [(wall s, CPU s)], per segment; index by index they were taken side by side. stored: name -> bytes."""
         rows, base = [], None
         for name, taken in samples.items():
             walls, cpus = zip(*taken)
@@ -94,11 +94,13 @@ class Report:
             if any(cpus):
                 mean = statistics.mean(cpus)
                 row |= {"cpu_ms": mean * 1000, "cpu_ratio": mean / max(statistics.mean(base[1]), 1e-6), "cpus_ms": [c * 1000 for c in cpus]}
+            if stored:
+                row["stored"] = stored[name] / 2**20
             rows.append(row)
         self.whole["parts"].append({"title": title, "rows": rows})
-        columns = [("ms", "{:.1f}"), ("mb_per_s", "{:.0f}"), ("ratio", "{:.2f}"), ("cpu_ms", "{:.1f}"), ("cpu_ratio", "{:.2f}")]
+        columns = [("ms", "{:.1f}"), ("mb_per_s", "{:.0f}"), ("ratio", "{:.2f}"), ("cpu_ms", "{:.1f}"), ("cpu_ratio", "{:.2f}"), ("stored", "{:.1f}")]
         columns = [c for c in columns if c[0] in rows[0]]
-        heads = {"ms": "ms", "mb_per_s": "MB/s", "ratio": "ratio", "cpu_ms": "CPU ms", "cpu_ratio": "ratio"}
+        heads = {"ms": "ms", "mb_per_s": "MB/s", "ratio": "ratio", "cpu_ms": "CPU ms", "cpu_ratio": "ratio", "stored": "MiB stored"}
         print(f"\n### {title}\n\n| {first_column} | " + " | ".join(heads[c] for c, _ in columns) + " |\n|" + "---|" * (len(columns) + 1))
         for row in rows:
             print(f"| {row['name']} | " + " | ".join(form.format(row[c]) for c, form in columns) + " |", flush=True)
@@ -113,6 +115,7 @@ class Bench:
     def __init__(self, options, directory, proxy, pitr):
         self.o, self.dir, self.proxy, self.pitr = options, directory, proxy, pitr
         self.places, self.server = [], None
+        self.stored = {}  # bytes per segment of the last block, by the tool's name
         self.report = Report(options)
 
     def make(self, name, text):
@@ -146,6 +149,7 @@ class Bench:
         missing = tool.lacks(names)
         if missing:
             raise SystemExit(f"{tool.name} said yes and does not hold {', '.join(missing)}")
+        self.stored[tool.name] = tool.stored() / len(names)
         self.finish(tool)
 
     def finish(self, tool):
@@ -170,7 +174,7 @@ class Bench:
                     samples[tool.name].append((wall, cpu(tool.daemons) - before))
             for tool in tools:
                 self.finish_push(tool, names)
-        self.report.part(f"one segment at a time, {kind}, {tools[0].store.label}: of {len(names)} segments", "push", samples)
+        self.report.part(f"one segment at a time, {kind}, {tools[0].store.label}: of {len(names)} segments", "push", samples, stored=self.stored)
 
     def backlog(self, tools, kind, paths):
         names = [os.path.basename(p) for p in paths]
@@ -189,7 +193,7 @@ class Bench:
                 settle(tool.daemons)
                 samples[tool.name].append((wall / len(names), (cpu(tool.daemons) - before) / len(names)))
                 self.finish_push(tool, names)
-        self.report.part(f"backlog of {len(names)} segments, {kind}, {tools[0].store.label}: per segment", "push", samples, SEGMENT)
+        self.report.part(f"backlog of {len(names)} segments, {kind}, {tools[0].store.label}: per segment", "push", samples, SEGMENT, self.stored)
 
     def paced(self, tools, kind, paths):
         paths = paths[:self.o.paced]
@@ -322,7 +326,6 @@ def options():
     parser.add_argument("--round-trip-ms", type=float, default=20)
     parser.add_argument("--scale", type=int, default=40, help="pgbench scale")
     parser.add_argument("--pitr", default=BUILT, help="the program to measure")
-    parser.add_argument("--get-ahead", metavar="FLAGS", help="with which this archive-get fetches ahead without an agent; '' if it does so by itself")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
     parser.add_argument("--stores", nargs="*", choices=("file", "S3"), default=("file", "S3"))

@@ -192,6 +192,10 @@ class Tool:
         held = {os.path.basename(path)[:24] for path in self.added()}
         return [name for name in names if name not in held]
 
+    def stored(self):
+        """Bytes in the repository: who compresses less is faster."""
+        return sum(os.path.getsize(path) for path in self.added())
+
     def command(self, text):
         return processes.command(text, self.data, self.log)
 
@@ -296,7 +300,6 @@ class PgBackRestAsync(PgBackRest):
 
 class Pitr(Tool):
     name = "pitr"
-    get_flags = ""
 
     def configure(self, name, data_dir):
         return self.bench.make(f"{self.slug}/{name}", f"""cluster = "bench"
@@ -328,7 +331,7 @@ name = "store"
         return f"{self.program} archive-push pg_wal/{name}"
 
     def get(self, name):
-        return f"{self.program} archive-get {self.get_flags}{name} pg_wal/RECOVERYXLOG"
+        return f"{self.program} archive-get {name} pg_wal/RECOVERYXLOG"
 
 
 class PitrAgent(Pitr):
@@ -347,11 +350,18 @@ class PitrAgent(Pitr):
 
 
 class PitrAhead(Pitr):
-    """`archive-get` that fetches the next segments too, without an agent."""
+    """`archive-get` as a server starts it: it leaves a process behind that fetches the next segments while that server lives."""
     name = "pitr, fetching ahead"
 
     def __init__(self, bench, store, share=None):
-        if bench.o.get_ahead is None:
-            raise Failed("--get-ahead does not say with which flags this pitr's archive-get fetches ahead")
-        self.get_flags = f"{bench.o.get_ahead} "
+        try:
+            run(bench.pitr, "fetch-ahead", "--help")
+        except Failed:
+            raise Failed("this pitr does not fetch ahead: `pitr fetch-ahead --help` fails") from None
         super().__init__(bench, store, share)
+
+    def load(self, paths):
+        super().load(paths)
+        # Where there is no such file, as for plain `pitr`, nobody recovers and nothing is fetched ahead.
+        with open(f"{self.data}/postmaster.pid", "w", encoding="utf8") as out:
+            out.write(f"{os.getpid()}\n")
