@@ -239,7 +239,7 @@ async fn slot(sql: &mut Sql) -> Result<Option<Slot>> {
 
 /// `pg_wal` of the server that was started then. A directory of the same name on this host may be another server's, such as its standby's:
 /// `postmaster.pid` knows when its server was started.
-fn of_this_server(data_dir: &Path, started: u64) -> Option<PathBuf> {
+pub(super) fn of_this_server(data_dir: &Path, started: u64) -> Option<PathBuf> {
     let mut text = String::new();
     let file = std::fs::File::open(data_dir.join("postmaster.pid")).ok()?;
     file.take(PID_FILE).read_to_string(&mut text).ok()?;

@@ -1,9 +1,11 @@
 //! What `check` says of the live part, for servers as they are met.
 
+#![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::live::{End, Holder, Live, Queue, Slot, judge};
+use super::live::{End, Holder, Live, Queue, Slot, judge, of_this_server};
 use super::room::Room;
 use super::{Finding, Grade};
 use crate::ops::init::facts::{Archiver, ServerFacts, Setting};
@@ -236,4 +238,21 @@ fn wal_is_held_by_an_archiver_that_does_not_get_on_or_by_a_slot_that_nobody_read
         "ended before the disk is full"
     );
     assert_eq!(held(&well, Some(queue(0, 0)), slot(SEGMENT, Some(11 << 30))), by_slot);
+}
+
+#[test]
+fn a_directory_of_another_server_under_the_same_path_is_not_looked_at() {
+    let place = tempfile::tempdir().unwrap();
+    let looked_at = || of_this_server(place.path(), 1_700_000_005).is_some();
+    assert!(!looked_at(), "nothing runs there");
+    for (lines, ours) in [
+        ("4711\n/data\n1700000000\n5432\n/run\n*\n", true),
+        ("4711\n/data\n1699990000\n5432\n/run\n*\n", false),
+        ("4711\n/data\n", false),
+        ("4711\n/data\nyesterday\n", false),
+        ("", false),
+    ] {
+        std::fs::write(place.path().join("postmaster.pid"), lines).unwrap();
+        assert_eq!(looked_at(), ours, "{lines:?}");
+    }
 }
