@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use support::agent::{Agent, configure, own_repository, status};
-use support::cluster::{Install, as_server, give_to_server};
+use support::cluster::{Install, Stop, as_server, give_to_server};
 use support::site::{Site, SiteOptions, until};
 
 /// Keeps its WAL, so that what was archived can be compared.
@@ -353,6 +353,36 @@ fn a_repository_that_is_down_keeps_the_others_from_nothing() -> Result<()> {
     for repository in ["main", "other"] {
         let to = site.place().join("fetched").display().to_string();
         site.ask(&["--repository", repository, "archive-get", &ready[0], &to])?.expect(0, &[])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_restore_in_place_and_the_server_after_it_go_well_beside_a_running_agent() -> Result<()> {
+    for major in [15, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        let site = site(&install, true)?;
+        configure(&site, &own_repository(&site))?;
+        let agent = Agent::start(&site)?;
+        write_wal(&site, 1000)?;
+        site.backup()?;
+        write_wal(&site, 60_000)?;
+        all_archived(&site)?;
+        let rows = "SELECT count(*), sum(n) FROM t";
+        let wanted = site.cluster.psql(rows)?;
+        site.cluster.stop(Stop::Fast)?;
+        site.json(&["restore", "--replace", "--move-aside", "--json"])?;
+        site.cluster.start()?;
+        site.cluster.wait_for("SELECT pg_is_in_recovery()", "f")?;
+        ensure!(site.cluster.psql(rows)? == wanted);
+        ensure!(site.cluster.log_text().contains("restored log file"), "{}", site.cluster.log_text());
+        // On the new timeline the same agent goes on.
+        write_wal(&site, 30_000)?;
+        all_archived(&site)?;
+        let done = marked(&site, ".done")?;
+        ensure!(done.iter().any(|name| name.starts_with("00000002")), "{done:?}");
+        all_is_there(&site)?;
+        ensure!(status(&site)?["waiting"] == 0, "{:?}\n{}", status(&site), agent.log());
     }
     Ok(())
 }
