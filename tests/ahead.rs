@@ -57,6 +57,7 @@ impl Recovering {
         give_to_server(&control)?;
         let server = as_server("/bin/sleep")?.arg("600").spawn()?;
         fs::write(data.join("postmaster.pid"), format!("{}\n", server.id()))?;
+        fs::write(data.join("recovery.signal"), "")?;
         Ok(Self { data, server })
     }
 
@@ -213,6 +214,9 @@ fn nobody_is_left_behind_for_a_person_who_fetches_a_file() -> Result<()> {
     let to = site.place().join("fetched");
     let mut command = site.pitr(&["archive-get", &names[0]])?;
     Answer::of(command.arg(&to))?.expect(0, &[])?;
+    ensure!(!site.cluster.data.join(SPOOL).exists());
+    // Nor beside a server that does not recover.
+    site.ask(&["archive-get", &names[0], "pg_wal/RECOVERYXLOG"])?.expect(0, &[])?;
     ensure!(!site.cluster.data.join(SPOOL).exists());
     Ok(())
 }

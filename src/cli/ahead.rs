@@ -26,6 +26,7 @@ use crate::wal::SegmentName;
 pub fn leave_behind(common: &Common, args: &GetArgs) {
     let recovers = args.destination.starts_with("pg_wal")
         && SegmentName::parse(&args.file).is_ok()
+        && ["recovery.signal", "standby.signal"].iter().any(|name| Path::new(name).exists())
         && postmaster().is_some()
         && common.repository.len() <= 1;
     if !recovers {
