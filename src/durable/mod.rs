@@ -136,6 +136,13 @@ impl DirLock {
     }
 }
 
+/// Bytes that this process may still write on the file system of `path` (or of the directory above, if it does not exist yet).
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let at = path.ancestors().find(|p| p.exists())?;
+    let stat = nix::sys::statvfs::statvfs(at).ok()?;
+    stat.blocks_available().checked_mul(stat.fragment_size())
+}
+
 /// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> Result<(), DurableError> {
     open_dir(path)?.sync_all().context("fsync directory", path)

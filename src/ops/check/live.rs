@@ -18,6 +18,7 @@ use super::room::{self, Room};
 use super::settings::{archives, timeout};
 use super::{Finding, Grade};
 use crate::clock;
+use crate::durable;
 use crate::error::Result;
 use crate::ops::init::facts::{ServerFacts, failed};
 use crate::ops::words::{bytes, seconds};
@@ -120,7 +121,7 @@ impl Live {
         let started = started.map_err(failed)?.and_then(|text| text.parse::<u64>().ok());
         let directories = [facts.data_dir.as_deref(), configured];
         let pg_wal = directories.into_iter().flatten().find_map(|dir| of_this_server(dir, started?));
-        let free = pg_wal.as_deref().and_then(free_bytes);
+        let free = pg_wal.as_deref().and_then(durable::free_bytes);
         let mut live = Self { role, queue, end, slot, holder: None, growth: None, room: None };
         live.holder = live.who_holds(facts, free);
         if let (Some(_), Some(first)) = (&live.holder, live.end) {
@@ -245,12 +246,6 @@ pub(super) fn of_this_server(data_dir: &Path, started: u64) -> Option<PathBuf> {
     file.take(PID_FILE).read_to_string(&mut text).ok()?;
     let noted = text.lines().nth(2)?.trim().parse::<u64>().ok()?;
     (noted.abs_diff(started) <= SAME_START).then(|| data_dir.join("pg_wal"))
-}
-
-/// What others than root may still write on the file system where `path` leads.
-fn free_bytes(path: &Path) -> Option<u64> {
-    let stat = nix::sys::statvfs::statvfs(path).ok()?;
-    stat.blocks_available().checked_mul(stat.fragment_size())
 }
 
 /// Judges what was read against the promise.

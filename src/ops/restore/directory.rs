@@ -281,13 +281,6 @@ fn remove_leftovers(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that this process may still write on the file system of `path` (or of the directory above, if it does not exist yet).
-pub fn free_bytes(path: &Path) -> Option<u64> {
-    let at = path.ancestors().find(|p| p.exists())?;
-    let stat = nix::sys::statvfs::statvfs(at).ok()?;
-    stat.blocks_available().checked_mul(stat.fragment_size())
-}
-
 /// The mode of a data directory: what the backup's own root had, held to what PostgreSQL accepts (`checkDataDir`).
 pub fn accepted_mode(path: &Path) -> u32 {
     let group = std::fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o040 != 0);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::durable::Owner;
+use crate::durable::{self, Owner};
 use crate::error::{Error, Result};
 use crate::ops::backup::catalogue::Catalogue;
 use crate::ops::plan::RecoveryPlan;
@@ -414,7 +414,7 @@ fn check_room(place: &Place, image: &Image, layout: &Layout, located: &[Tablespa
         *sum = sum.saturating_add(bytes);
     }
     for (needed, root) in systems.into_values() {
-        match directory::free_bytes(root) {
+        match durable::free_bytes(root) {
             Some(free) if free < needed => {
                 return Err(Error::refused(format!(
                     "{} has {free} bytes free, the restore needs {needed}",
