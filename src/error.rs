@@ -191,6 +191,13 @@ impl Error {
         outer
     }
 
+    /// The same error; with the advice of its kind if it has none of its own.
+    #[must_use]
+    pub fn advised(self) -> Self {
+        let general = self.kind().advice();
+        if self.advice().is_some() { self } else { self.hint(general) }
+    }
+
     /// The kind.
     pub fn kind(&self) -> Kind {
         self.inner.kind

@@ -46,8 +46,7 @@ pub fn warn(text: &str) {
 /// Prints an error with its causes and its hint; with `--json` also as an object on standard output. One without advice of its own gets
 /// that of its kind. `code` is what the process will exit with.
 pub fn error(error: Error, code: u8, as_json: bool) {
-    let general = error.kind().advice();
-    let error = if error.advice().is_some() { error } else { error.hint(general) };
+    let error = error.advised();
     if as_json {
         json(&serde_json::json!({
             "schema": "pitr.error.v1",
