@@ -52,7 +52,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "target", "config", "ops",
         ],
     ),
-    ("agent", &["wal", "pgdata", "codec", "repo", "clock", "error", "ops", "agent"]),
+    ("agent", &["wal", "pgdata", "codec", "repo", "durable", "clock", "error", "ops", "agent"]),
     (
         "cli",
         &[

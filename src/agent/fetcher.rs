@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::wire::Errand;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::ops::archive::{Course, Got, Route, get_ahead, get_file};
 use crate::pgdata::ControlFile;
@@ -163,9 +164,10 @@ impl Fetcher {
     /// Ends a recovery that has not asked for a while; true if none is left.
     pub fn rest(&self) -> bool {
         let idle = |recovery: &Arc<Recovery>| recovery.lock().asked.elapsed() >= IDLE;
-        let over = self.lock().recovery.as_ref().is_none_or(idle);
+        let mut now = self.lock();
+        let over = now.recovery.as_ref().is_none_or(idle);
         if over {
-            self.end();
+            (now.recovery, now.spool) = (None, None);
         }
         over
     }
@@ -303,7 +305,7 @@ impl Recovery {
     }
 
     async fn fetch(self: Arc<Self>, name: SegmentName) {
-        let _told = Told(&self);
+        let _told = Told(&self, name);
         let wal = WalFileName::Segment(name);
         let path = self.file(wal);
         let fetched = get_ahead(&self.repositories, wal, &path, self.system, self.route).await;
@@ -338,11 +340,17 @@ impl Drop for Recovery {
     }
 }
 
-/// Tells those who wait that something has ended, however it did.
-struct Told<'a>(&'a Recovery);
+/// Tells those who wait for a file that its fetch has ended, however it did.
+struct Told<'a>(&'a Recovery, SegmentName);
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {
+        // After a panic it would be waited for until the end of days.
+        let mut state = self.0.lock();
+        if state.files.get(&self.1) == Some(&Slot::UnderWay) {
+            state.files.remove(&self.1);
+        }
+        drop(state);
         self.0.ended.send_modify(|n| *n = n.wrapping_add(1));
     }
 }
@@ -393,8 +401,7 @@ impl Spool {
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        nix::sys::statvfs::statvfs(&self.path)
-            .is_ok_and(|found| found.blocks_available().saturating_mul(found.fragment_size()) >= bytes)
+        durable::free_bytes(&self.path).is_some_and(|free| free >= bytes)
     }
 }
 

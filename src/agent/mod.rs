@@ -7,7 +7,7 @@
 //!                                                  └► fetcher ─► pg_wal/pitr-spool: the next segments of the route
 //! ```
 //! Invariants: an agent makes things faster and nothing else. No state on disk is trusted, nothing needs it to be there, and killing it at any
-//! moment loses nothing that was said yes to. What it answers is true of the configuration that the asker goes by ([`wire::digest`]);
+//! moment loses nothing that was said yes to. What it answers is true of the configuration that the asker goes by (its fingerprint);
 //! when that file changes the agent reads it again.
 
 pub mod client;
@@ -47,7 +47,7 @@ const RELOAD: Duration = Duration::from_secs(2);
 /// What an agent goes by.
 #[derive(Debug)]
 pub struct Setup {
-    /// [`wire::digest`] of the configuration file.
+    /// The fingerprint of the configuration.
     pub config: String,
     /// Where it listens.
     pub socket: PathBuf,
@@ -117,7 +117,7 @@ pub async fn run(
 /// What fetches ahead for one recovery where there is no agent.
 #[derive(Debug)]
 pub struct Prefetch {
-    /// What the askers go by: [`wire::digest`].
+    /// The fingerprint of the configuration that the askers go by.
     pub config: String,
     /// Where it listens: below the spool.
     pub socket: PathBuf,

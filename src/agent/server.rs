@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// The configuration that the agent goes by, and what works by it.
 #[derive(Debug)]
 pub(super) struct Generation {
-    /// [`wire::digest`] of the configuration file.
+    /// The fingerprint of the configuration.
     pub(super) config: String,
     /// Answers for `archive-push`; a process that only fetches ahead has none.
     pub(super) pusher: Option<Arc<Pusher>>,
@@ -137,8 +137,7 @@ async fn get(fetcher: &Fetcher, file: &str, errand: &Errand) -> Answer {
 }
 
 fn no(error: Error) -> Answer {
-    let general = error.kind().advice();
-    let error = if error.advice().is_some() { error } else { error.hint(general) };
+    let error = error.advised();
     Answer::No { code: error.exit_code(), report: error.report() }
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::archive::compression;
 use super::privilege;
 use super::thin::Door;
-use crate::agent::wire::{self, Answer, Ask};
+use crate::agent::wire::{Answer, Ask};
 use crate::agent::{self, Setup};
 use crate::cli::args::{AgentArgs, Common};
 use crate::cli::context::Context;
@@ -53,25 +53,23 @@ fn setup_again(common: &Common) -> Result<Setup> {
     setup(&Context::load(common, Caller::Operator)?)
 }
 
-/// The configuration file and the data directory.
-fn needed(context: &Context) -> Result<(&Path, &Path)> {
+/// The data directory of a configuration that an agent can go by.
+fn needed(context: &Context) -> Result<&Path> {
     let missing = |what: &str| {
         Error::usage(format!("the agent needs {what}"))
             .hint("`pitr init` writes a configuration with all that is needed; name it with --config")
     };
-    let file = context.config.path.as_deref().ok_or_else(|| missing("a configuration file"))?;
+    if context.config.path.is_none() {
+        return Err(missing("a configuration file"));
+    }
     let data_dir = context.config.postgres.data_dir.as_deref();
-    let data_dir =
-        data_dir.ok_or_else(|| missing("data_dir in the [postgres] section of the configuration"))?;
-    Ok((file, data_dir))
+    data_dir.ok_or_else(|| missing("data_dir in the [postgres] section of the configuration"))
 }
 
 fn setup(context: &Context) -> Result<Setup> {
-    let (config, (file, data_dir)) = (&context.config, needed(context)?);
-    let text = std::fs::read(file)
-        .map_err(|e| Error::usage(format!("cannot read the configuration {}", file.display())).source(e))?;
+    let (config, data_dir) = (&context.config, needed(context)?);
     Ok(Setup {
-        config: wire::digest(&text),
+        config: config.fingerprint.clone(),
         socket: config.agent.socket.clone(),
         data_dir: data_dir.to_owned(),
         repositories: context.repositories()?,

@@ -11,12 +11,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::agent::wire::{self, Errand};
+use crate::agent::wire::Errand;
 use crate::agent::{Prefetch, prefetch};
 use crate::cli::args::{AheadArgs, Common, GetArgs};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
-use crate::cli::thin::{SPOOL_SOCKET, digest_of_flags};
+use crate::cli::thin::SPOOL_SOCKET;
 use crate::cli::with_threads;
 use crate::config::load::Caller;
 use crate::error::{Error, Result};
@@ -42,13 +42,13 @@ pub fn leave_behind(common: &Common, args: &GetArgs) {
     if let Some(cluster) = &common.cluster {
         flag("--cluster", cluster.into());
     }
-    if let Some(timeline) = args.timeline {
+    if let Some(timeline) = args.route.timeline {
         flag("--timeline", timeline.to_string().into());
     }
-    if let Some(until) = &args.until {
+    if let Some(until) = &args.route.until {
         flag("--until", until.into());
     }
-    if let Some(system) = args.system_id {
+    if let Some(system) = args.route.system_id {
         flag("--system-id", system.to_string().into());
     }
     let mut command = Command::new(program);
@@ -79,19 +79,11 @@ pub fn run(common: &Common, args: &AheadArgs) -> Result<Ended> {
     let directory =
         std::env::current_dir().map_err(|e| Error::failed("cannot tell the working directory").source(e))?;
     let context = Context::load(common, Caller::Server)?;
-    let (config, repository) = match (&context.config.path, &common.cluster) {
-        (Some(file), _) => {
-            let text = std::fs::read(file).map_err(|e| {
-                Error::usage(format!("cannot read the configuration {}", file.display())).source(e)
-            })?;
-            (wire::digest(&text), common.repository.first().cloned())
-        }
-        (None, cluster) => {
-            (digest_of_flags(&common.repository, cluster.as_deref().unwrap_or_default()), None)
-        }
-    };
+    let config = &context.config;
+    // Where flags stand for a file they name all repositories there are.
+    let repository = config.path.as_ref().and_then(|_| common.repository.first().cloned());
     let setup = Prefetch {
-        config,
+        config: config.fingerprint.clone(),
         socket: PathBuf::from(SPOOL_SOCKET),
         data_dir: directory.clone(),
         repositories: context.repositories()?,
@@ -99,9 +91,9 @@ pub fn run(common: &Common, args: &AheadArgs) -> Result<Ended> {
         errand: Errand {
             directory,
             repository,
-            timeline: args.timeline,
-            until: args.until.clone(),
-            system: args.system_id,
+            timeline: args.route.timeline,
+            until: args.route.until.clone(),
+            system: args.route.system_id,
         },
     };
     let server = postmaster();

@@ -94,14 +94,14 @@ async fn get_once(common: &Common, args: &GetArgs) -> Result<Ended> {
             .source(e)
             .hint("restore_command passes %f and %p: archive-get %f \"%p\"")
     })?;
-    let timeline = match args.timeline {
+    let timeline = match args.route.timeline {
         None => None,
         Some(n) => Some(
             TimelineId::new(n)
                 .ok_or_else(|| Error::usage("timeline 0 does not exist").hint("timelines count from 1"))?,
         ),
     };
-    let until = args.until.as_deref().map(|text| {
+    let until = args.route.until.as_deref().map(|text| {
         text.parse::<Lsn>().map_err(|e| {
             Error::usage(format!("--until {text:?} is no position")).source(e).hint("such as 0/3000028")
         })
@@ -110,7 +110,7 @@ async fn get_once(common: &Common, args: &GetArgs) -> Result<Ended> {
     let context = Context::load(common, Caller::Server)?;
     context.act_as_owner()?;
     let repositories = context.repositories()?;
-    let system = args.system_id.map(SystemId::new).or_else(working_directory_system);
+    let system = args.route.system_id.map(SystemId::new).or_else(working_directory_system);
     let got = get_file(&repositories, name, &args.destination, system, route).await?;
     if common.json {
         let (outcome, size) = match &got {

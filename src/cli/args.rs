@@ -166,15 +166,9 @@ pub struct GetArgs {
     pub file: String,
     /// Where to put it (%p)
     pub destination: PathBuf,
-    /// The timeline recovery goes to: parents are cut at their forks
-    #[arg(long, value_name = "N")]
-    pub timeline: Option<u32>,
-    /// Where recovery stops: a segment that is stored only in part is delivered if that reaches so far
-    #[arg(long, value_name = "X/X")]
-    pub until: Option<String>,
-    /// The cluster's system identifier [default: the data directory's, else the newest in the repository]
-    #[arg(long, value_name = "N")]
-    pub system_id: Option<u64>,
+    /// Where recovery goes.
+    #[command(flatten)]
+    pub route: RouteArgs,
 }
 
 /// Arguments of `fetch-ahead`: those of the `archive-get` that leaves it behind.
@@ -182,13 +176,21 @@ pub struct GetArgs {
 pub struct AheadArgs {
     /// The segment that was delivered last
     pub file: String,
-    /// The timeline recovery goes to
+    /// Where recovery goes.
+    #[command(flatten)]
+    pub route: RouteArgs,
+}
+
+/// Where recovery goes.
+#[derive(Debug, Args)]
+pub struct RouteArgs {
+    /// The timeline recovery goes to: parents are cut at their forks
     #[arg(long, value_name = "N")]
     pub timeline: Option<u32>,
-    /// Where recovery stops
+    /// Where recovery stops: a segment that is stored only in part is delivered if that reaches so far
     #[arg(long, value_name = "X/X")]
     pub until: Option<String>,
-    /// The cluster's system identifier
+    /// The cluster's system identifier [default: the data directory's, else the newest in the repository]
     #[arg(long, value_name = "N")]
     pub system_id: Option<u64>,
 }

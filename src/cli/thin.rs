@@ -18,11 +18,12 @@ use std::process::ExitCode;
 use serde::Deserialize;
 
 use crate::agent::client::{self, NoAgent};
-use crate::agent::wire::{self, Answer, Ask, Errand, Question};
+use crate::agent::wire::{Answer, Ask, Errand, Question};
 use crate::cli::exit::Caller;
 use crate::cli::output;
 use crate::config::defaults::SOCKET_ROOT;
 use crate::config::load::{MAX_BYTES, SYSTEM_FILE, VARIABLE};
+use crate::config::{fingerprint, fingerprint_of_flags};
 
 /// Where who fetches ahead for one recovery listens, below the data directory.
 pub const SPOOL_SOCKET: &str = "pg_wal/pitr-spool/socket";
@@ -45,7 +46,7 @@ struct Agent {
 pub struct Door {
     /// Its socket.
     pub socket: PathBuf,
-    /// [`wire::digest`] of the configuration file.
+    /// [`fingerprint`] of the configuration.
     pub config: String,
 }
 
@@ -56,7 +57,7 @@ impl Door {
         std::fs::File::open(file).ok()?.take(MAX_BYTES).read_to_string(&mut text).ok()?;
         let Facts { cluster, agent } = toml::from_str(&text).ok()?;
         let default = || Path::new(SOCKET_ROOT).join(format!("{cluster}.sock"));
-        Some(Self { socket: agent.socket.unwrap_or_else(default), config: wire::digest(text.as_bytes()) })
+        Some(Self { socket: agent.socket.unwrap_or_else(default), config: fingerprint(text.as_bytes()) })
     }
 
     /// Asks who listens there.
@@ -67,11 +68,6 @@ impl Door {
         let (version, config) = (env!("CARGO_PKG_VERSION").to_owned(), self.config.clone());
         client::ask(&self.socket, trusted, &Question { version, config, ask })
     }
-}
-
-/// The configuration as who fetches ahead knows it where flags stand for a file.
-pub fn digest_of_flags(repositories: &[String], cluster: &str) -> String {
-    wire::digest(format!("{repositories:?} {cluster}").as_bytes())
 }
 
 /// The exit code, if these arguments are for an agent and one answered.
@@ -112,9 +108,10 @@ fn push(form: &Form, path: &Path) -> Option<ExitCode> {
 
 fn get(form: &Form, file: &str, destination: &Path) -> Option<ExitCode> {
     let door = match form.cluster.as_deref() {
-        Some(cluster) => {
-            Door { socket: PathBuf::new(), config: digest_of_flags(&form.repositories, cluster.to_str()?) }
-        }
+        Some(cluster) => Door {
+            socket: PathBuf::new(),
+            config: fingerprint_of_flags(&form.repositories, cluster.to_str()?),
+        },
         None => Door::of(&form.file())?,
     };
     let repository = match form.repositories.as_slice() {

@@ -53,6 +53,8 @@ pub mod defaults {
 pub struct Config {
     /// The file it was read from, absolute; `None` if flags replace a file.
     pub path: Option<PathBuf>,
+    /// [`fingerprint`] of the text that all of this was read from.
+    pub fingerprint: String,
     /// Folder of the cluster in each repository.
     pub cluster: ClusterName,
     /// Zone of naive times.
@@ -155,6 +157,16 @@ pub struct RepositoryConfig {
     pub retention: Option<Retention>,
 }
 
+/// Names a configuration by its text, so that two processes can tell whether they go by the same one.
+pub fn fingerprint(text: &[u8]) -> String {
+    blake3::hash(text).to_hex().chars().take(32).collect()
+}
+
+/// The same where flags stand for a file.
+pub fn fingerprint_of_flags(urls: &[String], cluster: &str) -> String {
+    fingerprint(format!("{urls:?} {cluster}").as_bytes())
+}
+
 impl Config {
     /// Reads the text of a configuration file; `path` is what errors name.
     ///
@@ -172,6 +184,7 @@ impl Config {
         let config = Self {
             path: Some(path.to_owned()),
             timezone,
+            fingerprint: fingerprint(text.as_bytes()),
             state_dir: state_dir.unwrap_or_else(|| Path::new(defaults::STATE_ROOT).join(cluster.as_str())),
             postgres: postgres(&mut top)?,
             archive: archive(&mut top)?,
@@ -206,6 +219,7 @@ impl Config {
         }
         Ok(Self {
             path: None,
+            fingerprint: fingerprint_of_flags(urls, cluster.as_str()),
             timezone: None,
             state_dir: Path::new(defaults::STATE_ROOT).join(cluster.as_str()),
             postgres: PostgresConfig::default(),
