@@ -4,6 +4,7 @@
 //! was fetched ahead. Then real servers recover while whoever fetches ahead for them is killed.
 
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod support;
 
@@ -205,6 +206,33 @@ fn who_is_left_behind_holds_nothing_of_the_server() -> Result<()> {
     let session = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(3)).context("a session")?;
     ensure!(session == process()?, "a session of its own");
     Ok(())
+}
+
+#[test]
+fn nothing_is_fetched_ahead_onto_a_disk_that_replay_needs() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 20_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    let pg_wal = at.data.join("pg_wal");
+    // Room for twelve segments of 1 MiB: four short of those ahead and as many again.
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=12m", "pitr-test"]).arg(&pg_wal).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: mounting a small file system needs root");
+        return Ok(());
+    }
+    give_to_server(&pg_wal)?;
+    let recovered = (|| -> Result<()> {
+        for name in names.iter().take(2) {
+            at.ask(&site, name, &["--timeline", "1"])?.expect(0, &[])?;
+            at.replayed(&site, name)?;
+            until(|| Ok(at.data.join(SPOOL).join("socket").exists()), || "nobody listens".to_owned())?;
+            ensure!(at.spooled().is_empty(), "{:?}", at.spooled());
+        }
+        Ok(())
+    })();
+    Command::new("umount").arg("--lazy").arg(&pg_wal).status()?;
+    recovered
 }
 
 #[test]

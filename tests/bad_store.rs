@@ -17,6 +17,8 @@ mod support;
 mod between;
 #[path = "bad_store/refused.rs"]
 mod refused;
+#[path = "bad_store/resident.rs"]
+mod resident;
 #[path = "bad_store/skewed.rs"]
 mod skewed;
 #[path = "bad_store/wedged.rs"]

@@ -9,9 +9,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::support::agent::{Agent, configure, own_repository, status};
 use super::support::audit::{Auditor, Objects, objects_in};
 use super::support::cluster::{Cluster, Install, give_to_server, run, scratch};
-use super::support::site::{Site, SiteOptions, open};
+use super::support::site::{Site, SiteOptions, open, until};
 
 /// A file system in memory; unmounted with the test.
 struct Mounted(PathBuf);
@@ -159,6 +160,37 @@ fn a_full_repository_takes_nothing_half_and_can_be_restored_from() -> Result<()>
     auditor.check(&before, &world.objects()?)?;
     ensure!(auditor.whole_backups() == 2, "{}", auditor.whole_backups());
     Ok(())
+}
+
+#[test]
+fn a_full_repository_gets_no_yes_from_an_agent_until_there_is_room() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let Some(world) = World::new(&install)? else { return Ok(()) };
+    let mut auditor = Auditor::of_server(&world.site.cluster.data.join("pg_wal"));
+    let before = world.objects()?;
+    auditor.check(&Objects::new(), &before)?;
+    configure(&world.site, &own_repository(&world.site))?;
+    let push = format!("pg_wal/{}", world.waiting[0]);
+    for kib in [0, 16, 128] {
+        let filler = world.small.fill(kib)?;
+        let agent = Agent::start(&world.site)?;
+        let full = ["No space left on device", "HINT: make room in the repository"];
+        world.site.ask(&["archive-push", &push])?.expect(1, &full).with_context(|| agent.log())?;
+        ensure!(status(&world.site)?["repositories"][0]["failing"].is_string(), "{kib} KiB");
+        agent.end(nix::sys::signal::Signal::SIGKILL)?;
+        drop(filler);
+        auditor.check(&before, &world.objects()?).with_context(|| format!("{kib} KiB"))?;
+    }
+    let filler = world.small.fill(0)?;
+    let agent = Agent::start(&world.site)?;
+    ensure!(world.site.ask(&["archive-push", &push])?.code == 1);
+    drop(filler);
+    // The same agent goes on by itself.
+    for name in &world.waiting {
+        until(|| Ok(world.site.object(name)?.exists()), || agent.log())?;
+        world.site.ask(&["archive-push", &format!("pg_wal/{name}")])?.expect(0, &[])?;
+    }
+    auditor.check(&before, &world.objects()?)
 }
 
 #[test]

@@ -1,0 +1,52 @@
+//! The same through the agent: it says no as the command itself does, stays, and says yes when the store serves again.
+//!
+//! Each time a new agent is asked, which knows nothing yet; the store falls silent, stops half-way or is overloaded from its n-th request on.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::between::{Between, Deed};
+use super::support::agent::{Agent, status};
+use super::{HANGS, World, within};
+
+#[test]
+fn an_agent_beside_a_store_that_does_not_serve_says_no_and_stays() -> Result<()> {
+    let Some(mut world) = World::new()? else { return Ok(()) };
+    let between = Between::start(&world.s3.address())?;
+    let socket = world.site.place().join("agent.sock");
+    let more = format!("[agent]\nsocket = \"{}\"\n", socket.display());
+    world.site.config = world.config("agent.toml", &format!("http://{}", between.address()), &more)?;
+    let push = format!("pg_wal/{}", world.partial);
+    let busy = "<Error><Code>SlowDown</Code><Message>later</Message></Error>".to_owned();
+    for deed in [Deed::Silence, Deed::Half, Deed::Refuse(503, busy)] {
+        for nth in [1, 2, 4] {
+            let what = format!("{deed:?} from request {nth} on");
+            fs::remove_file(world.site.object(&world.partial)?).ok();
+            between.from(1, Deed::Pass);
+            let agent = Agent::start(&world.site)?;
+            between.from(nth, deed.clone());
+            let answer = within(HANGS, world.site.pitr(&["archive-push", &push])?)?;
+            // Half an answer without a body is a whole one to some requests.
+            if between.seen() >= nth && answer.code != 0 {
+                ensure!((1..=125).contains(&answer.code), "{what}: {answer:?}");
+                ensure!(
+                    answer.err.contains("s3://bucket/pre") && answer.err.contains("HINT"),
+                    "{what}: {answer:?}"
+                );
+                ensure!(status(&world.site)?["repositories"][0]["failing"].is_string(), "{what}");
+            } else {
+                ensure!(answer.code == 0 && deed == Deed::Half, "{what}: {answer:?}");
+                ensure!(world.site.object(&world.partial)?.exists(), "{what}: it says yes");
+            }
+            between.from(1, Deed::Pass);
+            let answer = within(HANGS, world.site.pitr(&["archive-push", &push])?)?;
+            ensure!(answer.code == 0, "{what}, and then it serves: {answer:?}\n{}", agent.log());
+            ensure!(!answer.err.contains("alone"), "{what}: the agent answers: {answer:?}");
+            ensure!(world.site.object(&world.partial)?.exists(), "{what}");
+            ensure!(status(&world.site)?["repositories"][0]["failing"].is_null(), "{what}");
+            agent.end(nix::sys::signal::Signal::SIGTERM).context("it stays")?;
+        }
+    }
+    Ok(())
+}
