@@ -4,8 +4,8 @@
 //!  files waiting      0 ... 2x ahead        ... 8x ahead        more
 //!  level              as configured         1                   -3, then -7
 //! ```
-//! Only where processors are what there is too little of: while uploads are, larger objects would make it worse. On WAL, level -7 takes
-//! about half the time of level 1 and gives about 1.8 times the bytes (BENCHMARKS.md). Pure.
+//! Only where processors are what there is too little of: while uploads are, larger objects would make it worse. On WAL of pgbench, level -7
+//! takes 0.6 of the time of level 1 and gives 1.8 times the bytes. Pure.
 
 use crate::codec::Compression;
 
