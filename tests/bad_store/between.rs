@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -23,6 +24,8 @@ pub enum Deed {
     Silence,
     /// The head of the answer and half of its body come, then nothing. Where there is no body: nothing.
     Half,
+    /// The real server does it, and its answer is lost with the connection.
+    Lost,
     /// This answer comes instead: a status and a body of XML.
     Refuse(u16, String),
     /// The real server answers, from a clock that is so far ahead.
@@ -31,8 +34,10 @@ pub enum Deed {
 
 struct State {
     upstream: String,
-    /// What is done from which request on, and how many there were.
-    plan: Mutex<(usize, Deed, usize)>,
+    /// What is done at which requests, and how many there were.
+    plan: Mutex<(RangeInclusive<usize>, Deed, usize)>,
+    /// Requests whose answers were lost, each by its first line.
+    lost: Mutex<Vec<String>>,
     ended: AtomicBool,
 }
 
@@ -46,8 +51,9 @@ impl Between {
     /// One before the server at `upstream`, which passes everything on.
     pub fn start(upstream: &str) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let plan = Mutex::new((1, Deed::Pass, 0));
-        let state = Arc::new(State { upstream: upstream.to_owned(), plan, ended: AtomicBool::new(false) });
+        let plan = Mutex::new((1..=usize::MAX, Deed::Pass, 0));
+        let (lost, ended) = (Mutex::default(), AtomicBool::new(false));
+        let state = Arc::new(State { upstream: upstream.to_owned(), plan, lost, ended });
         let (address, shared) = (listener.local_addr()?, Arc::clone(&state));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -69,7 +75,17 @@ impl Between {
 
     /// From the `nth` request on, counted from now, this is done.
     pub fn from(&self, nth: usize, deed: Deed) {
-        *self.state.plan.lock().unwrap_or_else(PoisonError::into_inner) = (nth, deed, 0);
+        self.at(nth..=usize::MAX, deed);
+    }
+
+    /// At these requests, counted from now, this is done.
+    pub fn at(&self, which: RangeInclusive<usize>, deed: Deed) {
+        *self.state.plan.lock().unwrap_or_else(PoisonError::into_inner) = (which, deed, 0);
+    }
+
+    /// The first lines of the requests whose answers were lost.
+    pub fn lost(&self) -> Vec<String> {
+        self.state.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many requests came since then.
@@ -89,7 +105,7 @@ impl State {
     fn next(&self) -> Deed {
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         plan.2 += 1;
-        if plan.2 >= plan.0 { plan.1.clone() } else { Deed::Pass }
+        if plan.0.contains(&plan.2) { plan.1.clone() } else { Deed::Pass }
     }
 
     fn serve(&self, mut client: TcpStream) -> Result<()> {
@@ -108,8 +124,14 @@ impl State {
                 Ok(client.shutdown(Shutdown::Write)?)
             }
             deed => {
-                let (head, body) = self.ask(&head, &body)?;
+                let request = head;
+                let (head, body) = self.ask(&request, &body)?;
                 match deed {
+                    Deed::Lost => {
+                        let line = request.lines().next().unwrap_or_default().to_owned();
+                        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                        Ok(())
+                    }
                     Deed::Half if body.len() < 2 => wait_for_its_end(&mut client),
                     Deed::Half => {
                         client.write_all(head.as_bytes())?;

@@ -50,3 +50,34 @@ fn an_agent_beside_a_store_that_does_not_serve_says_no_and_stays() -> Result<()>
     }
     Ok(())
 }
+
+#[test]
+fn an_agent_that_lost_the_reply_finds_that_it_was_stored() -> Result<()> {
+    let Some(mut world) = World::new()? else { return Ok(()) };
+    let between = Between::start(&world.s3.address())?;
+    let socket = world.site.place().join("agent.sock");
+    let more = format!("[agent]\nsocket = \"{}\"\n", socket.display());
+    world.site.config = world.config("agent.toml", &format!("http://{}", between.address()), &more)?;
+    let push = format!("pg_wal/{}", world.partial);
+    let object = world.site.object(&world.partial)?;
+    let (own, to) = (fs::read(world.site.cluster.data.join(&push))?, world.site.place().join("fetched"));
+    // One reply is lost, and two: that of the create that is repeated too.
+    for requests in (1..8).flat_map(|nth| [nth..=nth, nth..=nth + 1]) {
+        fs::remove_file(&object).ok();
+        between.from(1, Deed::Pass);
+        let agent = Agent::start(&world.site)?;
+        between.at(requests.clone(), Deed::Lost);
+        let answer = within(HANGS, world.site.pitr(&["archive-push", &push])?)?;
+        ensure!(answer.code == 0 && object.exists(), "{requests:?}: {answer:?}\n{}", agent.log());
+        ensure!(!answer.err.contains("alone"), "{requests:?}: the agent answers: {answer:?}");
+        between.from(1, Deed::Pass);
+        let get = ["archive-get", &world.partial, &to.display().to_string()];
+        let answer = within(HANGS, world.site.pitr(&get)?)?;
+        ensure!(answer.code == 0 && fs::read(&to)? == own, "{answer:?}");
+        agent.end(nix::sys::signal::Signal::SIGTERM)?;
+    }
+    let stored = |line: &&String| line.starts_with("PUT") && line.contains(&world.partial);
+    let lost = between.lost();
+    ensure!(lost.iter().filter(stored).count() >= 2, "no reply was lost after the write: {lost:?}");
+    Ok(())
+}
