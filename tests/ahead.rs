@@ -181,6 +181,37 @@ fn an_agent_fetches_ahead_for_its_server() -> Result<()> {
 }
 
 #[test]
+fn a_history_that_recovery_asks_for_again_at_its_end_is_kept_ready() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 60_000)?;
+    let history = site.cluster.data.join("pg_wal/00000002.history");
+    let fork = site.cluster.psql("SELECT pg_current_wal_lsn()")?;
+    fs::write(&history, format!("1\t{fork}\tno recovery target specified\n"))?;
+    give_to_server(&history)?;
+    site.ask(&["archive-push", "pg_wal/00000002.history"])?.expect(0, &[])?;
+    let at = Recovering::new(&site, "recovering")?;
+    // A route that goes there is told by its flags, and another one is not: both times it is asked for in the beginning.
+    for flags in [&["--timeline", "2"][..], &[]] {
+        at.ask(&site, &names[0], flags)?.expect(0, &[])?;
+        at.replayed(&site, &names[0])?;
+        at.ask(&site, "00000002.history", flags)?.expect(0, &[])?;
+        at.replayed(&site, "00000002.history")?;
+        let ready = || -> Result<bool> {
+            let entries = fs::read_dir(at.data.join(SPOOL))?.flatten();
+            let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            Ok(names.any(|name| name.ends_with("-00000002.history")))
+        };
+        until(ready, || format!("{flags:?}: no history is kept"))?;
+        let aside = site.place().join("aside");
+        fs::rename(&site.repository, &aside)?;
+        at.ask(&site, "00000002.history", flags)?.expect(0, &[])?;
+        at.replayed(&site, "00000002.history")?;
+        fs::rename(&aside, &site.repository)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn who_is_left_behind_holds_nothing_of_the_server() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let (site, names) = archived(&install, 20_000)?;

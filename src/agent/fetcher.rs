@@ -4,6 +4,7 @@
 //!  restore_command ─► client ─► "spooled" ─► rename onto pg_wal/RECOVERYXLOG            the file is private: nothing else names it
 //!                                   ▲
 //!  pg_wal/pitr-spool/  NAME of the next segments of the route, each whole and synced ◄── as many as there is room for
+//!                      and the histories that were asked for: they will be again, when recovery ends
 //! ```
 //! Invariants: the spool is only what its living owner says of it: it holds a lock there, and begins and ends with an empty directory. What
 //! is kept ahead can never be answered otherwise later: no absence, no copy that may grow (RECOVERY.md 12), everything cut as the
@@ -11,20 +12,23 @@
 //! the room on the disk, which replay needs more.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::system_of;
 use super::wire::Errand;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::ops::archive::{Course, Got, Route, get_ahead, get_file};
-use crate::pgdata::ControlFile;
+use crate::ops::archive::{Course, Got, Route, Source, get_ahead, get_file};
 use crate::repo::Repository;
+use crate::repo::transfer::place_of;
 use crate::wal::{Lsn, SegmentName, SystemId, TimelineId, WalFileName};
 
 /// The spool below the data directory.
@@ -59,10 +63,14 @@ struct Now {
 struct Recovery {
     errand: Errand,
     repositories: Vec<Repository>,
+    /// The same, for what is fetched ahead.
+    sources: Vec<Source>,
     system: Option<SystemId>,
     route: Route,
     spool: Arc<Spool>,
     number: u64,
+    /// Histories fetched so far.
+    histories: AtomicU64,
     state: Mutex<State>,
     ended: watch::Sender<u64>,
 }
@@ -70,16 +78,17 @@ struct Recovery {
 #[derive(Debug)]
 struct State {
     course: Option<Course>,
-    files: BTreeMap<SegmentName, Slot>,
+    files: BTreeMap<WalFileName, Slot>,
     /// Nothing is fetched ahead from here on, until recovery got there by itself.
     end: Option<SegmentName>,
     asked: Instant,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Slot {
     UnderWay,
-    Ready,
+    /// It lies there.
+    Ready(PathBuf),
 }
 
 impl Fetcher {
@@ -99,28 +108,24 @@ impl Fetcher {
     /// As [`get_file`], and if the spool cannot be used.
     pub async fn get(&self, name: WalFileName, errand: &Errand) -> Result<Option<PathBuf>> {
         let recovery = self.recovery(errand)?;
-        let path = recovery.file(name);
+        recovery.reach(name);
+        recovery.fetch_course().await;
+        if let Some(path) = recovery.take(name).await {
+            recovery.go_on(name);
+            return Ok(Some(path));
+        }
+        // The next ones are on their way while this one is; at the end of WAL there are none, however often it is asked.
         if let WalFileName::Segment(segment) = name {
-            recovery.reach(segment);
-            recovery.fetch_course().await;
-            if recovery.take(segment).await {
-                recovery.go_on(segment);
-                recovery.fetch_ahead(segment);
-                return Ok(Some(path));
-            }
-            // The next ones are on their way while this one is; at the end of WAL there are none, however often it is asked.
             recovery.fetch_ahead(segment);
         }
+        let path = recovery.file(name);
         let Recovery { repositories, system, route, .. } = &*recovery;
-        let got = get_file(repositories, name, &path, *system, *route).await?;
-        match (got, name) {
-            (Got::Absent, _) => Ok(None),
-            (Got::Delivered { .. }, WalFileName::Segment(segment)) => {
-                recovery.go_on(segment);
-                recovery.fetch_ahead(segment);
+        match get_file(repositories, name, &path, *system, *route).await? {
+            Got::Absent => Ok(None),
+            Got::Delivered { .. } => {
+                recovery.go_on(name);
                 Ok(Some(path))
             }
-            (Got::Delivered { .. }, _) => Ok(Some(path)),
         }
     }
 
@@ -192,13 +197,17 @@ impl Recovery {
             },
             until: until.map_err(|_| unclear("the end"))?,
         };
+        let system = errand.system.map(SystemId::new).or_else(|| system_of(&fetcher.data_dir));
+        let source = |repository: &Repository| Source::new(repository.clone(), system, route);
         Ok(Self {
             errand: errand.clone(),
+            sources: repositories.iter().map(source).collect(),
             repositories,
-            system: errand.system.map(SystemId::new).or_else(|| system_of(&fetcher.data_dir)),
+            system,
             route,
             spool,
             number,
+            histories: AtomicU64::new(0),
             state: Mutex::new(State {
                 course: None,
                 files: BTreeMap::new(),
@@ -213,66 +222,82 @@ impl Recovery {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a file lies once it is fetched.
+    /// Where a file lies once it is fetched. A history is fetched again before its asker has taken the first one away: each has a place of
+    /// its own.
     fn file(&self, name: WalFileName) -> PathBuf {
-        self.spool.path.join(format!("{}-{name}", self.number))
+        self.spool.path.join(match name {
+            WalFileName::History(_) => {
+                format!("{}.{}-{name}", self.number, self.histories.fetch_add(1, Ordering::Relaxed))
+            }
+            _ => format!("{}-{name}", self.number),
+        })
     }
 
-    fn remove(&self, name: SegmentName) {
-        // What stays is removed when the spool is let go.
-        let _ = std::fs::remove_file(self.file(WalFileName::Segment(name)));
-    }
-
-    /// Recovery asks for `segment`: what lies before it is of no use any more.
-    fn reach(&self, segment: SegmentName) {
+    /// Recovery asks for `name`: segments before it are of no use any more.
+    fn reach(&self, name: WalFileName) {
         let mut state = self.lock();
         state.asked = Instant::now();
-        let passed = |name: &SegmentName| name.place() < segment.place();
-        let old: Vec<SegmentName> = state
-            .files
-            .iter()
-            .filter(|(name, slot)| passed(name) && **slot == Slot::Ready)
-            .map(|(name, _)| *name)
-            .collect();
-        for name in old {
-            state.files.remove(&name);
-            self.remove(name);
+        let WalFileName::Segment(segment) = name else { return };
+        let passed = |name: &WalFileName| place_of(*name).is_some_and(|place| place < segment.place());
+        state.files.retain(|name, slot| match slot {
+            Slot::Ready(path) if passed(name) => {
+                remove(path);
+                false
+            }
+            _ => true,
+        });
+    }
+
+    /// `name` was there: what comes after it may be, whatever was taken for the end before it. A history is asked for once more when
+    /// recovery ends, where doubt is fatal: it is kept ready.
+    fn go_on(self: &Arc<Self>, name: WalFileName) {
+        match name {
+            WalFileName::Segment(segment) => {
+                let mut state = self.lock();
+                if state.end.is_some_and(|end| end.place() <= segment.place()) {
+                    state.end = None;
+                }
+                drop(state);
+                self.fetch_ahead(segment);
+            }
+            WalFileName::History(_) => self.begin_fetch(&mut self.lock(), name),
+            WalFileName::Partial(_) | WalFileName::BackupHistory(..) => {}
         }
     }
 
-    /// `segment` was there: whatever was taken for the end before it was none.
-    fn go_on(&self, segment: SegmentName) {
-        let mut state = self.lock();
-        if state.end.is_some_and(|end| end.place() <= segment.place()) {
-            state.end = None;
-        }
-    }
-
-    async fn fetch_course(&self) {
+    async fn fetch_course(self: &Arc<Self>) {
         if self.lock().course.is_some() {
             return;
         }
-        match Course::of(&self.repositories, self.system, self.route).await {
-            Ok(course) => self.lock().course = course,
+        match Course::of(&self.sources).await {
+            Ok(course) => {
+                let mut state = self.lock();
+                if state.course.is_none()
+                    && let Some(timeline) = self.route.timeline.filter(|t| *t != TimelineId::FIRST)
+                {
+                    self.begin_fetch(&mut state, WalFileName::History(timeline));
+                }
+                state.course = course;
+            }
             // Without it nothing is fetched ahead; whoever asks is told by get_file what is wrong.
             Err(e) => tracing::info!("nothing is fetched ahead: {e}"),
         }
     }
 
-    /// Takes a segment out of the spool's account, once it is there; false if it is not on its way either.
-    async fn take(&self, segment: SegmentName) -> bool {
+    /// Takes a file out of the spool's account, once it is there; `None` if it is not on its way either.
+    async fn take(&self, name: WalFileName) -> Option<PathBuf> {
         let mut ended = self.ended.subscribe();
         loop {
             ended.mark_unchanged();
             {
                 let mut state = self.lock();
-                match state.files.get(&segment) {
-                    Some(Slot::Ready) => {
-                        state.files.remove(&segment);
-                        return true;
+                match state.files.get(&name)? {
+                    Slot::UnderWay => {}
+                    Slot::Ready(path) => {
+                        let path = path.clone();
+                        state.files.remove(&name);
+                        return Some(path);
                     }
-                    Some(Slot::UnderWay) => {}
-                    None => return false,
                 }
             }
             // The sender lives as long as this does.
@@ -296,52 +321,58 @@ impl Recovery {
                 return;
             }
             next = name;
-            if state.files.contains_key(&name) {
-                continue;
-            }
-            state.files.insert(name, Slot::UnderWay);
+            self.begin_fetch(&mut state, WalFileName::Segment(name));
+        }
+    }
+
+    fn begin_fetch(self: &Arc<Self>, state: &mut State, name: WalFileName) {
+        if let Entry::Vacant(free) = state.files.entry(name) {
+            free.insert(Slot::UnderWay);
             tokio::spawn(Arc::clone(self).fetch(name));
         }
     }
 
-    async fn fetch(self: Arc<Self>, name: SegmentName) {
+    async fn fetch(self: Arc<Self>, name: WalFileName) {
         let _told = Told(&self, name);
-        let wal = WalFileName::Segment(name);
-        let path = self.file(wal);
-        let fetched = get_ahead(&self.repositories, wal, &path, self.system, self.route).await;
+        let path = self.file(name);
+        let fetched = get_ahead(&self.sources, name, &path).await;
         let mut state = self.lock();
         match fetched {
             Ok(Some(_)) => {
-                state.files.insert(name, Slot::Ready);
+                state.files.insert(name, Slot::Ready(path));
             }
             other => {
                 if let Err(e) = other {
                     tracing::info!("{name} is not fetched ahead: {e}");
                 }
                 state.files.remove(&name);
-                if state.end.is_none_or(|end| name.place() < end.place()) {
-                    state.end = Some(name);
+                if let WalFileName::Segment(segment) = name
+                    && state.end.is_none_or(|end| segment.place() < end.place())
+                {
+                    state.end = Some(segment);
                 }
             }
         }
     }
 }
 
-/// Whose data directory it is, if that can be told.
-fn system_of(data_dir: &Path) -> Option<SystemId> {
-    let bytes = std::fs::read(data_dir.join("global/pg_control")).ok()?;
-    ControlFile::parse(&bytes).ok().map(|control| control.system_id)
-}
-
 impl Drop for Recovery {
     fn drop(&mut self) {
-        let names: Vec<SegmentName> = self.lock().files.keys().copied().collect();
-        names.into_iter().for_each(|name| self.remove(name));
+        for slot in self.lock().files.values() {
+            if let Slot::Ready(path) = slot {
+                remove(path);
+            }
+        }
     }
 }
 
+fn remove(path: &Path) {
+    // What stays is removed when the spool is let go.
+    let _ = std::fs::remove_file(path);
+}
+
 /// Tells those who wait for a file that its fetch has ended, however it did.
-struct Told<'a>(&'a Recovery, SegmentName);
+struct Told<'a>(&'a Recovery, WalFileName);
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {

@@ -10,9 +10,11 @@
 //! moment loses nothing that was said yes to. What it answers is true of the configuration that the asker goes by (its fingerprint);
 //! when that file changes the agent reads it again.
 
+mod account;
 pub mod client;
 mod effort;
 pub mod fetcher;
+mod outlook;
 mod pusher;
 mod queue;
 mod server;
@@ -22,7 +24,7 @@ use std::fs::{File, TryLockError};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::net::UnixListener;
@@ -33,9 +35,11 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::codec::Compression;
 use crate::error::{Error, Result};
 use crate::ops::archive::{COPY_MARKER, Place};
+use crate::pgdata::ControlFile;
 use crate::repo::Repository;
-use crate::wal::SegmentName;
+use crate::wal::{SegmentName, SegmentSize, SystemId};
 use fetcher::Fetcher;
+use outlook::Watch;
 use pusher::Pusher;
 use server::{Desk, Generation, Wish};
 
@@ -59,6 +63,8 @@ pub struct Setup {
     pub compression: Compression,
     /// Files under way at once.
     pub push_ahead: usize,
+    /// Longest that a file shall wait.
+    pub rpo: Duration,
 }
 
 /// Runs until `cancel`. `load` reads the configuration again; `ready` is called once questions are taken.
@@ -158,10 +164,14 @@ pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool) -> Result<()> {
 /// Starts what works by one configuration; it stops when the token is cancelled.
 fn begin(setup: &Setup, cancel: &CancellationToken) -> (Arc<Generation>, CancellationToken) {
     let places = setup.repositories.iter().cloned().map(Place::remembering).collect();
-    let pusher = Arc::new(Pusher::new(places, setup.data_dir.clone(), setup.compression, setup.push_ahead));
+    let segment = control_of(&setup.data_dir).map_or(SegmentSize::DEFAULT, |control| control.segment_size);
+    let watch = Watch::new(segment.bytes(), setup.rpo);
+    let (data_dir, compression) = (setup.data_dir.clone(), setup.compression);
+    let pusher = Arc::new(Pusher::new(places, data_dir, compression, setup.push_ahead, watch));
     let fetcher = Arc::new(Fetcher::new(setup.repositories.clone(), setup.data_dir.clone()));
     let life = cancel.child_token();
     tokio::spawn(store_ahead(Arc::clone(&pusher), Arc::clone(&fetcher), life.clone()));
+    pusher.keep_up(&life);
     (Arc::new(Generation { config: setup.config.clone(), pusher: Some(pusher), fetcher }), life)
 }
 
@@ -170,7 +180,7 @@ async fn store_ahead(pusher: Arc<Pusher>, fetcher: Arc<Fetcher>, life: Cancellat
     let archive_status = pusher.data_dir().join("pg_wal/archive_status");
     let marker = pusher.data_dir().join(COPY_MARKER);
     let mut ended = pusher.ended();
-    let mut seen = None;
+    let (mut seen, mut looked) = (None, None::<Instant>);
     let mut complained = false;
     while !life.is_cancelled() {
         ended.mark_unchanged();
@@ -181,7 +191,7 @@ async fn store_ahead(pusher: Arc<Pusher>, fetcher: Arc<Fetcher>, life: Cancellat
             if now.is_none() || now != seen {
                 match queue::ready(&archive_status) {
                     Ok(ready) => {
-                        pusher.queue(ready);
+                        pusher.queue(&ready);
                         complained = false;
                     }
                     Err(e) if !complained => {
@@ -194,6 +204,10 @@ async fn store_ahead(pusher: Arc<Pusher>, fetcher: Arc<Fetcher>, life: Cancellat
             }
             pusher.fill();
         }
+        if looked.is_none_or(|then| then.elapsed() >= LOOK) {
+            looked = Some(Instant::now());
+            pusher.look_out();
+        }
         tokio::select! {
             () = life.cancelled() => break,
             // The sender lives as long as the pusher does.
@@ -201,6 +215,16 @@ async fn store_ahead(pusher: Arc<Pusher>, fetcher: Arc<Fetcher>, life: Cancellat
             () = crate::clock::sleep(LOOK) => {}
         }
     }
+}
+
+/// Whose data directory it is, if that can be told.
+fn system_of(data_dir: &Path) -> Option<SystemId> {
+    control_of(data_dir).map(|control| control.system_id)
+}
+
+fn control_of(data_dir: &Path) -> Option<ControlFile> {
+    let bytes = std::fs::read(data_dir.join("global/pg_control")).ok()?;
+    ControlFile::parse(&bytes).ok()
 }
 
 /// When the directory was last changed; `None` if that was just now, so that another change may not show in its time.

@@ -147,12 +147,13 @@ fn is_same(one: &Path, two: &Path) -> bool {
 }
 
 fn status(version: &str, pusher: &Pusher) -> Answer {
-    let Status { ready, waiting, first_waiting, under_way, compression, lanes } = pusher.status();
+    let Status { ready, waiting, first_waiting, under_way, compression, lanes, outlook } = pusher.status();
     let lanes: Vec<_> = lanes
         .iter()
         .map(|lane| {
             serde_json::json!({
                 "name": lane.repository, "required": lane.required, "lacks": lane.lacks, "failing": lane.failing,
+                "behind": lane.behind || lane.copied.is_some(), "copied": lane.copied,
             })
         })
         .collect();
@@ -170,6 +171,10 @@ fn status(version: &str, pusher: &Pusher) -> Answer {
         "first_waiting": first_waiting,
         "under_way": under_way,
         "level": level,
+        "oldest_waits_seconds": outlook.waits,
+        "free_bytes": outlook.free,
+        "full_in_seconds": outlook.full_in,
+        "at_risk": outlook.at_risk,
         "repositories": lanes,
     });
     Answer::Status { json: json.to_string() }

@@ -19,6 +19,7 @@ use crate::cli::exit::Ended;
 use crate::cli::{output, with_threads};
 use crate::config::load::Caller;
 use crate::error::{Error, Result};
+use crate::ops::words::{bytes, seconds};
 
 /// Runs the command.
 ///
@@ -75,6 +76,7 @@ fn setup(context: &Context) -> Result<Setup> {
         repositories: context.repositories()?,
         compression: compression(&config.archive),
         push_ahead: usize::try_from(config.archive.push_ahead).unwrap_or(usize::MAX),
+        rpo: config.promise.rpo,
     })
 }
 
@@ -115,7 +117,7 @@ fn status(context: &Context) -> Result<Ended> {
     }
     let failing = |repository: &Value| !repository["failing"].is_null();
     let troubled = said["repositories"].as_array().is_some_and(|all| all.iter().any(failing));
-    Ok(if troubled { Ended::AtRisk } else { Ended::Well })
+    Ok(if troubled || said["at_risk"] == true { Ended::AtRisk } else { Ended::Well })
 }
 
 fn as_text(said: &Value) -> String {
@@ -133,12 +135,25 @@ fn as_text(said: &Value) -> String {
     if let Some(first) = said["first_waiting"].as_str() {
         text.push_str(&format!("next {first}\n"));
     }
+    if let Some(waits) = said["oldest_waits_seconds"].as_u64() {
+        text.push_str(&format!("the oldest waits for {}\n", seconds(waits)));
+    }
+    if let Some(free) = said["free_bytes"].as_u64() {
+        let full = said["full_in_seconds"].as_u64();
+        let full = full.map_or_else(String::new, |left| format!(", full in about {}", seconds(left)));
+        text.push_str(&format!("pg_wal has {} free{full}\n", bytes(free)));
+    }
     for repository in said["repositories"].as_array().into_iter().flatten() {
         let kind = if repository["required"] == true { "required" } else { "optional" };
         let lacks = repository["lacks"].as_u64().unwrap_or(0);
         let state = match repository["failing"].as_str() {
             Some(why) => format!("fails: {why}"),
             None => "works".to_owned(),
+        };
+        let state = match (repository["behind"] == true, repository["copied"].as_u64()) {
+            (true, Some(copied)) => format!("{state}, is being caught up ({copied} files so far)"),
+            (true, None) => format!("{state}, is behind"),
+            (false, _) => state,
         };
         text.push_str(&format!(
             "repository {} ({kind}): lacks {lacks}, {state}\n",

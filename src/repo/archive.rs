@@ -18,7 +18,7 @@ use super::objects::{AcceptedGap, Floor};
 use super::path::SystemObject;
 use super::walobject::{
     Asked, HEADER_BYTES, INFO_BYTES, SameName, Side, WalEnd, WalHeader, WalObject, WalObjectError, compare,
-    open, parse_info, stored_prefix,
+    intact, open, parse_info, stored_prefix,
 };
 use super::{RepoError, System};
 use crate::clock;
@@ -72,6 +72,16 @@ impl Fetched {
     pub fn open(&self, plain: impl FnMut(&[u8])) -> Result<(), RepoError> {
         let opened = open(&self.object, &self.asked, plain);
         opened.map(|_| ()).map_err(|e| object_error(&self.repository, &self.key, &e))
+    }
+
+    /// The object as it is stored, to be stored elsewhere: whole, and checked without being decoded.
+    ///
+    /// # Errors
+    /// [`RepoError::Corrupt`].
+    pub fn verbatim(&self) -> Result<WalObject, RepoError> {
+        let header =
+            intact(&self.object, &self.asked).map_err(|e| object_error(&self.repository, &self.key, &e))?;
+        Ok(WalObject { header, chunks: vec![self.object.clone()] })
     }
 
     /// What the annex says.
@@ -293,6 +303,15 @@ impl System {
             }
         }
         Ok(best)
+    }
+
+    /// The header of a segment's first copy.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn segment_header(&self, name: SegmentName) -> Result<Option<WalHeader>, RepoError> {
+        let name = WalFileName::Segment(name);
+        self.header_at(&self.keys.wal(name), &self.asked(name)).await
     }
 
     /// Where valid WAL of the segment ends, if its longest copy is one that an operator accepted with damage in it.

@@ -27,6 +27,7 @@ pub mod path;
 pub mod pins;
 pub mod retention;
 pub mod scrutiny;
+pub mod transfer;
 pub mod walobject;
 
 use std::sync::Arc;

@@ -405,17 +405,24 @@ pub fn parse_info(bytes: &[u8]) -> Result<(WalHeader, Annex), WalObjectError> {
     }
 }
 
+/// Checks that a whole object is the one asked for and undamaged, as far as that shows without decoding it: encrypted ones too.
+///
+/// # Errors
+/// [`WalObjectError`], in the order of checks of the format.
+pub fn intact(object: &[u8], asked: &Asked) -> Result<WalHeader, WalObjectError> {
+    let header = WalHeader::parse(object)?;
+    header.check_asked(asked)?;
+    let body = object.get(HEADER_BYTES..).unwrap_or_default();
+    if Digest::of(body) == header.body { Ok(header) } else { Err(WalObjectError::Body) }
+}
+
 /// Opens a whole object and hands its plain bytes to `plain`, in order and never more than the header says.
 ///
 /// # Errors
 /// [`WalObjectError`], in the order of checks of the format. After an error, what `plain` was given must be thrown away.
 pub fn open(object: &[u8], asked: &Asked, mut plain: impl FnMut(&[u8])) -> Result<WalHeader, WalObjectError> {
-    let header = WalHeader::parse(object)?;
-    header.check_asked(asked)?;
+    let header = intact(object, asked)?;
     let body = object.get(HEADER_BYTES..).unwrap_or_default();
-    if Digest::of(body) != header.body {
-        return Err(WalObjectError::Body);
-    }
     if let Some(epoch) = header.key {
         return Err(WalObjectError::Sealed(epoch));
     }

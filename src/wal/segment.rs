@@ -123,6 +123,11 @@ impl SegmentName {
         Self { timeline, log, seg }
     }
 
+    /// The first segment of a log, in clusters with segments of any size.
+    pub fn first_of_log(timeline: TimelineId, log: u32) -> Self {
+        Self { timeline, log, seg: 0 }
+    }
+
     /// The timeline in the name.
     pub fn timeline(self) -> TimelineId {
         self.timeline

@@ -11,6 +11,8 @@
 
 use std::path::Path;
 
+use tokio::sync::OnceCell;
+
 use crate::durable::{Delivery, DurableError};
 use crate::error::{Error, Result};
 use crate::repo::archive::{Absence, Fetched};
@@ -89,19 +91,44 @@ pub async fn get_file(
     Ok(Got::Absent)
 }
 
+/// A repository that one recovery reads ahead from, opened once: neither its identity nor a history ever changes, so they are not asked for
+/// again with every segment.
+#[derive(Debug)]
+pub struct Source {
+    repository: Repository,
+    system: Option<SystemId>,
+    route: Route,
+    opened: OnceCell<(System, Option<Forks>)>,
+}
+
+impl Source {
+    /// `repository`, as the recovery of `system` along `route` sees it.
+    pub fn new(repository: Repository, system: Option<SystemId>, route: Route) -> Self {
+        Self { repository, system, route, opened: OnceCell::new() }
+    }
+
+    async fn opened(&self) -> Result<&(System, Option<Forks>)> {
+        let open = async || {
+            let opened = open(&self.repository, self.system).await?;
+            let forks = match self.route.timeline {
+                Some(timeline) => Some(forks(&opened, timeline).await?),
+                None => None,
+            };
+            Ok((opened, forks))
+        };
+        self.opened.get_or_try_init(open).await
+    }
+}
+
 /// As [`get_file`], before it is asked for: only what can never be answered otherwise later. `None`: not there, or a copy that may grow.
 ///
 /// # Errors
 /// As [`get_file`]; whoever is then asked for the file has to find out for itself.
-pub async fn get_ahead(
-    repositories: &[Repository],
-    name: WalFileName,
-    destination: &Path,
-    system: Option<SystemId>,
-    route: Route,
-) -> Result<Option<u64>> {
-    for repository in repositories {
-        let (_, Some((fetched, cut))) = look(repository, name, system, route).await? else { continue };
+pub async fn get_ahead(sources: &[Source], name: WalFileName, destination: &Path) -> Result<Option<u64>> {
+    for source in sources {
+        let (opened, forks) = source.opened().await?;
+        let found = find(opened, name, forks.as_ref(), source.route.until).await?;
+        let Some((fetched, cut)) = found else { continue };
         let grows = fetched.header.valid.is_some_and(|valid| valid.end.may_have_longer_copy());
         return if grows { Ok(None) } else { deliver(fetched, destination, cut).await.map(Some) };
     }
@@ -116,25 +143,14 @@ pub struct Course {
 }
 
 impl Course {
-    /// The course of a recovery along `route`, as the first of `repositories` knows it.
+    /// The course of a recovery, as the first of its sources knows it.
     ///
     /// # Errors
     /// If that cannot be read.
-    pub async fn of(
-        repositories: &[Repository],
-        system: Option<SystemId>,
-        route: Route,
-    ) -> Result<Option<Self>> {
-        let Some(repository) = repositories.first() else { return Ok(None) };
-        let opened = match system {
-            Some(system) => Some(repository.open(system).await?),
-            None => repository.open_current().await?,
-        };
-        let Some(opened) = opened else { return Ok(None) };
-        let history = match route.timeline {
-            Some(timeline) => opened.history(timeline).await?,
-            None => None,
-        };
+    pub async fn of(sources: &[Source]) -> Result<Option<Self>> {
+        let Some(source) = sources.first() else { return Ok(None) };
+        let (opened, forks) = source.opened().await?;
+        let history = forks.as_ref().map(|forks| forks.history.clone());
         Ok(Some(Self { history, size: opened.identity().segment_size }))
     }
 
@@ -163,8 +179,18 @@ async fn look(
     system: Option<SystemId>,
     route: Route,
 ) -> Result<(System, Option<(Fetched, Option<u64>)>)> {
-    let opened = match system {
-        Some(system) => repository.open(system).await?,
+    let opened = open(repository, system).await?;
+    let forks = match (name, route.timeline) {
+        (WalFileName::Segment(_), Some(timeline)) => Some(forks(&opened, timeline).await?),
+        _ => None,
+    };
+    let found = find(&opened, name, forks.as_ref(), route.until).await?;
+    Ok((opened, found))
+}
+
+async fn open(repository: &Repository, system: Option<SystemId>) -> Result<System> {
+    match system {
+        Some(system) => Ok(repository.open(system).await?),
         None => repository.open_current().await?.ok_or_else(|| {
             Error::not_found(format!(
                 "repository {} holds no cluster {}",
@@ -172,21 +198,26 @@ async fn look(
                 repository.cluster()
             ))
             .hint("is this the right repository and cluster name, and is the disk mounted?")
-        })?,
-    };
+        }),
+    }
+}
+
+async fn find(
+    opened: &System,
+    name: WalFileName,
+    forks: Option<&Forks>,
+    until: Option<Lsn>,
+) -> Result<Option<(Fetched, Option<u64>)>> {
     // The history of timeline 1 never exists, and PostgreSQL asks for it after replay is done: no doubt may stop it there.
     if name == WalFileName::History(TimelineId::FIRST) {
-        return Ok((opened, None));
+        return Ok(None);
     }
-    let cut = match (name, route.timeline) {
-        (WalFileName::Segment(segment), Some(timeline)) => {
-            let forks = forks(&opened, timeline).await?;
-            match forks.cut(segment)? {
-                Cut::Whole => None,
-                Cut::At(bytes) => Some(bytes),
-                Cut::Off => return Ok((opened, None)),
-            }
-        }
+    let cut = match (name, forks) {
+        (WalFileName::Segment(segment), Some(forks)) => match forks.cut(segment)? {
+            Cut::Whole => None,
+            Cut::At(bytes) => Some(bytes),
+            Cut::Off => return Ok(None),
+        },
         _ => None,
     };
     let fetched = match opened.fetch_for_recovery(name).await {
@@ -194,16 +225,16 @@ async fn look(
         // here.
         Err(RepoError::Unfinished { valid_to, .. })
             if cut
-                .map(|bytes| cut_position(&opened, name, bytes))
+                .map(|bytes| cut_position(opened, name, bytes))
                 .into_iter()
-                .chain(route.until)
+                .chain(until)
                 .any(|end| end <= valid_to.aligned()) =>
         {
             opened.fetch_wal(name).await?
         }
         fetched => fetched?,
     };
-    Ok((opened, fetched.map(|fetched| (fetched, cut))))
+    Ok(fetched.map(|fetched| (fetched, cut)))
 }
 
 /// The position `bytes` into the segment called `name`.

@@ -8,6 +8,7 @@
 //! repository calls [`push::store_file`]; only what an operator takes over although it is damaged comes by [`accept()`]. Rules: RECOVERY 7, 8, 12, 15 to 18, 20; FORMAT.md "WAL objects".
 
 pub mod accept;
+mod catchup;
 pub(in crate::ops) mod command;
 mod conflict;
 pub mod file;
@@ -16,7 +17,8 @@ mod place;
 pub mod push;
 
 pub use accept::{AcceptReport, accept};
-pub use get::{Course, Got, Route, get_ahead, get_file};
+pub use catchup::{CaughtUp, catch_up};
+pub use get::{Course, Got, Route, Source, get_ahead, get_file};
 pub use place::Place;
 pub use push::{Offered, Packing, PushReport, store_each, store_file};
 pub(in crate::ops) use push::{store_file_of_copy, store_history};

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::file::{WalContent, WalSource, small_object};
 use super::place::{Ready, missing_ancestors};
@@ -148,11 +148,12 @@ async fn store_sound(
     compression: Compression,
 ) -> Result<PushReport> {
     let places = Place::all(repositories);
-    store_each(&places, path, data_dir, compression.into()).await?.judge(&places)
+    store_each(&places, path, data_dir, compression.into(), |_, _| {}).await?.judge(&places)
 }
 
-/// Stores one file of `pg_wal` in every place, each for itself: for who keeps account of what is where. Whether the directory is marked
-/// as a copy is the caller's to look at.
+/// Stores one file of `pg_wal` in every place, each for itself: for who keeps account of what is where. `told` hears of each place (by its
+/// number) as soon as it has answered, which may be long before the slowest has. Whether the directory is marked as a copy is the
+/// caller's to look at.
 ///
 /// # Errors
 /// As [`store_file`], for what is wrong with the file itself. Nothing was stored then.
@@ -161,6 +162,7 @@ pub async fn store_each(
     path: &Path,
     data_dir: Option<&Path>,
     packing: Packing,
+    told: impl Fn(usize, &Result<Stored>) + Sync,
 ) -> Result<Offered> {
     let source = WalSource::open(path)?;
     let (name, origin) = (source.name, source.origin);
@@ -183,7 +185,7 @@ pub async fn store_each(
         reading.await.map_err(|e| Error::failed(format!("reading {name} was cut off")).source(e))?
     };
     let offer = Offer { path, name, system, segment_size: origin.map(|(_, size)| size), compression };
-    offer.to_each(places, reading, None).await
+    offer.to_each(places, reading, None, told).await
 }
 
 /// The cluster that all of `repositories` are opened for.
@@ -214,7 +216,7 @@ impl Offer<'_> {
         gap: Option<&AcceptedGap>,
     ) -> Result<PushReport> {
         let places = Place::all(repositories);
-        self.to_each(&places, reading, gap).await?.judge(&places)
+        self.to_each(&places, reading, gap, |_, _| {}).await?.judge(&places)
     }
 
     async fn to_each(
@@ -222,14 +224,34 @@ impl Offer<'_> {
         places: &[Place],
         reading: impl Future<Output = Result<WalContent>>,
         gap: Option<&AcceptedGap>,
+        told: impl Fn(usize, &Result<Stored>) + Sync,
     ) -> Result<Offered> {
-        let (read, ready) = tokio::join!(reading, join_all(places.iter().map(|place| place.prepare(&self))));
-        let content = read?;
-        let puts = ready.into_iter().map(|ready| self.put(ready, &content, gap));
-        let outcomes = join_all(puts).await;
-        for (_, place) in outcomes.iter().zip(places).filter(|(outcome, _)| outcome.is_err()) {
-            place.forget();
-        }
+        let (give, taken) = watch::channel(None::<Arc<WalContent>>);
+        let reading = async move {
+            let content = Arc::new(reading.await?);
+            give.send_replace(Some(Arc::clone(&content)));
+            Ok::<_, Error>(content)
+        };
+        let (told, this) = (&told, &self);
+        let puts = places.iter().enumerate().map(|(i, place)| {
+            let mut taken = taken.clone();
+            async move {
+                let ready = place.prepare(this).await;
+                // Nothing comes of a file that cannot be read: all this is dropped then.
+                let content = taken.wait_for(Option::is_some).await.ok().and_then(|content| content.clone());
+                let outcome = match content {
+                    Some(content) => this.put(ready, &content, gap).await,
+                    None => Err(Error::failed(format!("{} could not be read", this.name))),
+                };
+                if outcome.is_err() {
+                    place.forget();
+                }
+                told(i, &outcome);
+                outcome
+            }
+        });
+        let storing = async { Ok::<_, Error>(join_all(puts).await) };
+        let (content, outcomes) = tokio::try_join!(reading, storing)?;
         let (size, stored) = (content.object.header.size, content.object.stored());
         Ok(Offered { name: self.name, system: self.system, size, stored, outcomes })
     }
