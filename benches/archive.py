@@ -30,7 +30,7 @@ import time
 import processes
 from common import BIN, BUILT, ROOT, SEGMENT, Site, borrow, drop, give, run, scratch
 from processes import Failed, cpu, settle
-from tools import Cp, Curl, CurlGet, Dd, Disk, PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAhead, S3, Zstd
+from tools import Cp, Curl, CurlGet, Dd, Disk, PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAhead, S3, Zstd, ZstdCores
 
 PARTS = ("single", "backlog", "paced", "client", "recovery")
 KINDS = ("pgbench", "text")
@@ -186,9 +186,12 @@ class Bench:
                 before, begin = cpu(tool.daemons), time.monotonic()
                 for name in names:
                     tool.ready(name)
-                for name in names:
-                    tool.command(tool.push(name))
-                    tool.done(name)
+                if isinstance(tool, ZstdCores):
+                    tool.command(tool.push_all(names))
+                else:
+                    for name in names:
+                        tool.command(tool.push(name))
+                        tool.done(name)
                 wall = time.monotonic() - begin
                 settle(tool.daemons)
                 samples[tool.name].append((wall / len(names), (cpu(tool.daemons) - before) / len(names)))
@@ -287,12 +290,13 @@ class Bench:
             except Failed as why:
                 self.report.skip(kind_of_store.label, why)
                 continue
-            local = (Zstd, Dd) if kind_of_store is Disk else (Curl,)
+            local = (Zstd, Dd, ZstdCores) if kind_of_store is Disk else (Curl,)
             pushing = [part for part in ("single", "backlog", "paced") if part in self.o.only]
             tools = self.tools(store, (*local, PgBackRest, PgBackRestAsync, Pitr, PitrAgent)) if pushing else []
             for part in pushing:
+                these = [tool for tool in tools if part == "backlog" or not isinstance(tool, ZstdCores)]
                 for kind in self.o.kinds:
-                    getattr(self, part)(tools, kind, segments[kind][:self.o.segments])
+                    getattr(self, part)(these, kind, segments[kind][:self.o.segments])
             for tool in tools:
                 tool.wipe()
             if "client" in self.o.only and kind_of_store is Disk:
