@@ -6,7 +6,7 @@
 //!           ops/                       archive backup plan restore init check info expire
 //!  repo/ (access)  store  pgwire/conn  durable  clock      the only places that touch the world
 //!  ---------------------------------------------------------------------- below: no IO, no clock, no async
-//!  repo formats   pgwire messages   codec   pgdata   wal
+//!  repo formats   pgwire messages   seal   codec   pgdata   wal
 //! ```
 //! The order of values everywhere: the data is right, then the reader understands, then the machine is fast.
 //! ARCHITECTURE.md draws the paths of the data; FORMAT.md fixes every stored byte.
@@ -25,6 +25,7 @@ pub mod pgdata;
 pub mod pgwire;
 pub mod repo;
 pub mod resolve;
+pub mod seal;
 pub mod store;
 pub mod target;
 pub mod wal;

@@ -38,7 +38,8 @@ flock 9 # two runs at once would remove each other's half-installed directories
 packages=()
 have() { command -v "$1" >/dev/null; }
 [[ -x /usr/lib/postgresql/15/bin/postgres ]] || packages+=(postgresql-15)
-for program in zstd strace curl openssl; do have "$program" || packages+=("$program"); done
+# age and b3sum: what restores without pitr.
+for program in zstd strace curl openssl age b3sum; do have "$program" || packages+=("$program"); done
 have c++ || packages+=(g++) # libFuzzer is C++
 have npm || packages+=(npm) # brings Node.js
 # Loaded into a server whose clock a test sets back.

@@ -42,6 +42,12 @@ pub fn leave_behind(common: &Common, args: &GetArgs) {
     if let Some(cluster) = &common.cluster {
         flag("--cluster", cluster.into());
     }
+    if let Some(file) = &common.identity {
+        flag("--identity", file.into());
+    }
+    if let Some(fingerprint) = &common.seal_fingerprint {
+        flag("--seal-fingerprint", fingerprint.into());
+    }
     if let Some(timeline) = args.route.timeline {
         flag("--timeline", timeline.to_string().into());
     }

@@ -31,6 +31,12 @@ pub struct Common {
     /// The cluster's name in the repository, where there is no configuration
     #[arg(long, global = true, value_name = "NAME")]
     pub cluster: Option<String>,
+    /// Identity file that opens an encrypted repository [default: the configuration's, else $PITR_IDENTITY, which holds the key itself]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// Fingerprint of the cluster's seal key, as the recovery kit prints it: nothing else is believed
+    #[arg(long, global = true, value_name = "HEX")]
+    pub seal_fingerprint: Option<String>,
     /// Print one JSON object instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -70,6 +76,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Give up what retention no longer promises; says which restore points go. For cron, after backups
     Expire(ExpireArgs),
+    /// The keys of an encrypted cluster: make, rotate, hand on, look at, and print the recovery kit
+    Key(KeyArgs),
     /// Keep a backup from expiring, with the WAL that makes it consistent
     Pin(PinArgs),
     /// Let a pinned backup expire again
@@ -96,6 +104,58 @@ pub enum Command {
     },
 }
 
+/// Flags of `key`.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// The host file: what a host seals with, and which opens nothing [default: the configuration's]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub host_file: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KeyCommand,
+}
+
+/// What `key` does.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make the keys of a new cluster: for at least two recipients. Nothing is stored in a repository yet
+    Init(KeyInitArgs),
+    /// Begin the next key epoch; takes no secret, rewrites nothing
+    Rotate,
+    /// Let one more recipient read everything; takes an identity that opens it
+    Add {
+        /// A name and the public key of an age identity
+        #[arg(value_name = "NAME=AGE1...")]
+        recipient: String,
+    },
+    /// Leave a recipient out from now on; takes an identity that opens everything
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Epochs, their age, recipients, and whether the repositories have the wraps
+    List,
+    /// Does the identity at hand open what is stored? Exit 7: not all of it
+    Test,
+    /// Print the recovery kit: where the backups are and how to restore them, with and without pitr
+    Kit {
+        /// Print the identity too: whoever has the page can then read the backups
+        #[arg(long)]
+        with_identity: bool,
+    },
+}
+
+/// Flags of `key init`.
+#[derive(Debug, Args)]
+pub struct KeyInitArgs {
+    /// Who may read: a name, and the public key of an age identity that is there already
+    #[arg(long, value_name = "NAME=AGE1...")]
+    pub recipient: Vec<String>,
+    /// Who may read: a name, and a file that is made for its new identity
+    #[arg(long, value_name = "NAME=FILE")]
+    pub generate: Vec<String>,
+}
+
 /// Flags of `init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
@@ -111,6 +171,12 @@ pub struct InitArgs {
     /// Turn a restored copy into a primary of its own: allow archiving, store its history, take a full backup
     #[arg(long)]
     pub adopt: bool,
+    /// Encrypt, with this host file (see `pitr key init`); for the configuration that is written
+    #[arg(long, value_name = "FILE", conflicts_with = "plain")]
+    pub host_file: Option<PathBuf>,
+    /// Do not encrypt a repository that is not on this host
+    #[arg(long)]
+    pub plain: bool,
     /// The promised recovery point objective, from which archive_timeout follows
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     pub rpo: String,

@@ -6,15 +6,19 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zeroize::Zeroize as _;
 
 use crate::cli::args::Common;
+use crate::cli::keyring;
 use crate::cli::privilege::{self, Account};
 use crate::config::load::{Caller, load};
 use crate::config::{Config, RepositoryConfig};
 use crate::durable::Owner;
 use crate::error::Error;
 use crate::pgwire::{ConnInfo, Environment};
-use crate::repo::Repository;
+use crate::repo::{Keyring, Repository};
 use crate::store::{Settings, Store, StoreOptions, StoreUrl, parse_credentials_file};
 
 /// Longest credentials file that is read.
@@ -31,6 +35,8 @@ pub struct Context {
     pub config: Config,
     /// The environment of the process.
     pub environment: BTreeMap<String, String>,
+    /// The keys at hand; `None`: nothing is encrypted.
+    pub keys: Option<Arc<Keyring>>,
 }
 
 impl Context {
@@ -39,7 +45,7 @@ impl Context {
     /// # Errors
     /// Kind `Usage` if there is none and the flags do not replace it, and whatever is wrong with it.
     pub fn load(common: &Common, caller: Caller) -> Result<Self, Error> {
-        let environment = environment();
+        let mut environment = environment();
         let found = load(common.config.as_deref(), &environment, caller)?;
         let config = match (found, &common.cluster) {
             (Some(config), None) => config,
@@ -58,7 +64,10 @@ impl Context {
                 ));
             }
         };
-        Ok(Self { common: common.clone(), config, environment })
+        let keys = keyring::read(common, &config, &environment, caller)?;
+        // Nobody after this needs it, and stores are handed the whole environment.
+        environment.remove(keyring::VARIABLE).zeroize();
+        Ok(Self { common: common.clone(), config, environment, keys })
     }
 
     /// Steps down from root to the owner of the data directory or of a `file://` repository.
@@ -145,7 +154,11 @@ impl Context {
             request_timeout_base: Some(self.config.archive.timeout),
         };
         let store = Store::open(&url, &options).map_err(|e| wrong(e.to_string()))?;
-        Ok(Repository::new(store, &config.name, self.config.cluster.clone(), config.required))
+        let repository = Repository::new(store, &config.name, self.config.cluster.clone(), config.required);
+        Ok(match &self.keys {
+            Some(keys) => repository.with_keys(Arc::clone(keys), !config.sealed),
+            None => repository,
+        })
     }
 }
 

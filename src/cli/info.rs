@@ -10,6 +10,7 @@ use crate::cli::args::{Common, InfoArgs};
 use crate::cli::exit::Ended;
 use crate::cli::operator;
 use crate::cli::output::{self, bytes, say, table};
+use crate::cli::verify::UNVERIFIED;
 use crate::error::{Error, Result};
 use crate::ops::info::{self, RepositoryInfo, ShownBackup, ShownWal};
 use crate::wal::{PgTime, SegmentSize, SystemId};
@@ -64,10 +65,19 @@ fn text(cluster: &str, info: &RepositoryInfo, zone: &TimeZone) -> String {
             other.system, other.major
         ));
     }
+    if info.locked {
+        text.push_str("encrypted, and no identity is at hand: times and what is in WAL are not known\n");
+    }
+    if info.unverified {
+        text.push_str(&format!("{UNVERIFIED}\n"));
+    }
     let time = |t: Option<PgTime>| t.map_or_else(|| "?".to_owned(), |t| local(moment(t), zone));
     match info.window() {
         Some((earliest, latest)) => {
             text.push_str(&format!("can be restored: {} to {}\n", time(earliest), time(latest)));
+        }
+        None if info.locked && info.backups.iter().any(|b| b.restorable) => {
+            text.push_str("can be restored: with an identity\n");
         }
         None => text.push_str("nothing can be restored yet: run `pitr backup`\n"),
     }
@@ -131,6 +141,8 @@ fn json(cluster: &str, shown: &[RepositoryInfo]) -> serde_json::Value {
                 "name": info.name,
                 "url": info.url,
                 "system_identifier": info.identity.system.to_string(),
+                "encrypted": info.identity.sealed,
+                "unverified": info.unverified,
                 "backups": info.backups.iter().map(backup_json).collect::<Vec<_>>(),
                 "wal": info.wal.iter().map(|w| wal_json(w, info.identity.segment_size)).collect::<Vec<_>>(),
                 "window": {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::args::{Common, InitArgs};
 use crate::cli::context::{self, Context};
 use crate::cli::exit::Ended;
+use crate::cli::keyring;
 use crate::cli::output::{self, say};
 use crate::cli::privilege::{self, Account};
 use crate::clock::SystemClock;
@@ -78,8 +79,9 @@ pub fn run(common: &Common, args: &InitArgs) -> Result<Ended> {
         privilege::step_down(owner)?;
     }
     let path = config.path.clone().unwrap_or_else(|| PathBuf::from(SYSTEM_FILE));
+    let keys = keyring::read(common, &config, &environment, Caller::Operator)?;
     let context =
-        Context { common: Common { repository: Vec::new(), ..common.clone() }, config, environment };
+        Context { common: Common { repository: Vec::new(), ..common.clone() }, config, environment, keys };
     super::with_threads(|_| finish(context, args, facts, admin, path, written))
 }
 
@@ -208,6 +210,23 @@ fn ask(admin: &ConnInfo) -> Result<ServerFacts> {
     })
 }
 
+/// The host file to be named in a new configuration. What leaves the host is encrypted unless somebody says otherwise.
+fn host_file(args: &InitArgs, url: &str) -> Result<Option<PathBuf>> {
+    if let Some(path) = &args.host_file {
+        let absolute = std::path::absolute(path);
+        return absolute
+            .map(Some)
+            .map_err(|e| Error::usage(format!("cannot find {}", path.display())).source(e));
+    }
+    let local = matches!(url.parse::<StoreUrl>(), Ok(StoreUrl::File(_) | StoreUrl::Memory(_)) | Err(_));
+    if local || args.plain {
+        return Ok(None);
+    }
+    Err(Error::usage(format!("{url} is not on this host, and nothing says how it is to be encrypted")).hint(
+        "make keys with `pitr key init --host-file /etc/pitr/main.host --generate daily=FILE --generate offline=FILE` and repeat with --host-file /etc/pitr/main.host; or say --plain",
+    ))
+}
+
 fn write_configuration(
     common: &Common,
     args: &InitArgs,
@@ -226,6 +245,7 @@ fn write_configuration(
                     .hint("add the others to the file and run init again"));
             }
         };
+    let host_file = host_file(args, url)?;
     let name = common.cluster.as_deref().unwrap_or(DEFAULT_CLUSTER);
     let cluster: ClusterName = name.parse().map_err(|e| Error::usage(format!("--cluster: {e}")))?;
     let zone = args.timezone.as_deref().unwrap_or(&facts.timezone);
@@ -237,6 +257,8 @@ fn write_configuration(
         // The server may know a zone that this host does not; a naive time is then refused until the user names one.
         Err(_) => None,
     };
+    let fingerprint = host_file.as_deref().map(|path| keyring::host_file_of(path, &cluster)).transpose()?;
+    let fingerprint = fingerprint.map(|host| host.seal.fingerprint().to_string());
     let initial = Initial {
         cluster: &cluster,
         timezone: zone.as_ref(),
@@ -245,6 +267,8 @@ fn write_configuration(
         bin_dir: facts.bin_dir.as_deref(),
         url,
         rpo: &args.rpo,
+        host_file: host_file.as_deref(),
+        seal_fingerprint: fingerprint.as_deref(),
     };
     let path = common.config.clone().unwrap_or_else(|| PathBuf::from(SYSTEM_FILE));
     let path = std::path::absolute(&path)
@@ -355,9 +379,10 @@ fn print_text(done: &Done) {
     }
     for repository in &done.repositories {
         let state = if repository.created { "cluster created" } else { "cluster there already" };
+        let sealed = if repository.sealed { ", encrypted" } else { ", not encrypted" };
         let degraded = if repository.degraded { "; DEGRADED: a second writer could go unseen" } else { "" };
         text.push_str(&format!(
-            "repository     {} {} ({state}{degraded})\n",
+            "repository     {} {} ({state}{sealed}{degraded})\n",
             repository.name, repository.url
         ));
     }
@@ -392,6 +417,9 @@ fn print_text(done: &Done) {
         ));
     }
     next.extend(["pitr check".to_owned(), "pitr backup".to_owned()]);
+    if done.repositories.iter().any(|r| r.sealed) {
+        next.push("pitr key kit --with-identity --identity OFFLINE.key   # print it; keep it where this host is not".to_owned());
+    }
     for (index, step) in next.iter().enumerate() {
         text.push_str(&format!("{:15}{step}\n", if index == 0 { "next" } else { "" }));
     }
@@ -408,7 +436,7 @@ fn print_json(done: &Done) {
     let repositories: Vec<_> = done
         .repositories
         .iter()
-        .map(|r| serde_json::json!({ "name": r.name, "url": r.url, "created": r.created, "degraded": r.degraded }))
+        .map(|r| serde_json::json!({ "name": r.name, "url": r.url, "created": r.created, "encrypted": r.sealed, "degraded": r.degraded }))
         .collect();
     output::json(&serde_json::json!({
         "schema": "pitr.init.v1",

@@ -19,6 +19,8 @@ pub mod exit;
 pub mod expire;
 pub mod info;
 pub mod init;
+pub mod key;
+pub mod keyring;
 pub mod output;
 pub mod pin;
 pub mod privilege;
@@ -145,6 +147,7 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
         Command::Info(args) => with_threads(|_| info::run(&common, &args)),
         Command::Verify(args) => with_threads(|cancel| verify::run(&common, &args, cancel)),
         Command::Expire(args) => with_threads(|cancel| expire::run(&common, &args, cancel)),
+        Command::Key(args) => with_threads(|_| async move { key::run(&common, &args).await }),
         Command::Pin(args) => with_threads(|_| pin::pin(&common, &args)),
         Command::Unpin(args) => with_threads(|_| pin::unpin(&common, &args)),
     }

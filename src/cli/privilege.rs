@@ -13,6 +13,17 @@ pub fn is_root() -> bool {
     Uid::effective().is_root()
 }
 
+/// From now on no core dump is written of this process: secrets in its memory would lie in it.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn no_core_dumps() -> Result<(), Error> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE)
+        .map_err(|e| Error::failed("cannot tell whether core dumps are written").source(e))?;
+    setrlimit(Resource::RLIMIT_CORE, 0, hard).map_err(|e| Error::failed("cannot forbid core dumps").source(e))
+}
+
 /// Becomes `account` for good. Does nothing when not root, or when `account` is root itself.
 ///
 /// # Errors

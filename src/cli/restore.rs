@@ -20,7 +20,8 @@ use crate::cli::archive::compression;
 use crate::cli::args::{ActionArg, Common, RestoreArgs, TargetArgs};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
-use crate::cli::{output, terminal};
+use crate::cli::verify::UNVERIFIED;
+use crate::cli::{keyring, output, terminal};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::config::load::Caller;
@@ -29,6 +30,7 @@ use crate::ops::Progress;
 use crate::ops::facts::Archive;
 use crate::ops::plan::{PlanBackup, PlanRequest, RecoveryPlan, RecoveryTarget, Stop, TimelineChoice, Want};
 use crate::ops::restore::directory::Place;
+use crate::ops::restore::settings::KeyFlags;
 use crate::ops::restore::stored::StoredBackup;
 use crate::ops::restore::tablespaces::Move;
 use crate::ops::restore::{self, Life, Prepared, Purpose, Request, Site};
@@ -87,12 +89,14 @@ async fn decide(
 ) -> Result<Prepared> {
     let repositories = context.repositories()?;
     let mut request = request(args, target_dir)?;
-    let site = site(&context.config, now)?;
+    let site = site(context, now)?;
     let mut archive = choose(&repositories, args.system_id, progress).await?;
     let purpose = purpose(&mut archive, &request, &site).await?;
     request.purpose = Some(purpose);
+    needs_identity_file(context, &archive)?;
     let old = old::look(&archive, &request, &site, args.without_old_wal).await?;
     let mut warnings = old.warnings(&question.target, args.dry_run);
+    warnings.extend(archive.system.is_unverified().then(|| UNVERIFIED.to_owned()));
     if !args.dry_run && purpose == Purpose::Replace {
         let policy = old::Policy {
             compression: compression(&context.config.archive),
@@ -218,18 +222,34 @@ fn recovery_target(
     })
 }
 
-fn site(config: &Config, now: Timestamp) -> Result<Site> {
+fn site(context: &Context, now: Timestamp) -> Result<Site> {
+    let (config, common) = (&context.config, &context.common);
     // Resolved by the kernel: the path that exists now, whatever link or PATH led here.
     let binary =
         std::env::current_exe().map_err(|e| Error::failed("cannot tell where this program is").source(e))?;
     Ok(Site {
         binary,
         config: config.path.clone(),
+        keys: KeyFlags {
+            identity: keyring::identity_for_recovery(common)?,
+            fingerprint: common.seal_fingerprint.as_deref().map(|text| text.split_whitespace().collect()),
+        },
         data_dir: config.postgres.data_dir.clone(),
         bin_dir: config.postgres.bin_dir.clone(),
         rpo: config.promise.rpo,
         now,
     })
+}
+
+/// An encrypted repository is restored from with an identity, and recovery, which PostgreSQL runs, must find it in a file.
+fn needs_identity_file(context: &Context, archive: &Archive) -> Result<()> {
+    archive.system.require_open()?;
+    let configured = context.config.keys.as_ref().is_some_and(|keys| keys.identity_file.is_some());
+    if archive.system.seal_key().is_none() || context.common.identity.is_some() || configured {
+        return Ok(());
+    }
+    Err(Error::key("recovery needs the identity in a file: PostgreSQL starts restore_command without your environment")
+        .hint("put it into a file of the server's user, mode 0600, and give it by --identity FILE or identity_file under [keys]"))
 }
 
 /// Reads in flight where nobody said how many.

@@ -173,6 +173,7 @@ struct Form {
     timeline: Option<u32>,
     until: Option<String>,
     system: Option<u64>,
+    keys: bool,
     files: Vec<PathBuf>,
 }
 
@@ -189,6 +190,8 @@ impl Form {
                 Some("--repository") => form.repositories.push(text()?),
                 Some("--timeline") => form.timeline = Some(text()?.parse().ok()?),
                 Some("--until") => form.until = Some(text()?),
+                // Which key opens it is of no matter to who has it already.
+                Some("--identity" | "--seal-fingerprint") => form.keys = words.next().is_some(),
                 Some("--system-id") => form.system = Some(text()?.parse().ok()?),
                 Some(flag) if flag.starts_with('-') => return None,
                 Some(command) if form.command.is_empty() => command.clone_into(&mut form.command),
@@ -201,8 +204,9 @@ impl Form {
 
     /// Without the flags that only `archive-get` knows, or that choose repositories.
     fn is_plain(&self) -> bool {
-        let Self { repositories, cluster, timeline, until, system, .. } = self;
-        repositories.is_empty()
+        let Self { repositories, cluster, timeline, until, system, keys, .. } = self;
+        !keys
+            && repositories.is_empty()
             && cluster.is_none()
             && timeline.is_none()
             && until.is_none()

@@ -20,6 +20,8 @@ use crate::error::{Error, Result};
 use crate::ops::plan::{Gap, Moment, Window};
 use crate::ops::verify::{self, Affected, Finding, Folder, Lost, Report, Request, Sample, Subject};
 
+/// Said where only the repository vouches for its own seal key.
+pub(in crate::cli) const UNVERIFIED: &str = "UNVERIFIED: nothing but the repository itself vouches for its seal key; --seal-fingerprint takes what the recovery kit prints";
 /// Findings and names that text shows; JSON has all that were kept.
 const SHOWN: usize = 40;
 
@@ -92,6 +94,15 @@ fn text(cluster: &str, request: &Request, report: &Report, whole: bool, zone: &T
             folder.system, report.name, report.url
         );
         let _ = writeln!(text, "{}", extent(request, folder, whole));
+        if folder.locked {
+            let _ = writeln!(
+                text,
+                "encrypted, and no identity is at hand: macs and digests were checked, contents were not looked at"
+            );
+        }
+        if folder.unverified {
+            let _ = writeln!(text, "{UNVERIFIED}");
+        }
         works(&mut text, folder, zone);
         leftovers(&mut text, folder, zone);
         findings(&mut text, &folder.findings, zone);
@@ -315,6 +326,9 @@ fn folder_json(folder: &Folder) -> Value {
         .map(|backup| json!({ "id": backup.id, "restorable": backup.restorable, "corrupt": backup.corrupt }));
     json!({
         "system_identifier": folder.system.to_string(),
+        "encrypted": folder.identity.as_ref().map(|identity| identity.sealed),
+        "contents_read": !folder.locked,
+        "unverified": folder.unverified,
         "objects": folder.extent.listed,
         "objects_read": folder.extent.read,
         "bytes_read": folder.extent.bytes,

@@ -29,6 +29,10 @@ pub struct Initial<'a> {
     pub url: &'a str,
     /// The promised recovery point objective, as a duration.
     pub rpo: &'a str,
+    /// The host file of an encrypted cluster.
+    pub host_file: Option<&'a Path>,
+    /// Fingerprint of its seal key.
+    pub seal_fingerprint: Option<&'a str>,
 }
 
 impl Initial<'_> {
@@ -45,6 +49,7 @@ impl Initial<'_> {
         };
         let data_dir = path("data_dir", self.data_dir);
         let bin_dir = path("bin_dir", self.bin_dir);
+        let keys = self.keys();
         let socket = quoted(&format!("{SOCKET_ROOT}/{}.sock", self.cluster));
         let (conninfo, url, rpo) = (quoted(self.conninfo), quoted(self.url), quoted(self.rpo));
         format!(
@@ -73,6 +78,8 @@ impl Initial<'_> {
              [promise]                 # `check` measures against it\n\
              rpo = {rpo}                # most that may be lost\n\
              \n\
+             {keys}\
+             \n\
              [[repository]]\n\
              name = \"main\"\n\
              url  = {url}\n\
@@ -89,6 +96,23 @@ impl Initial<'_> {
              # credentials_file = \"/etc/pitr/cloud.credentials\"   # mode 0600\n\
              # retention = {{ window = \"30d\", monthly = \"365d\" }}\n",
         )
+    }
+
+    fn keys(&self) -> String {
+        match (self.host_file.and_then(Path::to_str), self.seal_fingerprint) {
+            (Some(path), Some(fingerprint)) => format!(
+                "[keys]                    # everything that holds data is encrypted; see `pitr key`\n\
+                 host_file        = {}   # seals, opens nothing; mode 0600, the server's user's\n\
+                 seal_fingerprint = {}\n\
+                 # identity_file = \"/etc/pitr/daily.key\"   # opens: only for recovery, so only where that is to happen\n",
+                quoted(path),
+                quoted(fingerprint)
+            ),
+            _ => "# Encryption: `pitr key init` makes what is named here; it cannot be had later for the same URL.\n\
+                  # [keys]\n\
+                  # host_file = \"/etc/pitr/main.host\"\n"
+                .to_owned(),
+        }
     }
 }
 

@@ -100,6 +100,10 @@ fn load_file(candidate: &Candidate) -> Result<Option<Config>> {
     if config.holds_secret() {
         check_secret_file(&path)?;
     }
+    let keys = config.keys.iter().flat_map(|keys| [&keys.host_file, &keys.identity_file]);
+    for secret in keys.flatten() {
+        check_secret_file_if_there(secret)?;
+    }
     for credentials in config.repositories.iter().filter_map(|r| r.credentials_file.as_deref()) {
         check_secret_file_if_there(credentials)?;
     }

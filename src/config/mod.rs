@@ -23,6 +23,7 @@ use crate::error::{Error, Kind, Result};
 use crate::repo::path::ClusterName;
 use crate::repo::retention::DEFAULT_GRACE;
 pub use crate::repo::retention::Policy as Retention;
+use crate::seal::Fingerprint;
 use crate::target::{self, TargetError};
 use read::{Document, Section, nearest};
 
@@ -69,8 +70,21 @@ pub struct Config {
     pub agent: AgentConfig,
     /// `[promise]`.
     pub promise: PromiseConfig,
+    /// `[keys]`; `None`: nothing is encrypted.
+    pub keys: Option<KeysConfig>,
     /// `[[repository]]`, in the order of the file, at least one.
     pub repositories: Vec<RepositoryConfig>,
+}
+
+/// `[keys]`: what opens and seals an encrypted repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeysConfig {
+    /// What a host seals with; it opens nothing.
+    pub host_file: Option<PathBuf>,
+    /// What opens: for recovery, never needed to archive or to back up.
+    pub identity_file: Option<PathBuf>,
+    /// Fingerprint of the seal key: what the recovery kit prints.
+    pub seal_fingerprint: Option<Fingerprint>,
 }
 
 /// `[postgres]`: the server.
@@ -153,6 +167,8 @@ pub struct RepositoryConfig {
     pub tail_url: Option<String>,
     /// Use a store without conditional creates, DEGRADED.
     pub allow_unsafe_store: bool,
+    /// False: this repository is not encrypted, though there are `[keys]`.
+    pub sealed: bool,
     /// What is kept; `None`: everything.
     pub retention: Option<Retention>,
 }
@@ -190,6 +206,7 @@ impl Config {
             archive: archive(&mut top)?,
             agent: agent(&mut top, &cluster)?,
             promise: promise(&mut top)?,
+            keys: keys(&mut top)?,
             repositories: repositories(&mut top)?,
             cluster,
         };
@@ -226,6 +243,7 @@ impl Config {
             archive: ArchiveConfig::default(),
             agent: AgentConfig::of(&cluster),
             promise: PromiseConfig::default(),
+            keys: None,
             repositories,
             cluster,
         })
@@ -306,6 +324,7 @@ impl RepositoryConfig {
             credentials_file: None,
             tail_url: None,
             allow_unsafe_store: false,
+            sealed: true,
             retention: None,
         }
     }
@@ -380,6 +399,19 @@ fn promise(top: &mut Section<'_>) -> Result<PromiseConfig> {
     Ok(promise)
 }
 
+fn keys(top: &mut Section<'_>) -> Result<Option<KeysConfig>> {
+    let Some(mut section) = top.section("keys")? else { return Ok(None) };
+    let keys = KeysConfig {
+        host_file: section.path("host_file")?,
+        identity_file: section.path("identity_file")?,
+        seal_fingerprint: section.text("seal_fingerprint", |text| {
+            text.parse().map_err(|_| "is not a fingerprint of 64 hexadecimal digits".to_owned())
+        })?,
+    };
+    section.finish()?;
+    Ok(Some(keys))
+}
+
 fn repositories(top: &mut Section<'_>) -> Result<Vec<RepositoryConfig>> {
     let mut repositories: Vec<RepositoryConfig> = Vec::new();
     for mut section in top.sections("repository")? {
@@ -421,6 +453,7 @@ fn repository(section: &mut Section<'_>) -> Result<RepositoryConfig> {
         credentials_file: section.path("credentials_file")?,
         tail_url: section.text("tail_url", repository_url)?,
         allow_unsafe_store: section.flag("allow_unsafe_store")?.unwrap_or(false),
+        sealed: section.flag("sealed")?.unwrap_or(true),
         retention: retention(section)?,
         ..RepositoryConfig::new(name, url)
     };

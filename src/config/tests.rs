@@ -105,6 +105,7 @@ fn the_example_of_the_interface_is_read_whole() {
             credentials_file: Some("/etc/pitr/cloud".into()),
             tail_url: Some("s3://bucket/tails".into()),
             allow_unsafe_store: true,
+            sealed: true,
             retention: Some(want),
         }
     );
@@ -277,6 +278,7 @@ proptest! {
         let cluster: ClusterName = "a-b".parse().unwrap();
         let zone = ["Asia/Jakarta", "America/New_York"].get(zone).map(|name| TimeZone::get(name).unwrap());
         let url = format!("file://{url}");
+        let fingerprint = "ab".repeat(32);
         let text = Initial {
             cluster: &cluster,
             timezone: zone.as_ref(),
@@ -284,12 +286,17 @@ proptest! {
             data_dir: Some(Path::new(&dir)),
             bin_dir: None,
             url: &url, rpo: "5m",
+            host_file: Some(Path::new(&dir)),
+            seal_fingerprint: Some(&fingerprint),
         }
         .render();
         let config = parse(&text).unwrap();
         prop_assert_eq!(config.cluster, cluster);
         prop_assert_eq!(config.timezone, zone);
         prop_assert_eq!(config.postgres.conninfo, Some(conninfo));
+        let keys = config.keys.unwrap();
+        prop_assert_eq!(keys.host_file, Some(PathBuf::from(&dir)));
+        prop_assert_eq!(keys.seal_fingerprint.unwrap().to_string(), fingerprint);
         prop_assert_eq!(config.postgres.data_dir, Some(PathBuf::from(dir)));
         prop_assert_eq!(config.repositories[0].url.as_str(), url.trim_end_matches('/'));
         prop_assert_eq!(config.archive, ArchiveConfig::default());
@@ -315,6 +322,8 @@ fn what_init_shows_as_examples_is_valid_too() {
         bin_dir: None,
         url: "file:///b",
         rpo: "5m",
+        host_file: None,
+        seal_fingerprint: None,
     };
     let uncommented: Vec<String> = initial
         .render()

@@ -3,12 +3,13 @@
 //! ```text
 //!  settings     archive_mode, archive_command, archive_timeout against the RPO, and what else can undermine archiving
 //!  live         the archiver's own account of itself, its queue against the RPO, the room that pg_wal has left
-//!  repository   identity, format, a race of creates, gaps that were accepted and wait for a backup
+//!  repository   identity, format, a race of creates, gaps that were accepted and wait for a backup; wraps and age of its keys
 //!  round trip   one real segment: pushed by the server, fetched, compared with the server's file
 //! ```
 //! Every finding names the thing and the next command. "At risk" is what works now and will not for long; "failed" is what does not
 //! work. Nothing is changed but one WAL switch on an idle server, and probe objects that are deleted again.
 
+mod keys;
 pub mod live;
 pub mod room;
 pub mod settings;
@@ -16,7 +17,7 @@ pub mod settings;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::clock;
+use crate::clock::{self, Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::ops::init::{self, facts::ServerFacts, facts::failed};
 use crate::pgwire::Sql;
@@ -106,6 +107,9 @@ pub async fn repository(repository: &Repository, facts: Option<&ServerFacts>) ->
         )),
         Err(e) => found.push(Finding::failed(&what, &e)),
     }
+    if system.seal_key().is_some() {
+        found.extend(keys::repository(repository, SystemClock.now()).await);
+    }
     match open_gaps(&system).await {
         Ok(gaps) => found.extend(gaps.first().map(|first| {
             let text = format!(
@@ -177,14 +181,19 @@ async fn try_round_trip(sql: &mut Sql, facts: &ServerFacts, repositories: &[Repo
             ))
             .hint("archive_command reaches another repository, or answers yes without storing")
         })?;
-        let plain = tokio::task::spawn_blocking(move || fetched.plain());
-        let plain = plain.await.map_err(|e| Error::failed("reading was cut off").source(e))??;
         let file =
             facts.data_dir.as_deref().unwrap_or_else(|| Path::new("")).join("pg_wal").join(name.to_string());
-        // Not there any more: recycled. Its digest was checked all the same.
-        if let Ok(bytes) = std::fs::read(&file)
-            && bytes != plain
-        {
+        // Not there any more: recycled. Its digest is checked all the same.
+        let own = std::fs::read(&file).ok();
+        let compared = tokio::task::spawn_blocking(move || {
+            if fetched.can_open() {
+                return fetched.plain().map(|plain| own.is_none_or(|own| own == plain));
+            }
+            // Without a key its tag still tells whether it is this file.
+            fetched.check_stored().map(|()| own.is_none_or(|own| fetched.holds(&own)))
+        });
+        let same = compared.await.map_err(|e| Error::failed("reading was cut off").source(e))??;
+        if !same {
             return Err(Error::corrupt(format!(
                 "{name} in repository {} differs from the server's file",
                 repository.name()

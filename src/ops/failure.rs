@@ -50,7 +50,25 @@ impl From<RepoError> for Error {
                 (Kind::Refused, "is this the right cluster name and repository? see `pitr info`")
             }
             RepoError::NewerFormat { .. } => (Kind::Refused, "a newer pitr writes here: use that version"),
-            RepoError::Sealed { .. } => (Kind::Key, "this version reads unencrypted repositories only"),
+            RepoError::Sealed { .. } => {
+                (Kind::Key, "give an identity that opens it: identity_file under [keys], or --identity FILE")
+            }
+            RepoError::NoKeys { .. } => (
+                Kind::Key,
+                "name host_file or identity_file under [keys] in the configuration, or give --identity FILE; see docs/encryption.md",
+            ),
+            RepoError::Forged { .. } => (
+                Kind::Corrupt,
+                "somebody writes to the repository who should not, or bytes were damaged; nothing was changed, another repository may hold a good copy",
+            ),
+            RepoError::NotSealed { .. } => (
+                Kind::Refused,
+                "if it was never encrypted, say sealed = false in its [[repository]]; otherwise somebody replaced it",
+            ),
+            RepoError::Untrusted { .. } => (
+                Kind::Refused,
+                "compare the fingerprint on the recovery kit: --seal-fingerprint takes it, and only what agrees is used then",
+            ),
             RepoError::Conflict { .. } => (Kind::Refused, "two servers may be writing under one name"),
             RepoError::BelowFloor { .. } | RepoError::Expired { .. } => {
                 (Kind::NotFound, "retention gave it up; see `pitr info` for what is kept")

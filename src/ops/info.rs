@@ -51,6 +51,10 @@ pub struct RepositoryInfo {
     pub url: String,
     /// The identity shown.
     pub identity: Identity,
+    /// It is encrypted and no key is at hand: commit times and restore points are not known.
+    pub locked: bool,
+    /// It is encrypted, and nothing but the repository itself vouches for its seal key.
+    pub unverified: bool,
     /// Older or other identities under the same name.
     pub others: Vec<Identity>,
     /// Backups, oldest first.
@@ -117,6 +121,8 @@ pub async fn read(repository: &Repository, system: Option<SystemId>) -> Result<R
         name: repository.name().to_owned(),
         url: repository.store().url().to_string(),
         wal: wal(&archive),
+        locked: !system.can_open(),
+        unverified: system.is_unverified(),
         identity,
         others: identities,
         backups,

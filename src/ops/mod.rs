@@ -12,6 +12,7 @@ pub mod facts;
 pub mod failure;
 pub mod info;
 pub mod init;
+pub mod key;
 pub mod pin;
 pub mod plan;
 pub mod restore;

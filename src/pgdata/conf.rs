@@ -390,6 +390,21 @@ pub fn restore_command(
     Ok(words.join(" "))
 }
 
+/// Flags about keys, each with a space before it; nothing if there are none. By the rules of [`restore_command`].
+///
+/// # Errors
+/// As [`restore_command`].
+pub fn key_flags(identity: Option<&Path>, fingerprint: Option<&str>) -> Result<String, QuoteError> {
+    let mut flags = String::new();
+    if let Some(path) = identity {
+        flags.push_str(&format!(" --identity {}", percent(&quote_shell(absolute(path)?)?)));
+    }
+    if let Some(digits) = fingerprint {
+        flags.push_str(&format!(" --seal-fingerprint {}", percent(&quote_shell(digits)?)));
+    }
+    Ok(flags)
+}
+
 /// The value of `archive_command`, by the rules of [`restore_command`]: every required repository of the configuration is written.
 ///
 /// # Errors

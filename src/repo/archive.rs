@@ -9,24 +9,30 @@
 //! [`Absence::Doubt`], never "absent". Source of truth: FORMAT.md, "WAL objects".
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::annex::{Annex, AnnexError};
 use super::document::{ATTEMPTS, PAUSE, Put};
+use super::keys::Epochs;
 use super::objects::{AcceptedGap, Floor};
 use super::path::SystemObject;
 use super::walobject::{
-    Asked, HEADER_BYTES, INFO_BYTES, SameName, Side, WalEnd, WalHeader, WalObject, WalObjectError, compare,
-    intact, open, parse_info, stored_prefix,
+    Asked, HEADER_BYTES, INFO_BYTES, Lock, SameName, Side, WalEnd, WalHeader, WalObject, WalObjectError,
+    check_body, compare, open_with, parse_info_with, stored_prefix,
 };
 use super::{RepoError, System};
 use crate::clock;
+use crate::codec::Digest;
+use crate::seal::SealKey;
 use crate::store::{Created, ObjectInfo};
 use crate::wal::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 
 /// Copies of one segment: each is longer than the one before, so more than a few mean that something is wrong.
 pub const MAX_COPIES: u32 = 99;
+/// As [`INFO_BYTES`], of a sealed object: header, age's own header, and the first chunk, which opens only whole.
+const SEALED_INFO_BYTES: u64 = 80 << 10;
 /// Keys per request where only the first few can matter.
 const FEW: usize = 20;
 
@@ -56,6 +62,9 @@ pub struct Fetched {
     repository: String,
     asked: Asked,
     object: Bytes,
+    seal: Option<SealKey>,
+    epochs: Arc<Epochs>,
+    lack: Option<String>,
 }
 
 impl Fetched {
@@ -70,18 +79,52 @@ impl Fetched {
     /// # Errors
     /// [`RepoError::Corrupt`]; what was handed out must then be thrown away.
     pub fn open(&self, plain: impl FnMut(&[u8])) -> Result<(), RepoError> {
-        let opened = open(&self.object, &self.asked, plain);
-        opened.map(|_| ()).map_err(|e| object_error(&self.repository, &self.key, &e))
+        let opened = open_with(&self.object, &self.asked, self.lock(), plain);
+        opened.map(|_| ()).map_err(|e| self.error(&e))
     }
 
-    /// The object as it is stored, to be stored elsewhere: whole, and checked without being decoded.
+    fn error(&self, error: &WalObjectError) -> RepoError {
+        object_error(&self.repository, &self.key, error, self.lack.as_deref())
+    }
+
+    fn lock(&self) -> Lock<'_> {
+        match &self.seal {
+            None => Lock::None,
+            Some(key) => Lock::Sealed { key, epochs: &self.epochs },
+        }
+    }
+
+    /// Whether the plain bytes can be had: false of a sealed object without its key.
+    pub fn can_open(&self) -> bool {
+        self.header.key.is_none_or(|epoch| self.epochs.contains_key(&epoch))
+    }
+
+    /// All that can be checked without opening: whose it is, that it was not forged, and that no byte changed.
     ///
     /// # Errors
-    /// [`RepoError::Corrupt`].
+    /// [`RepoError::Corrupt`], [`RepoError::Forged`].
+    pub fn check_stored(&self) -> Result<(), RepoError> {
+        let checked = check_body(&self.object, &self.asked, self.lock());
+        checked.map(drop).map_err(|e| self.error(&e))
+    }
+
+    /// Whether it is `plain` that is stored, by the tag: what may be asked without opening it. Takes as long as hashing does.
+    pub fn holds(&self, plain: &[u8]) -> bool {
+        let digest = Digest::of(plain);
+        let tag = match &self.seal {
+            None => digest,
+            Some(key) => key.tag(&self.asked.system, &self.asked.name, crate::codec::len_u64(plain), &digest),
+        };
+        tag == self.header.tag
+    }
+
+    /// The object as it is stored, to be stored elsewhere: whole, authentic, and checked without being decoded.
+    ///
+    /// # Errors
+    /// [`RepoError::Corrupt`], [`RepoError::Forged`].
     pub fn verbatim(&self) -> Result<WalObject, RepoError> {
-        let header =
-            intact(&self.object, &self.asked).map_err(|e| object_error(&self.repository, &self.key, &e))?;
-        Ok(WalObject { header, chunks: vec![self.object.clone()] })
+        let header = check_body(&self.object, &self.asked, self.lock()).map_err(|e| self.error(&e))?;
+        Ok(WalObject::verbatim(header, self.object.clone()))
     }
 
     /// What the annex says.
@@ -89,8 +132,8 @@ impl Fetched {
     /// # Errors
     /// [`RepoError::Corrupt`].
     pub fn annex(&self) -> Result<Annex, RepoError> {
-        let parsed = parse_info(&self.object);
-        parsed.map(|(_, annex)| annex).map_err(|e| object_error(&self.repository, &self.key, &e))
+        let parsed = parse_info_with(&self.object, true, self.lock());
+        parsed.map(|(_, annex)| annex).map_err(|e| self.error(&e))
     }
 
     /// The plain bytes.
@@ -152,10 +195,20 @@ pub struct TimelinePresence {
     pub wal: bool,
 }
 
-fn object_error(repository: &str, key: &str, error: &WalObjectError) -> RepoError {
+/// Why a sealed object cannot be opened where nobody said.
+const NO_KEYS: &str = "no keys are configured";
+
+/// `lack` says why a key is not at hand.
+fn object_error(repository: &str, key: &str, error: &WalObjectError, lack: Option<&str>) -> RepoError {
     let (repository, key) = (repository.to_owned(), key.to_owned());
     match error {
-        WalObjectError::Sealed(_) => RepoError::Sealed { repository, key },
+        WalObjectError::Sealed(_) => {
+            RepoError::Sealed { repository, key, what: format!("{error}; {}", lack.unwrap_or(NO_KEYS)) }
+        }
+        WalObjectError::Age { .. } => RepoError::Sealed { repository, key, what: error.to_string() },
+        WalObjectError::Mac | WalObjectError::Unsealed => {
+            RepoError::Forged { repository, key, what: error.to_string() }
+        }
         WalObjectError::Foreign { .. } => RepoError::Foreign { repository, what: format!("{key}: {error}") },
         WalObjectError::Header(super::walobject::HeaderError::NewerFormat(_)) => {
             RepoError::NewerFormat { repository, what: format!("{key}: {error}") }
@@ -171,7 +224,8 @@ fn object_error(repository: &str, key: &str, error: &WalObjectError) -> RepoErro
 
 impl System {
     fn object_error(&self, key: &str, error: &WalObjectError) -> RepoError {
-        object_error(self.repository.name(), key, error)
+        let lack = self.seal_key().map(|_| self.lack());
+        object_error(self.repository.name(), key, error, lack.as_deref())
     }
 
     /// What an object under the name must say it is.
@@ -185,14 +239,20 @@ impl System {
     /// [`RepoError::Store`], or a stored object of this name that cannot be read.
     pub async fn put_wal(&self, object: &WalObject) -> Result<Stored, RepoError> {
         let name = object.header.name;
+        let form = self.form(object).await?;
+        if let (WalFileName::History(timeline), Some(_)) = (name, self.seal_key())
+            && let Some(stored) = self.differs_in_ancestry(timeline, object).await?
+        {
+            return Ok(Stored::Conflict(Box::new(stored)));
+        }
         let mut copy = 1;
         let mut absent = 0;
         while absent < ATTEMPTS {
             let key = self.keys.key(&SystemObject::Wal(name, copy));
-            if self.store().create(&key, object.chunks.clone()).await? == Created::New {
+            if self.store().create(&key, form.chunks.clone()).await? == Created::New {
                 return Ok(if copy == 1 { Stored::New } else { Stored::LongerCopy(copy) });
             }
-            match self.relation(&key, object).await? {
+            match self.relation(&key, object, &form.header).await? {
                 None => {
                     absent += 1;
                     clock::sleep(PAUSE).await;
@@ -206,36 +266,91 @@ impl System {
         Err(self.repository.unstable(&self.keys.wal(name)))
     }
 
-    /// How `object` relates to what is stored at `key`; `None` if that is gone.
+    /// The object as it is stored here: as it is, or sealed. One that comes sealed from another repository must be this cluster's.
+    async fn form(&self, object: &WalObject) -> Result<WalObject, RepoError> {
+        if object.header.key.is_some() {
+            let key = self.keys.wal(object.header.name);
+            self.lock(&Epochs::new()).check(&object.header).map_err(|e| self.object_error(&key, &e))?;
+            self.has_wraps(object.header.key).await?;
+            return Ok(object.clone());
+        }
+        let Some(sealer) = self.sealer().await? else { return Ok(object.clone()) };
+        let (object, key) = (object.clone(), self.keys.wal(object.header.name));
+        let work = tokio::task::spawn_blocking(move || object.sealed(&sealer));
+        let sealed = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        sealed.map_err(|e| RepoError::Unwritable { key, what: e.to_string() })
+    }
+
+    /// Puts down the parents of a timeline beside its history. If others are there, two servers were promoted to it: the stored header.
+    async fn differs_in_ancestry(
+        &self,
+        timeline: TimelineId,
+        object: &WalObject,
+    ) -> Result<Option<WalHeader>, RepoError> {
+        let asked = self.asked(object.header.name);
+        let mut content = Vec::new();
+        let key = self.keys.wal(object.header.name);
+        if object.header.key.is_some() {
+            // Whoever copies it has put its parents there.
+            return self.ancestry(timeline).await.map(|_| None);
+        }
+        open_with(&object.chunks.concat(), &asked, Lock::None, |bytes| content.extend_from_slice(bytes))
+            .map_err(|e| self.object_error(&key, &e))?;
+        let history = TimelineHistory::parse(timeline, &content)
+            .map_err(|e| RepoError::Unwritable { key: key.clone(), what: e.to_string() })?;
+        if self.put_ancestry(&history).await? {
+            return Ok(None);
+        }
+        let stored = self.header_at(&key, &asked).await?;
+        stored
+            .map(Some)
+            .ok_or_else(|| self.repository.conflict(&self.keys.key(&SystemObject::Ancestry(timeline))))
+    }
+
+    /// How `object`, whose header here is `ours`, relates to what is stored at `key`; `None` if that is gone.
     async fn relation(
         &self,
         key: &str,
         object: &WalObject,
+        ours: &WalHeader,
     ) -> Result<Option<(SameName, WalHeader)>, RepoError> {
         let asked = self.asked(object.header.name);
         let Some(stored) = self.header_at(key, &asked).await? else { return Ok(None) };
-        let relation = match compare(&stored, &object.header, None) {
-            SameName::NeedPrefix { of, bytes } => {
-                let other = match of {
-                    Side::Offered => Bytes::from(object.chunks.concat()),
-                    Side::Stored => match self.store().get(key).await? {
-                        Some(object) => object,
-                        None => return Ok(None),
-                    },
-                };
-                let prefix = stored_prefix(&other, &asked, bytes).map_err(|e| self.object_error(key, &e))?;
-                compare(&stored, &object.header, Some(prefix))
-            }
-            decided => decided,
+        let SameName::NeedPrefix { of, bytes } = compare(&stored, ours, None) else {
+            return Ok(Some((compare(&stored, ours, None), stored)));
         };
-        Ok(Some((relation, stored)))
+        let read = match of {
+            Side::Offered => object.header.key,
+            Side::Stored => stored.key,
+        };
+        let epochs = match read {
+            None => Arc::default(),
+            sealed => self.epochs(sealed).await?,
+        };
+        // Nobody here can tell whether it agrees, so nothing may be said to be covered.
+        if read.is_some_and(|epoch| !epochs.contains_key(&epoch)) {
+            return Ok(Some((SameName::Different, stored)));
+        }
+        let lock = if read.is_some() { self.lock(&epochs) } else { Lock::None };
+        let prefix = match of {
+            Side::Offered => stored_prefix(&object.chunks.concat(), &asked, bytes, lock),
+            Side::Stored => match self.store().get(key).await? {
+                Some(other) => stored_prefix(&other, &asked, bytes, lock),
+                None => return Ok(None),
+            },
+        };
+        let prefix = prefix.map_err(|e| self.object_error(key, &e))?;
+        let end = object.header.segment_start().unwrap_or_default().saturating_add(bytes);
+        let prefix = self.lock(&epochs).head(&asked, end, &prefix);
+        Ok(Some((compare(&stored, ours, Some(prefix)), stored)))
     }
 
     async fn header_at(&self, key: &str, asked: &Asked) -> Result<Option<WalHeader>, RepoError> {
         let end = u64::try_from(HEADER_BYTES).unwrap_or(INFO_BYTES);
         let Some(bytes) = self.store().get_range(key, 0..end).await? else { return Ok(None) };
         let header = WalHeader::parse(&bytes).map_err(|e| self.object_error(key, &e.into()))?;
-        header.check_asked(asked).map_err(|e| self.object_error(key, &e))?;
+        let checked = header.check_asked(asked).and_then(|()| self.lock(&Epochs::new()).check(&header));
+        checked.map_err(|e| self.object_error(key, &e))?;
         Ok(Some(header))
     }
 
@@ -266,9 +381,24 @@ impl System {
         let key = self.keys.key(&SystemObject::Wal(name, copy));
         let Some(object) = self.store().get(&key).await? else { return Ok(None) };
         let header = WalHeader::parse(&object).map_err(|e| self.object_error(&key, &e.into()))?;
-        header.check_asked(&asked).map_err(|e| self.object_error(&key, &e))?;
-        let repository = self.repository.name().to_owned();
-        Ok(Some(Fetched { header, copy, key, repository, asked, object }))
+        let checked = header.check_asked(&asked).and_then(|()| self.lock(&Epochs::new()).check(&header));
+        checked.map_err(|e| self.object_error(&key, &e))?;
+        let epochs = match header.key {
+            Some(epoch) => self.epochs(Some(epoch)).await,
+            None => Ok(Arc::default()),
+        };
+        let epochs = match epochs {
+            Ok(epochs) => epochs,
+            Err(e) => {
+                // Damage is damage, whatever keys somebody has.
+                check_body(&object, &asked, self.lock(&Epochs::new()))
+                    .map_err(|e| self.object_error(&key, &e))?;
+                return Err(e);
+            }
+        };
+        let (repository, seal) = (self.repository.name().to_owned(), self.seal_key().cloned());
+        let lack = seal.is_some().then(|| self.lack());
+        Ok(Some(Fetched { header, copy, key, repository, asked, object, seal, epochs, lack }))
     }
 
     /// As [`Self::fetch_wal`], for recovery: an unfinished copy is no answer while WAL goes on after it, and behind damage it did.
@@ -329,7 +459,7 @@ impl System {
     /// [`RepoError`].
     pub async fn record_gap(&self, gap: &AcceptedGap) -> Result<(), RepoError> {
         let key = self.keys.key(&SystemObject::Gap(gap.segment));
-        match self.repository.put_document(&key, gap).await? {
+        match self.put_document(&key, gap).await? {
             Put::Ours => Ok(()),
             Put::Theirs(theirs) if theirs.segment == gap.segment => Ok(()),
             Put::Theirs(_) => Err(self.repository.conflict(&key)),
@@ -342,7 +472,7 @@ impl System {
     /// [`RepoError`].
     pub async fn accepted_gap(&self, name: SegmentName) -> Result<Option<AcceptedGap>, RepoError> {
         let key = self.keys.key(&SystemObject::Gap(name));
-        let gap = self.repository.get_document::<AcceptedGap>(&key).await?;
+        let gap = self.get_document::<AcceptedGap>(&key).await?;
         Ok(gap.filter(|gap| gap.segment == name))
     }
 
@@ -365,21 +495,37 @@ impl System {
     }
 
     async fn info_at(&self, key: &str, name: WalFileName) -> Result<Option<(WalHeader, Annex)>, RepoError> {
-        let mut end = INFO_BYTES;
+        let epochs = self.epochs(None).await?;
+        // A key that is not needed is not fetched for: a chunk of an encrypted body is sixteen times as much.
+        let mut end = if epochs.is_empty() { INFO_BYTES } else { SEALED_INFO_BYTES };
         for _ in 0..3 {
             let Some(bytes) = self.store().get_range(key, 0..end).await? else { return Ok(None) };
-            match parse_info(&bytes) {
+            let whole = crate::codec::len_u64(&bytes) < end;
+            match parse_info_with(&bytes, whole, self.lock(&epochs)) {
                 Ok((header, annex)) => {
                     header.check_asked(&self.asked(name)).map_err(|e| self.object_error(key, &e))?;
                     return Ok(Some((header, annex)));
                 }
-                Err(WalObjectError::Annex(AnnexError::NeedMore(needed))) => {
+                Err(WalObjectError::Annex(AnnexError::NeedMore(needed))) if !whole => {
                     end = u64::try_from(needed).unwrap_or(end);
                 }
+                Err(e @ WalObjectError::Age { .. }) => return Err(self.age_error(key, name, &e).await?),
                 Err(e) => return Err(self.object_error(key, &e)),
             }
         }
         Err(self.repository.corrupt(key, &"it is cut off"))
+    }
+
+    /// The start of an encrypted body did not open: is it damaged, or is it the key? Only the digest of all of it can tell.
+    async fn age_error(
+        &self,
+        key: &str,
+        name: WalFileName,
+        error: &WalObjectError,
+    ) -> Result<RepoError, RepoError> {
+        let Some(object) = self.store().get(key).await? else { return Ok(self.repository.missing(key)) };
+        let found = check_body(&object, &self.asked(name), self.lock(&Epochs::new()));
+        Ok(self.object_error(key, &found.err().unwrap_or_else(|| error.clone())))
     }
 
     /// The history of `timeline`; `None` if the store has no such object. Timeline 1 has none and needs none.
@@ -392,6 +538,10 @@ impl System {
         }
         let name = WalFileName::History(timeline);
         let Some(fetched) = self.fetch_wal(name).await? else { return Ok(None) };
+        if !fetched.can_open() {
+            fetched.check_stored()?;
+            return self.ancestry(timeline).await.map(Some);
+        }
         let parsed = TimelineHistory::parse(timeline, &fetched.plain()?);
         parsed.map(Some).map_err(|e| self.repository.corrupt(&self.keys.wal(name), &e))
     }
@@ -481,7 +631,7 @@ impl System {
     pub async fn floor(&self) -> Result<Option<Floor>, RepoError> {
         let Some(n) = self.newest_floor().await? else { return Ok(None) };
         let key = self.keys.key(&SystemObject::Floor(n));
-        self.repository.get_document(&key).await?.map(Some).ok_or_else(|| self.repository.missing(&key))
+        self.get_document(&key).await?.map(Some).ok_or_else(|| self.repository.missing(&key))
     }
 
     /// The number of the floor that counts.

@@ -7,7 +7,6 @@
 //! Invariants: a verdict is the last object of a backup; who creates it second learns who was first; a complete verdict whose nonce is
 //! not its intent's is no backup. Safety rests on this order, never on a clock. Source of truth: FORMAT.md, "Backups".
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
 
@@ -15,7 +14,7 @@ use super::catalog::{BackupFiles, Catalog};
 use super::document::Put;
 use super::manifest::Manifest;
 use super::objects::{
-    Abandoned, Alive, Backup, Checksums, Document, Expired, Intent, Nonce, Status, Verdict, encode,
+    Abandoned, Alive, Backup, Checksums, Document, Expired, Intent, Nonce, Status, Verdict, encode_as,
 };
 use super::path::{BackupId, BackupObject, SystemObject};
 use super::{RepoError, System, nonce, this_process};
@@ -50,7 +49,7 @@ impl System {
         document: &D,
     ) -> Result<(), RepoError> {
         let key = self.keys.backup(id, object);
-        match self.repository.put_document(&key, document).await? {
+        match self.put_document(&key, document).await? {
             Put::Ours => Ok(()),
             Put::Theirs(_) => Err(self.repository.conflict(&key)),
         }
@@ -78,7 +77,9 @@ impl System {
         object: BackupObject,
         body: impl Into<Payload>,
     ) -> Result<(), RepoError> {
-        self.repository.put_exact(&self.keys.backup(id, object), body.into()).await
+        let (key, body) = (self.keys.backup(id, object), body.into());
+        self.check_sealed(&key, object, &body)?;
+        self.repository.put_exact(&key, body).await
     }
 
     /// A sign of life while a writer waits; `k` counts from 1.
@@ -105,7 +106,7 @@ impl System {
             let key = self.keys.backup(&backup.id, BackupObject::Verdict);
             return Err(RepoError::Unwritable { key, what: "its status must be complete".to_owned() });
         }
-        match self.decide(&backup.id, encode(backup).into()).await? {
+        match self.decide(&backup.id, backup).await? {
             None => Ok(()),
             Some(Verdict::Abandoned(theirs)) => {
                 Err(RepoError::Abandoned { id: backup.id.clone(), reason: theirs.reason })
@@ -137,17 +138,23 @@ impl System {
             reason: reason.to_owned(),
             process: this_process(),
         };
-        Ok(match self.decide(id, encode(&abandoned).into()).await? {
+        Ok(match self.decide(id, &abandoned).await? {
             None | Some(Verdict::Abandoned(_)) => Abandonment::Done,
             Some(Verdict::Complete(backup)) => Abandonment::Complete(backup),
         })
     }
 
     /// Creates the verdict, or reads the one that is there.
-    async fn decide(&self, id: &BackupId, bytes: Bytes) -> Result<Option<Verdict>, RepoError> {
+    async fn decide<D: Document>(&self, id: &BackupId, ours: &D) -> Result<Option<Verdict>, RepoError> {
         let key = self.keys.backup(id, BackupObject::Verdict);
-        let Some(theirs) = self.repository.put_bytes(&key, bytes).await? else { return Ok(None) };
-        Verdict::decode(&theirs).map(Some).map_err(|e| self.repository.document_error(&key, &e))
+        let bytes = encode_as(ours, self.closing(&key));
+        let Some(theirs) = self.repository.put_bytes(&key, bytes.into()).await? else { return Ok(None) };
+        self.verdict_of(&key, &theirs).map(Some)
+    }
+
+    /// The verdict that `bytes`, read at `key`, are.
+    pub(super) fn verdict_of(&self, key: &str, bytes: &[u8]) -> Result<Verdict, RepoError> {
+        Verdict::decode_as(bytes, self.closing(key)).map_err(|e| self.repository.document_error(key, &e))
     }
 
     /// E1: creates the tombstone of a backup. New readers and writers keep away from it; nothing is deleted yet.
@@ -159,7 +166,7 @@ impl System {
         let key = self.keys.backup(&id, BackupObject::Expired);
         let expired = Expired { id, nonce: nonce()?, created: now, reason };
         // Another one's tombstone is as good.
-        self.repository.put_document(&key, &expired).await.map(|_| ())
+        self.put_document(&key, &expired).await.map(|_| ())
     }
 
     /// Whether the backup has a tombstone.
@@ -167,7 +174,16 @@ impl System {
     /// # Errors
     /// [`RepoError::Store`].
     pub async fn is_expired(&self, id: &BackupId) -> Result<bool, RepoError> {
-        Ok(self.store().head(&self.keys.backup(id, BackupObject::Expired)).await?.is_some())
+        let key = self.keys.backup(id, BackupObject::Expired);
+        if self.seal_key().is_none() {
+            return Ok(self.store().head(&key).await?.is_some());
+        }
+        // One that somebody planted must not let a backup go.
+        match self.get_document::<Expired>(&key).await {
+            Ok(found) => Ok(found.is_some()),
+            Err(RepoError::Forged { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// The backup's intent.
@@ -176,7 +192,7 @@ impl System {
     /// [`RepoError`].
     pub async fn intent(&self, id: &BackupId) -> Result<Option<Intent>, RepoError> {
         let key = self.keys.backup(id, BackupObject::Intent);
-        let Some(intent) = self.repository.get_document::<Intent>(&key).await? else { return Ok(None) };
+        let Some(intent) = self.get_document::<Intent>(&key).await? else { return Ok(None) };
         self.check_own(&key, id, &intent.id).map(|()| Some(intent))
     }
 
@@ -197,7 +213,7 @@ impl System {
         let key = self.keys.backup(id, BackupObject::Verdict);
         let limit = super::objects::MAX_DOCUMENT;
         let Some(bytes) = self.store().get_limited(&key, limit).await? else { return Ok(None) };
-        let verdict = Verdict::decode(&bytes).map_err(|e| self.repository.document_error(&key, &e))?;
+        let verdict = self.verdict_of(&key, &bytes)?;
         self.check_own(&key, id, verdict.id()).map(|()| Some(verdict))
     }
 
@@ -221,6 +237,7 @@ impl System {
         if Digest::of(&bytes) != backup.manifest.digest {
             return Err(self.repository.corrupt(&key, &"its digest is not the one in the verdict"));
         }
+        let bytes = self.unsealed(&key, bytes).await?;
         Manifest::open(bytes).map_err(|e| self.repository.corrupt(&key, &e))
     }
 
@@ -259,9 +276,12 @@ impl System {
     async fn read_backup(
         &self,
         id: BackupId,
-        files: BackupFiles,
+        mut files: BackupFiles,
     ) -> Result<(BackupId, BackupFiles, Option<Intent>, Option<Verdict>, Option<String>), RepoError> {
         let mut damage = None;
+        if files.has(BackupObject::Expired) && self.seal_key().is_some() && !self.is_expired(&id).await? {
+            files.remove(BackupObject::Expired);
+        }
         let intent = if files.has(BackupObject::Intent) {
             unless_damaged(self.intent(&id).await, &mut damage)?
         } else {

@@ -32,6 +32,11 @@ impl BackupFiles {
         self.objects.insert(object, (size, modified));
     }
 
+    /// Leaves one object out: it does not count.
+    pub fn remove(&mut self, object: BackupObject) {
+        self.objects.remove(&object);
+    }
+
     /// Whether the object is there.
     pub fn has(&self, object: BackupObject) -> bool {
         self.objects.contains_key(&object)

@@ -2,14 +2,15 @@
 //!
 //! A create that finds its key taken reads what is there: the same bytes are our own, whose reply was lost, or those of a writer
 //! who means the same; others are handed to the caller, who decides. An object that is gone when it is read is created again.
+//! In a sealed folder every document is closed with a mac and read with one: here, and nowhere else.
 //! Source of truth: FORMAT.md, "Writing an object".
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::objects::{Document, DocumentError, MAX_DOCUMENT, decode, encode};
-use super::{RepoError, Repository};
+use super::objects::{Closing, Document, DocumentError, MAX_DOCUMENT, decode, decode_as, encode, encode_as};
+use super::{RepoError, Repository, System};
 use crate::clock;
 use crate::store::{Created, Payload};
 
@@ -27,13 +28,54 @@ pub(super) enum Put<D> {
     Theirs(D),
 }
 
-impl Repository {
+impl System {
+    /// What the documents of this folder end with.
+    pub(super) fn closing<'a>(&'a self, key: &'a str) -> Closing<'a> {
+        match self.seal_key() {
+            None => Closing::Sum,
+            Some(seal) => Closing::Mac { seal, place: key },
+        }
+    }
+
     /// Creates `document` at `key`, or reads what is there.
     pub(super) async fn put_document<D: Document>(
         &self,
         key: &str,
         document: &D,
     ) -> Result<Put<D>, RepoError> {
+        self.repository.put_document(key, document, self.closing(key)).await
+    }
+
+    /// The document at `key`; `None` if the store proves that there is none.
+    pub(super) async fn get_document<D: Document>(&self, key: &str) -> Result<Option<D>, RepoError> {
+        let bytes = self.repository.store().get_limited(key, MAX_DOCUMENT).await?;
+        bytes.map(|bytes| self.document(key, &bytes)).transpose()
+    }
+
+    /// The document that `bytes`, read at `key`, are.
+    pub(super) fn document<D: Document>(&self, key: &str, bytes: &[u8]) -> Result<D, RepoError> {
+        decode_as(bytes, self.closing(key)).map_err(|e| self.repository.document_error(key, &e))
+    }
+}
+
+impl Repository {
+    /// Creates `document` at `key`, or reads what is there.
+    pub(super) async fn put_document<D: Document>(
+        &self,
+        key: &str,
+        document: &D,
+        closing: Closing<'_>,
+    ) -> Result<Put<D>, RepoError> {
+        match self.put_bytes(key, encode_as(document, closing).into()).await? {
+            None => Ok(Put::Ours),
+            Some(theirs) => {
+                decode_as(&theirs, closing).map(Put::Theirs).map_err(|e| self.document_error(key, &e))
+            }
+        }
+    }
+
+    /// As [`Self::put_document`], for what belongs to no folder, or says itself whether its folder is sealed.
+    pub(super) async fn put_clear<D: Document>(&self, key: &str, document: &D) -> Result<Put<D>, RepoError> {
         match self.put_bytes(key, encode(document).into()).await? {
             None => Ok(Put::Ours),
             Some(theirs) => decode(&theirs).map(Put::Theirs).map_err(|e| self.document_error(key, &e)),
@@ -77,17 +119,12 @@ impl Repository {
         Err(self.unstable(key))
     }
 
-    /// The document at `key`; `None` if the store proves that there is none.
-    pub(super) async fn get_document<D: Document>(&self, key: &str) -> Result<Option<D>, RepoError> {
-        let Some(bytes) = self.store().get_limited(key, MAX_DOCUMENT).await? else { return Ok(None) };
-        decode(&bytes).map(Some).map_err(|e| self.document_error(key, &e))
-    }
-
     pub(super) fn document_error(&self, key: &str, error: &DocumentError) -> RepoError {
         match error {
             DocumentError::NewerFormat { .. } => {
                 RepoError::NewerFormat { repository: self.name().to_owned(), what: format!("{key}: {error}") }
             }
+            DocumentError::Forged { .. } => self.forged(key, error),
             DocumentError::Damaged { .. } | DocumentError::OtherKind { .. } => self.corrupt(key, error),
         }
     }

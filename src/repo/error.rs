@@ -53,13 +53,47 @@ pub enum RepoError {
         /// Which format, and which one is known.
         what: String,
     },
-    /// The objects are encrypted.
-    #[error("{key} in repository {repository} is encrypted, and no key is at hand")]
+    /// The object is encrypted, and the keys at hand do not open it. Says nothing against the object.
+    #[error("{key} in repository {repository} is encrypted: {what}")]
     Sealed {
         /// The repository.
         repository: String,
         /// The object.
         key: String,
+        /// Which key it takes, and what is wrong.
+        what: String,
+    },
+    /// The folder is encrypted, and what is needed to work on it is not at hand.
+    #[error("repository {repository} is encrypted: {what}")]
+    NoKeys {
+        /// The repository.
+        repository: String,
+        /// What is missing.
+        what: String,
+    },
+    /// An object of an encrypted folder that the cluster's seal key does not vouch for.
+    #[error("{key} in repository {repository} was changed or forged: {what}")]
+    Forged {
+        /// The repository.
+        repository: String,
+        /// The object.
+        key: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Keys are configured, and the folder is not encrypted: it may have been put in the place of one that was.
+    #[error("repository {repository} is not encrypted, and keys are configured for it")]
+    NotSealed {
+        /// The repository.
+        repository: String,
+    },
+    /// The wraps in the repository are not those of one cluster.
+    #[error("the keys in repository {repository} cannot be trusted: {what}")]
+    Untrusted {
+        /// The repository.
+        repository: String,
+        /// What is wrong.
+        what: String,
     },
     /// Something else is stored under the name.
     #[error("{key} in repository {repository} is stored already, with other content")]
@@ -145,7 +179,9 @@ impl RepoError {
     /// a store that does not answer above all: doubt is neither damage nor absence (I8).
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Corrupt { .. } | Self::Foreign { .. } | Self::NewerFormat { .. } => true,
+            Self::Corrupt { .. } | Self::Foreign { .. } | Self::NewerFormat { .. } | Self::Forged { .. } => {
+                true
+            }
             Self::Store(store) => store.kind == StoreErrorKind::TooLarge,
             _ => false,
         }

@@ -99,14 +99,14 @@ impl System {
                 None => None,
                 Some(n) => {
                     key = self.keys.key(&SystemObject::Floor(n));
-                    let floor = self.repository.get_document::<Floor>(&key).await?;
+                    let floor = self.get_document::<Floor>(&key).await?;
                     Some(floor.ok_or_else(|| self.repository.missing(&key))?)
                 }
             };
             let Some(timelines) = lines(before.as_ref()) else { return Ok(before) };
             let floor = Floor { nonce: nonce()?, created: now, timelines };
             key = self.keys.key(&SystemObject::Floor(number.unwrap_or(0).saturating_add(1)));
-            match self.repository.put_document(&key, &floor).await? {
+            match self.put_document(&key, &floor).await? {
                 Put::Ours => return Ok(Some(floor)),
                 Put::Theirs(_) => {}
             }

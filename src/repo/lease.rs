@@ -51,7 +51,7 @@ impl System {
         let newest = leases.iter().filter_map(|o| Some((self.lease_number(o)?, o))).max_by_key(|(n, _)| *n);
         let Some((n, object)) = newest else { return Ok(LeaseState::Free { next: 1 }) };
         let next = n.saturating_add(1);
-        let lease = self.repository.get_document::<Lease>(&object.key).await?;
+        let lease = self.get_document::<Lease>(&object.key).await?;
         let lease = lease.ok_or_else(|| self.repository.missing(&object.key))?;
         if self.has_verdict(&lease.backup).await? {
             return Ok(LeaseState::Free { next });
@@ -109,7 +109,7 @@ impl System {
             created: now,
             process: intent.process.clone(),
         };
-        match self.repository.put_document(&self.keys.key(&SystemObject::Lease(next)), &lease).await? {
+        match self.put_document(&self.keys.key(&SystemObject::Lease(next)), &lease).await? {
             Put::Ours => Ok(()),
             Put::Theirs(theirs) => {
                 let reason = format!("backup {} took the lease first", theirs.backup);

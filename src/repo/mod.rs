@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  mod      Repository: a store, a cluster      System: the folder of one system identifier
-//!  archive  WAL: put, get, proven absent        backups  intent, packs, verdict       lease, pins, expiry
+//!  archive  WAL: put, get, proven absent        backups  intent, packs, verdict       lease, pins, expiry       keys  sealing
 //!  ------------------------------------------------------------------------------------- below: no IO
 //!  path     every object key                    objects   the small JSON objects
 //!  walobject, annex   one WAL segment           pack, manifest   one backup           catalog   what a listing tells      retention   what may go
@@ -19,6 +19,7 @@ pub mod catalog;
 mod document;
 mod error;
 pub mod expiry;
+pub mod keys;
 pub mod lease;
 pub mod manifest;
 pub mod objects;
@@ -35,12 +36,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 pub use error::RepoError;
+pub use keys::Keyring;
 
 use crate::clock;
 use crate::store::Store;
 use crate::wal::{PgMajor, SegmentSize, SystemId};
 use document::Put;
-use objects::{FormatMark, Identity, Nonce, Process};
+use keys::FolderSeal;
+use objects::{Closing, FormatMark, Identity, Nonce, Process};
 use path::{ClusterName, Sealing, SystemKeys, SystemObject};
 
 /// The newest format of a repository this program knows, and the one it writes.
@@ -58,6 +61,8 @@ struct Inner {
     name: String,
     cluster: ClusterName,
     required: bool,
+    keys: Option<Arc<Keyring>>,
+    may_be_plain: bool,
 }
 
 /// What a new identity states.
@@ -82,10 +87,33 @@ pub enum Novelty {
     Old,
 }
 
+/// An identity, and what its folder is sealed with.
+type Identified = (Identity, Option<Arc<FolderSeal>>);
+
 impl Repository {
     /// The repository called `name` in `store`. Nothing is asked of the store yet.
     pub fn new(store: Store, name: &str, cluster: ClusterName, required: bool) -> Self {
-        Self(Arc::new(Inner { store, name: name.to_owned(), cluster, required }))
+        let (name, keys) = (name.to_owned(), None);
+        Self(Arc::new(Inner { store, name, cluster, required, keys, may_be_plain: true }))
+    }
+
+    /// The same repository, with keys. Unless it `may_be_plain`, a folder that is not sealed is refused: otherwise whoever writes to the
+    /// store could have everything after that stored for him to read.
+    #[must_use]
+    pub fn with_keys(&self, keys: Arc<Keyring>, may_be_plain: bool) -> Self {
+        let Inner { store, name, cluster, required, .. } = &*self.0;
+        let (store, name, cluster) = (store.clone(), name.clone(), cluster.clone());
+        Self(Arc::new(Inner { store, name, cluster, required: *required, keys: Some(keys), may_be_plain }))
+    }
+
+    /// The keys at hand.
+    pub fn keys(&self) -> Option<&Keyring> {
+        self.0.keys.as_deref()
+    }
+
+    /// Whether a folder that is made here is to be sealed.
+    pub fn is_to_be_sealed(&self) -> bool {
+        self.0.keys.is_some() && !self.0.may_be_plain
     }
 
     /// Its store.
@@ -126,11 +154,15 @@ impl Repository {
     /// # Errors
     /// [`RepoError`] if one cannot be read.
     pub async fn identities(&self) -> Result<Vec<Identity>, RepoError> {
+        Ok(self.all_identified().await?.into_iter().map(|(identity, _)| identity).collect())
+    }
+
+    async fn all_identified(&self) -> Result<Vec<Identified>, RepoError> {
         let mut found = Vec::new();
         for system in self.systems().await? {
-            found.extend(self.identity(system).await?);
+            found.extend(self.identified(system).await?);
         }
-        found.sort_by_key(Identity::order);
+        found.sort_by_key(|(identity, _)| identity.order());
         Ok(found)
     }
 
@@ -139,14 +171,34 @@ impl Repository {
     /// # Errors
     /// [`RepoError::Foreign`] if the folder's identity is another one's.
     pub async fn identity(&self, system: SystemId) -> Result<Option<Identity>, RepoError> {
+        Ok(self.identified(system).await?.map(|(identity, _)| identity))
+    }
+
+    async fn identified(&self, system: SystemId) -> Result<Option<Identified>, RepoError> {
         // Sealing changes no name that is used here.
         let key = SystemKeys::new(self.cluster(), system, Sealing::Plain).key(&SystemObject::Identity);
-        let Some(identity) = self.get_document::<Identity>(&key).await? else { return Ok(None) };
+        let bytes = self.store().get_limited(&key, objects::MAX_DOCUMENT).await?;
+        let Some(bytes) = bytes else { return Ok(None) };
+        let identity: Identity = objects::decode(&bytes).map_err(|e| self.document_error(&key, &e))?;
         if identity.cluster != *self.cluster() || identity.system != system {
             let what = format!("{key} says it is system {} of cluster {}", identity.system, identity.cluster);
             return Err(RepoError::Foreign { repository: self.name().to_owned(), what });
         }
-        Ok(Some(identity))
+        let seal = self.seal_of(&key, &bytes, &identity).await?;
+        Ok(Some((identity, seal)))
+    }
+
+    /// Whether the folder of `system` says that it is sealed, which nothing vouches for here; `None` if that cannot be read.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn sealing(&self, system: SystemId) -> Result<Option<Sealing>, RepoError> {
+        let key = SystemKeys::new(self.cluster(), system, Sealing::Plain).key(&SystemObject::Identity);
+        let Some(bytes) = self.store().get_limited(&key, objects::MAX_DOCUMENT).await? else {
+            return Ok(None);
+        };
+        let identity: Option<Identity> = objects::decode(&bytes).ok();
+        Ok(identity.map(|identity| if identity.sealed { Sealing::Sealed } else { Sealing::Plain }))
     }
 
     /// Opens the folder of `system`.
@@ -154,8 +206,8 @@ impl Repository {
     /// # Errors
     /// [`RepoError::NoIdentity`] if it has no identity.
     pub async fn open(&self, system: SystemId) -> Result<System, RepoError> {
-        let identity = self.identity(system).await?;
-        identity.map(|identity| System::new(self, identity)).ok_or_else(|| RepoError::NoIdentity {
+        let found = self.identified(system).await?;
+        found.map(|(identity, seal)| System::new(self, identity, seal)).ok_or_else(|| RepoError::NoIdentity {
             repository: self.name().to_owned(),
             cluster: self.cluster().clone(),
             system,
@@ -167,7 +219,8 @@ impl Repository {
     /// # Errors
     /// As [`Self::identities`].
     pub async fn open_current(&self) -> Result<Option<System>, RepoError> {
-        Ok(self.identities().await?.pop().map(|identity| System::new(self, identity)))
+        let newest = self.all_identified().await?.pop();
+        Ok(newest.map(|(identity, seal)| System::new(self, identity, seal)))
     }
 
     /// Creates the identity of a system folder, or finds that it says the same already. Several inits at once succeed.
@@ -195,10 +248,25 @@ impl Repository {
             version: VERSION.to_owned(),
         };
         let key = SystemKeys::new(self.cluster(), new.system, new.sealing).key(&SystemObject::Identity);
-        match self.put_document(&key, &identity).await? {
-            Put::Ours => Ok((System::new(self, identity), Novelty::New)),
+        let host = self.keys().and_then(Keyring::host).filter(|_| identity.sealed);
+        let put = match host {
+            None if identity.sealed => {
+                let lack = self.keys().map(|ring| ring.lack("it is not named in the configuration"));
+                let what = format!("making a folder takes the host file; {}", lack.unwrap_or_default());
+                return Err(RepoError::NoKeys { repository: self.name().to_owned(), what });
+            }
+            None => self.put_clear(&key, &identity).await?,
+            Some(host) => {
+                // Before the identity, so that whoever finds the folder finds who may open it.
+                self.put_wraps(new.system, host).await?;
+                let closing = Closing::Mac { seal: &host.seal, place: &key };
+                self.put_document(&key, &identity, closing).await?
+            }
+        };
+        match put {
+            Put::Ours => Ok((self.open(new.system).await?, Novelty::New)),
             Put::Theirs(theirs) if theirs.same_cluster(&identity) => {
-                Ok((System::new(self, theirs), Novelty::Old))
+                Ok((self.open(new.system).await?, Novelty::Old))
             }
             Put::Theirs(theirs) => {
                 let sealed = if theirs.sealed { "encrypted" } else { "not encrypted" };
@@ -216,7 +284,7 @@ impl Repository {
         self.check_writable().await?;
         let mark = FormatMark { format: REPOSITORY_FORMAT, created: now, version: VERSION.to_owned() };
         // Whoever marked it first: it is the same mark.
-        self.put_document(&path::format_key(self.cluster(), REPOSITORY_FORMAT), &mark).await.map(|_| ())
+        self.put_clear(&path::format_key(self.cluster(), REPOSITORY_FORMAT), &mark).await.map(|_| ())
     }
 
     /// Checks that no newer pitr writes here: this one would not understand what it must not contradict.
@@ -261,6 +329,10 @@ impl Repository {
         RepoError::Conflict { repository: self.name().to_owned(), key: key.to_owned() }
     }
 
+    fn forged(&self, key: &str, what: &dyn std::fmt::Display) -> RepoError {
+        RepoError::Forged { repository: self.name().to_owned(), key: key.to_owned(), what: what.to_string() }
+    }
+
     fn missing(&self, key: &str) -> RepoError {
         RepoError::Missing { repository: self.name().to_owned(), key: key.to_owned() }
     }
@@ -272,13 +344,14 @@ pub struct System {
     repository: Repository,
     identity: Arc<Identity>,
     keys: Arc<SystemKeys>,
+    seal: Option<Arc<FolderSeal>>,
 }
 
 impl System {
-    fn new(repository: &Repository, identity: Identity) -> Self {
+    fn new(repository: &Repository, identity: Identity, seal: Option<Arc<FolderSeal>>) -> Self {
         let sealing = if identity.sealed { Sealing::Sealed } else { Sealing::Plain };
         let keys = SystemKeys::new(repository.cluster(), identity.system, sealing);
-        Self { repository: repository.clone(), identity: Arc::new(identity), keys: Arc::new(keys) }
+        Self { repository: repository.clone(), identity: Arc::new(identity), keys: Arc::new(keys), seal }
     }
 
     /// The repository.

@@ -3,11 +3,13 @@
 //! ```text
 //!  { "pitr": "intent 1", ... }        first member: kind and format
 //!  { ..., "sum": "<32 hex>" }         last member: half the BLAKE3 of all bytes before the comma that precedes it
-//!  { ..., "mac": "<32 hex>" }         in a sealed folder instead
+//!  { ..., "mac": "<32 hex>" }         in a sealed folder instead, keyed, and over the object's key too
 //! ```
 //! Invariants: an object is at most [`MAX_DOCUMENT`] bytes; a reader refuses another kind and a newer format by name, and
 //! skips members that it does not know. A changed bit is seen by the sum; an object without one is read all the same, so that a person
 //! can mend it by hand, and only `verify` minds. Times are RFC 3339 in UTC and inform people: nothing is deleted because of one. Pure.
+
+mod closing;
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,9 +18,14 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use closing::check_head;
+pub use closing::{Closing, decode, decode_as, encode, encode_as, has_sum};
+
 use super::path::{BackupId, ClusterName, MAX_PACKS, PinId, PinKind};
-use crate::codec::{Digest, ShortDigest, hex, unhex};
-use crate::wal::{Lsn, PgMajor, SegmentName, SegmentSize, SystemId, TimelineId};
+use crate::codec::{Digest, hex, unhex};
+use crate::seal::Epoch;
+use crate::wal::timeline::{HistoryEntry, HistoryError};
+use crate::wal::{Lsn, PgMajor, SegmentName, SegmentSize, SystemId, TimelineHistory, TimelineId};
 
 /// Largest JSON object: a verdict that refers to every pack of 10,000 backups stays far below.
 pub const MAX_DOCUMENT: u64 = 16 << 20;
@@ -50,6 +57,14 @@ pub enum DocumentError {
         /// Its `pitr` member.
         found: String,
     },
+    /// In a sealed folder: its mac is absent, or not that of the cluster's seal key under this name.
+    #[error("the {kind} object {what}")]
+    Forged {
+        /// The expected kind.
+        kind: &'static str,
+        /// What is wrong.
+        what: &'static str,
+    },
     /// Written by a newer pitr.
     #[error("the {kind} object has format {format}, this pitr reads up to {known}")]
     NewerFormat {
@@ -60,69 +75,6 @@ pub enum DocumentError {
         /// The newest format known here.
         known: u32,
     },
-}
-
-/// The bytes of `document`: indented JSON, `pitr` first, `sum` last.
-pub fn encode<D: Document>(document: &D) -> Vec<u8> {
-    let body =
-        serde_json::to_string_pretty(document).expect("these structs hold nothing that JSON cannot say");
-    let rest = body.strip_prefix('{').expect("a struct is a JSON object");
-    let covered = rest.strip_suffix(CLOSE).expect("a pretty object that is not empty ends so");
-    let mut text = format!("{{\n  \"pitr\": \"{} {}\",{covered}", D::KIND, D::FORMAT);
-    let sum = Digest::of(text.as_bytes()).short();
-    text.push_str(&format!("{SUM}{sum}\"{CLOSE}\n"));
-    text.into_bytes()
-}
-
-/// How an indented object ends, and what precedes the sum's digits.
-const CLOSE: &str = "\n}";
-const SUM: &str = ",\n  \"sum\": \"";
-
-/// The sum that a document states, and the one it should.
-fn sums(bytes: &[u8]) -> Option<(ShortDigest, ShortDigest)> {
-    let rest = bytes.strip_suffix(b"\n")?.strip_suffix(CLOSE.as_bytes())?.strip_suffix(b"\"")?;
-    let (before, digits) = rest.split_at_checked(rest.len().checked_sub(32)?)?;
-    let covered = before.strip_suffix(SUM.as_bytes())?;
-    let stated = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some((stated, Digest::of(covered).short()))
-}
-
-/// Whether a document carries a sum, as all do that pitr writes.
-pub fn has_sum(bytes: &[u8]) -> bool {
-    sums(bytes).is_some()
-}
-
-/// Reads what [`encode`] wrote, here or in another version.
-///
-/// # Errors
-/// [`DocumentError`].
-pub fn decode<D: Document>(bytes: &[u8]) -> Result<D, DocumentError> {
-    let damaged = |what: String| DocumentError::Damaged { kind: D::KIND, what };
-    if crate::codec::len_u64(bytes) > MAX_DOCUMENT {
-        return Err(damaged(format!("{} bytes are more than any has", bytes.len())));
-    }
-    check_head(bytes, D::KIND, D::FORMAT)?;
-    serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))
-}
-
-fn check_head(bytes: &[u8], kind: &'static str, known: u32) -> Result<(), DocumentError> {
-    #[derive(Deserialize)]
-    struct Head {
-        pitr: String,
-    }
-    // The sum first, which is the same in every format: a changed bit must not pass for a later one.
-    if sums(bytes).is_some_and(|(stated, found)| stated != found) {
-        return Err(DocumentError::Damaged { kind, what: "its sum differs".to_owned() });
-    }
-    let head: Head =
-        serde_json::from_slice(bytes).map_err(|e| DocumentError::Damaged { kind, what: e.to_string() })?;
-    let format =
-        head.pitr.strip_prefix(kind).and_then(|r| r.strip_prefix(' ')).and_then(|n| n.parse::<u32>().ok());
-    match format {
-        Some(format) if (1..=known).contains(&format) => Ok(()),
-        Some(format) if format > known => Err(DocumentError::NewerFormat { kind, format, known }),
-        _ => Err(DocumentError::OtherKind { kind, found: head.pitr.chars().take(60).collect() }),
-    }
 }
 
 /// 16 random bytes that make one object different from all others: who created a key is found out by comparing it.
@@ -414,16 +366,24 @@ impl Verdict {
     /// # Errors
     /// [`DocumentError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, DocumentError> {
+        Self::decode_as(bytes, Closing::Sum)
+    }
+
+    /// Reads either verdict, held against `closing`.
+    ///
+    /// # Errors
+    /// [`DocumentError`].
+    pub fn decode_as(bytes: &[u8], closing: Closing<'_>) -> Result<Self, DocumentError> {
         #[derive(Deserialize)]
         struct Head {
             status: Status,
         }
-        check_head(bytes, Backup::KIND, Backup::FORMAT)?;
+        check_head(bytes, Backup::KIND, Backup::FORMAT, closing)?;
         let head: Head = serde_json::from_slice(bytes)
             .map_err(|e| DocumentError::Damaged { kind: Backup::KIND, what: e.to_string() })?;
         Ok(match head.status {
-            Status::Complete => Self::Complete(Box::new(decode(bytes)?)),
-            Status::Abandoned => Self::Abandoned(decode(bytes)?),
+            Status::Complete => Self::Complete(Box::new(decode_as(bytes, closing)?)),
+            Status::Abandoned => Self::Abandoned(decode_as(bytes, closing)?),
         })
     }
 }
@@ -473,6 +433,9 @@ pub struct Backup {
     pub stop_time: Timestamp,
     /// Largest commit time between start and stop, if known: earlier moments need an older backup.
     pub window_earliest: Option<Timestamp>,
+    /// Key epoch that its objects are sealed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Epoch>,
     /// First segment it can need.
     #[serde(with = "segment_text")]
     pub wal_floor: SegmentName,
@@ -660,6 +623,42 @@ pub struct AcceptedGap {
     pub process: Process,
 }
 
+/// `wal/<TLI>.ancestry.json`, in sealed folders: the parents of a timeline in clear, as its encrypted history file names them. Who
+/// archives and expires without a key must know them; they hold nothing that the names of segments do not show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ancestry {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// Its parents, the oldest first.
+    pub parents: Vec<Parent>,
+}
+
+/// A parent of a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// The parent.
+    pub timeline: TimelineId,
+    /// Where it was left.
+    pub switch: Lsn,
+}
+
+impl Ancestry {
+    /// What `history` says.
+    pub fn of(history: &TimelineHistory) -> Self {
+        let parent = |p: &HistoryEntry| Parent { timeline: p.timeline, switch: p.switch };
+        Self { timeline: history.timeline(), parents: history.parents().iter().map(parent).collect() }
+    }
+
+    /// The history that it was made of, by the rules that a history file is read by.
+    ///
+    /// # Errors
+    /// As [`TimelineHistory::parse`].
+    pub fn history(&self) -> Result<TimelineHistory, HistoryError> {
+        let lines: String = self.parents.iter().map(|p| format!("{}\t{}\n", p.timeline, p.switch)).collect();
+        TimelineHistory::parse(self.timeline, lines.as_bytes())
+    }
+}
+
 /// `leases/<n>.json`: a backup is running. A courtesy between writers; no safety depends on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
@@ -703,7 +702,7 @@ macro_rules! documents {
 
 documents!(
     Identity "identity", FormatMark "format", Intent "intent", Backup "backup", Abandoned "backup", Expired "expired",
-    Alive "alive", Floor "floor", AcceptedGap "gap", Lease "lease", Pin "pin",
+    Alive "alive", Ancestry "ancestry", Floor "floor", AcceptedGap "gap", Lease "lease", Pin "pin",
 );
 
 /// A segment's name as JSON text.

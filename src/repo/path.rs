@@ -5,7 +5,8 @@
 //!  <cluster>/<SYSID>/identity.json                       one folder per system identifier
 //!  <cluster>/<SYSID>/wal/<TLI>/<LOG>/<SEGMENT>.wal       later, longer copies: .2.wal, .3.wal
 //!  <cluster>/<SYSID>/wal/<TLI>/<LOG>/<SEGMENT>.gap.json  an operator let this damaged segment be archived
-//!  <cluster>/<SYSID>/wal/<TLI>.history
+//!  <cluster>/<SYSID>/wal/<TLI>.history               sealed folders: <TLI>.ancestry.json beside it
+//!  <cluster>/<SYSID>/keys/e0001/wrap-0001.age        who may open what the epoch sealed
 //!  <cluster>/<SYSID>/backups/<ID>/backup.json            the verdict; intent, packs and manifest beside it
 //! ```
 //! Keys are relative to the repository's prefix. Invariants: a key that parses is printed back byte for byte; hexadecimal is
@@ -14,6 +15,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::seal::Epoch;
 use crate::wal::{SegmentName, SystemId, TimelineId, WalFileName};
 
 /// Longest key that every store accepts together with a prefix.
@@ -236,6 +238,10 @@ pub enum SystemObject {
     Wal(WalFileName, u32),
     /// `<SEGMENT>.gap.json` beside a segment: an operator accepted it with damage in it.
     Gap(SegmentName),
+    /// `wal/<TLI>.ancestry.json`: the parents of a timeline, in sealed folders.
+    Ancestry(TimelineId),
+    /// `keys/<epoch>/wrap-<n>.age`.
+    Wrap(Epoch, u32),
     /// `floor/<n>.json`.
     Floor(u32),
     /// An object of a backup.
@@ -322,6 +328,8 @@ impl SystemKeys {
                 format!("{}{name}{copy}.wal", self.segment_dir(*segment))
             }
             SystemObject::Gap(segment) => format!("{}{segment}.gap.json", self.segment_dir(*segment)),
+            SystemObject::Ancestry(timeline) => format!("{root}wal/{}.ancestry.json", timeline.hex()),
+            SystemObject::Wrap(epoch, n) => format!("{root}keys/{epoch}/wrap-{n:04}.age"),
             SystemObject::Floor(n) => format!("{root}floor/{n}.json"),
             SystemObject::Backup(id, object) => format!("{root}backups/{id}/{}", object.file(self.sealing)),
             SystemObject::Lease(n) => format!("{root}leases/{n}.json"),
@@ -365,6 +373,11 @@ impl SystemKeys {
         self.key(&SystemObject::Backup(id.clone(), object))
     }
 
+    /// Folder of the wraps of all epochs.
+    pub fn wrap_dir(&self) -> String {
+        format!("{}keys/", self.root)
+    }
+
     /// Folder of the floors.
     pub fn floor_dir(&self) -> String {
         format!("{}floor/", self.root)
@@ -387,6 +400,10 @@ impl SystemKeys {
         let found = match parts.as_slice() {
             ["identity.json"] => SystemObject::Identity,
             ["wal", file] | ["wal", _, _, file] => parse_wal_file(file)?,
+            ["keys", epoch, file] => {
+                let n = file.strip_prefix("wrap-")?.strip_suffix(".age")?;
+                SystemObject::Wrap(epoch.parse().ok()?, n.parse().ok()?)
+            }
             ["floor", file] => SystemObject::Floor(number(file.strip_suffix(".json")?)?),
             ["leases", file] => SystemObject::Lease(number(file.strip_suffix(".json")?)?),
             ["backups", id, file] => {
@@ -406,6 +423,13 @@ impl SystemKeys {
 fn parse_wal_file(file: &str) -> Option<SystemObject> {
     if let Some(segment) = file.strip_suffix(".gap.json") {
         return SegmentName::parse(segment).ok().map(SystemObject::Gap);
+    }
+    if let Some(timeline) = file.strip_suffix(".ancestry.json") {
+        // By the one parser of such names; the key is compared afterwards.
+        return match WalFileName::parse(&format!("{timeline}.history")).ok()? {
+            WalFileName::History(timeline) => Some(SystemObject::Ancestry(timeline)),
+            _ => None,
+        };
     }
     let Some(stem) = file.strip_suffix(".wal") else {
         return match WalFileName::parse(file).ok()? {
@@ -536,6 +560,8 @@ mod tests {
                 .prop_map(|(s, o)| SystemObject::Wal(WalFileName::BackupHistory(s, o), 1)),
             (1u32..).prop_map(|t| SystemObject::Wal(WalFileName::History(TimelineId::new(t).unwrap()), 1)),
             segment.clone().prop_map(SystemObject::Gap),
+            (1u32..).prop_map(|t| SystemObject::Ancestry(TimelineId::new(t).unwrap())),
+            (1u32..10_000, 1u32..10_000).prop_map(|(e, n)| SystemObject::Wrap(Epoch::new(e).unwrap(), n)),
             (1u32..).prop_map(SystemObject::Floor),
             (1u32..).prop_map(SystemObject::Lease),
             pin.clone().prop_map(SystemObject::Pin),

@@ -21,6 +21,8 @@ use crate::clock;
 use crate::store::{StoreError, StoreErrorKind};
 use crate::wal::SegmentName;
 
+/// Largest object that releases a pin.
+const MAX_RELEASE: u64 = 4096;
 /// How long a reader's pin counts, by the store's clock. A reader that needs longer pins again.
 pub const READER_COUNTS: SignedDuration = SignedDuration::from_hours(72);
 
@@ -76,7 +78,7 @@ impl System {
             process: this_process(),
         };
         let key = self.keys.key(&SystemObject::Pin(id.clone()));
-        let pinned = match self.repository.put_document(&key, &pin).await {
+        let pinned = match self.put_document(&key, &pin).await {
             Ok(Put::Ours) => Pinned::Yes(id),
             Ok(Put::Theirs(_)) => return Err(self.repository.conflict(&key)),
             Err(RepoError::Store(e))
@@ -105,7 +107,7 @@ impl System {
     /// [`RepoError::Store`].
     pub async fn release(&self, id: &PinId) -> Result<(), RepoError> {
         let key = self.keys.key(&SystemObject::PinReleased(id.clone()));
-        self.store().create(&key, RELEASED).await?;
+        self.store().create(&key, bytes::Bytes::from(self.released(&key))).await?;
         Ok(())
     }
 
@@ -119,7 +121,7 @@ impl System {
         let mut found = Vec::new();
         for object in objects {
             match self.keys.parse(&object.key) {
-                Some(SystemObject::PinReleased(id)) => {
+                Some(SystemObject::PinReleased(id)) if self.is_release(&object.key).await? => {
                     released.insert(id);
                 }
                 Some(SystemObject::Pin(_)) => found.push(object),
@@ -129,10 +131,27 @@ impl System {
         let mut pins = Vec::new();
         for object in found {
             // One that went meanwhile no longer counts.
-            let Some(pin) = self.repository.get_document::<Pin>(&object.key).await? else { continue };
+            let Some(pin) = self.get_document::<Pin>(&object.key).await? else { continue };
             let released = released.contains(&pin.id);
             pins.push(ListedPin { pin, created: object.modified, released });
         }
         Ok(pins)
+    }
+
+    /// What is stored to release a pin; in a sealed folder with a mac, since whoever releases lets things be deleted.
+    pub(super) fn released(&self, key: &str) -> String {
+        match self.seal_key() {
+            None => RELEASED.to_owned(),
+            Some(seal) => format!("{RELEASED}mac {}\n", seal.document_mac(key, RELEASED.as_bytes())),
+        }
+    }
+
+    /// Whether the object at `key` releases its pin. In a plain folder its being there says so.
+    async fn is_release(&self, key: &str) -> Result<bool, RepoError> {
+        if self.seal_key().is_none() {
+            return Ok(true);
+        }
+        let found = self.store().get_limited(key, MAX_RELEASE).await?;
+        Ok(found.is_some_and(|bytes| bytes == self.released(key)))
     }
 }

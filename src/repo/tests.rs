@@ -339,6 +339,7 @@ fn backup(intent: &Intent) -> Backup {
         finished_at: now(),
         stop_time: now(),
         window_earliest: None,
+        key: None,
         wal_floor: intent.wal_floor,
         label: String::new(),
         from_standby: false,

@@ -7,18 +7,25 @@
 //! ```
 //! Invariants: a header has exactly one spelling, so every changed bit is seen; `body` covers every byte after it and `tag` the
 //! plain bytes; fields come in one order, and all of them at their widest fit. Readers check in the order crc, format, asked
-//! for, body, content, size, tag, so that damage, a foreign object and a newer pitr are told apart. Pure.
+//! for, mac, body, age, content, size, tag, so that damage, a foreign object and a newer pitr are told apart. Sealed objects, and how
+//! one is opened: `sealed.rs`. Pure.
+
+mod sealed;
 
 use std::fmt::Write as _;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
 use super::annex::{Annex, AnnexError};
 use super::binary::{FRAME_HEAD, FrameKind, skippable_len};
+pub use sealed::{Lock, Sealer, check_body, open, open_with, parse_info, parse_info_with, stored_prefix};
+
 use super::path::ClusterName;
 use crate::codec::{
     CodecError, Compression, Digest, FrameDecoder, FrameEncoder, Hasher, ShortDigest, len_u64,
 };
+use crate::seal::{Epoch, SealError};
 use crate::wal::scan::{SegmentEnd, SegmentScan};
 use crate::wal::timeline::MAX_HISTORY_BYTES;
 use crate::wal::{Lsn, PgTime, SegmentNo, SegmentSize, SystemId, WalFileName};
@@ -31,8 +38,6 @@ const TEXT_BYTES: usize = HEADER_BYTES - FRAME_HEAD;
 pub const FORMAT: u32 = 1;
 /// What one ranged read should ask for: header and annex of nearly every segment.
 pub const INFO_BYTES: u64 = 4096;
-/// Largest key epoch: four digits.
-const MAX_EPOCH: u32 = 9999;
 
 /// How the content is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -109,7 +114,7 @@ pub struct WalHeader {
     /// How it is kept.
     pub codec: Codec,
     /// Key epoch of a sealed object.
-    pub key: Option<u32>,
+    pub key: Option<Epoch>,
     /// Smallest and largest time of its commits and aborts.
     pub commits: Option<(PgTime, PgTime)>,
     /// What of it is valid WAL; of every segment, and of a partial one that was scanned.
@@ -158,6 +163,15 @@ impl WalHeader {
 
     /// All lines but the last.
     fn text(&self) -> String {
+        let mut text = self.lines();
+        if let Some(mac) = self.mac {
+            push(&mut text, format_args!("mac={mac}\n"));
+        }
+        text
+    }
+
+    /// The lines that the mac covers.
+    fn lines(&self) -> String {
         let mut text = String::with_capacity(TEXT_BYTES);
         push(&mut text, format_args!("pitr{FORMAT} wal\ncluster={}\nsys={}\n", self.cluster, self.system));
         push(&mut text, format_args!("name={}\nsize={}\n", self.name, self.size));
@@ -167,7 +181,7 @@ impl WalHeader {
         };
         push(&mut text, format_args!("codec={codec}\n"));
         match self.key {
-            Some(epoch) => push(&mut text, format_args!("key=e{epoch:04}\n")),
+            Some(epoch) => push(&mut text, format_args!("key={epoch}\n")),
             None => push(&mut text, format_args!("key=none\n")),
         }
         if let Some((min, max)) = self.commits {
@@ -178,15 +192,11 @@ impl WalHeader {
             push(&mut text, format_args!("end={}\n", valid.end.word()));
         }
         push(&mut text, format_args!("tag={}\nbody={}\n", self.tag, self.body));
-        if let Some(mac) = self.mac {
-            push(&mut text, format_args!("mac={mac}\n"));
-        }
         text
     }
 
     fn check(&self) -> Result<(), HeaderError> {
         let field = |good: bool, name| if good { Ok(()) } else { Err(HeaderError::Field(name)) };
-        field(self.key.is_none_or(|epoch| (1..=MAX_EPOCH).contains(&epoch)), "key")?;
         field(self.key.is_some() == self.mac.is_some(), "mac")?;
         field(self.size <= max_size(self.name), "size")?;
         field(self.commits.is_none_or(|(min, max)| min <= max), "commits")?;
@@ -251,7 +261,7 @@ impl WalHeader {
         })?;
         let key = lines.take("key", |v| match v {
             "none" => Some(None),
-            epoch => epoch.strip_prefix('e')?.parse().ok().map(Some),
+            epoch => epoch.parse().ok().map(Some),
         })?;
         let commits = lines.take_optional("commits", |v| {
             let (min, max) = v.split_once(',')?;
@@ -348,9 +358,23 @@ pub enum WalObjectError {
         /// What was asked for.
         asked: String,
     },
-    /// It is encrypted; this pitr cannot read it.
-    #[error("it is encrypted with key epoch {0}, and no key is at hand")]
-    Sealed(u32),
+    /// It is encrypted, and nobody gave a key.
+    #[error("it takes the key of epoch {0}")]
+    Sealed(Epoch),
+    /// It is encrypted, and the keys at hand do not open it.
+    #[error("it takes the key of epoch {epoch}: {cause}")]
+    Age {
+        /// The epoch that it names.
+        epoch: Epoch,
+        /// What is wrong.
+        cause: SealError,
+    },
+    /// An object that is not encrypted where all are.
+    #[error("it is not encrypted, in a folder in which everything is")]
+    Unsealed,
+    /// It was not written with the cluster's seal key, or changed since.
+    #[error("its mac is not that of the cluster's seal key")]
+    Mac,
     /// Bytes after the header differ from what was written.
     #[error("its body is damaged: the digest differs")]
     Body,
@@ -388,61 +412,6 @@ impl WalHeader {
     }
 }
 
-/// Reads header and annex at the start of an object.
-///
-/// # Errors
-/// [`WalObjectError::Annex`] with [`AnnexError::NeedMore`] counts from the start of the object: read that much and ask again.
-pub fn parse_info(bytes: &[u8]) -> Result<(WalHeader, Annex), WalObjectError> {
-    let header = WalHeader::parse(bytes)?;
-    if let Some(epoch) = header.key {
-        return Err(WalObjectError::Sealed(epoch));
-    }
-    let annex = bytes.get(HEADER_BYTES..).unwrap_or_default();
-    match Annex::parse(annex) {
-        Ok((annex, _)) => Ok((header, annex)),
-        Err(AnnexError::NeedMore(n)) => Err(AnnexError::NeedMore(n.saturating_add(HEADER_BYTES)).into()),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Checks that a whole object is the one asked for and undamaged, as far as that shows without decoding it: encrypted ones too.
-///
-/// # Errors
-/// [`WalObjectError`], in the order of checks of the format.
-pub fn intact(object: &[u8], asked: &Asked) -> Result<WalHeader, WalObjectError> {
-    let header = WalHeader::parse(object)?;
-    header.check_asked(asked)?;
-    let body = object.get(HEADER_BYTES..).unwrap_or_default();
-    if Digest::of(body) == header.body { Ok(header) } else { Err(WalObjectError::Body) }
-}
-
-/// Opens a whole object and hands its plain bytes to `plain`, in order and never more than the header says.
-///
-/// # Errors
-/// [`WalObjectError`], in the order of checks of the format. After an error, what `plain` was given must be thrown away.
-pub fn open(object: &[u8], asked: &Asked, mut plain: impl FnMut(&[u8])) -> Result<WalHeader, WalObjectError> {
-    let header = intact(object, asked)?;
-    let body = object.get(HEADER_BYTES..).unwrap_or_default();
-    if let Some(epoch) = header.key {
-        return Err(WalObjectError::Sealed(epoch));
-    }
-    let (_, annex) = Annex::parse(body)?;
-    let mut hasher = Hasher::new();
-    let mut decoder = FrameDecoder::new(header.size)?;
-    decoder.push(body.get(annex..).unwrap_or_default(), |bytes| {
-        hasher.update(bytes);
-        plain(bytes);
-    })?;
-    let found = decoder.finish()?;
-    if found != header.size {
-        return Err(WalObjectError::Size { size: header.size, found });
-    }
-    if hasher.digest() != header.tag {
-        return Err(WalObjectError::Tag);
-    }
-    Ok(header)
-}
-
 /// What the scan of the file said.
 #[derive(Debug, Clone, Copy)]
 pub enum Facts<'a> {
@@ -461,6 +430,10 @@ pub struct WalObject {
     pub header: WalHeader,
     /// All its bytes, header first.
     pub chunks: Vec<Bytes>,
+    /// Digest of the plain bytes up to the end of valid WAL: what a sealed `head` is made of.
+    prefix: Option<Digest>,
+    /// The same object sealed, once somebody needed it: several repositories take the same bytes.
+    sealed: Arc<Mutex<Option<sealed::Cached>>>,
 }
 
 impl WalObject {
@@ -512,16 +485,19 @@ impl WalObjectBuilder {
     pub fn finish(self, facts: Facts<'_>) -> Result<WalObject, WalObjectError> {
         let frame = self.frame.finish()?;
         let tag = self.whole.digest();
-        let (annex, commits, valid) = match facts {
-            Facts::Unscanned => (Annex::default(), None, None),
-            Facts::Damaged(None) => (Annex::of_nothing(), None, Some(nothing_valid(&self.asked, self.size)?)),
+        let (annex, commits, valid, prefix) = match facts {
+            Facts::Unscanned => (Annex::default(), None, None, None),
+            Facts::Damaged(None) => {
+                let valid = nothing_valid(&self.asked, self.size)?;
+                (Annex::of_nothing(), None, Some(valid), Some(Digest::of(b"")))
+            }
             Facts::Scanned(scan) | Facts::Damaged(Some(scan)) => {
                 let prefix = scan.valid_to.bytes_since(scan.start);
                 let head = if prefix == self.size { tag } else { prefix_digest(&frame, prefix, self.size)? };
                 let damaged = matches!(facts, Facts::Damaged(_));
                 let end = if damaged { WalEnd::Damaged } else { scan.end.into() };
                 let valid = Valid { to: scan.valid_to, head: head.short(), end };
-                (Annex::from_scan(scan), scan.commits.min.zip(scan.commits.max), Some(valid))
+                (Annex::from_scan(scan), scan.commits.min.zip(scan.commits.max), Some(valid), Some(head))
             }
         };
         let annex = Bytes::from(annex.encode());
@@ -541,7 +517,8 @@ impl WalObjectBuilder {
             mac: None,
         };
         let first = Bytes::copy_from_slice(&header.encode()?);
-        Ok(WalObject { header, chunks: [first, annex].into_iter().chain(frame).collect() })
+        let chunks = [first, annex].into_iter().chain(frame).collect();
+        Ok(WalObject { header, chunks, prefix, sealed: Arc::default() })
     }
 }
 
@@ -571,21 +548,6 @@ fn prefix_digest(frame: &[Bytes], prefix: u64, size: u64) -> Result<Digest, Code
         }
     }
     Ok(hasher.digest())
-}
-
-/// Half of the digest of the first `prefix` bytes of a stored object's content: to find out whether another copy agrees.
-///
-/// # Errors
-/// As [`open`].
-pub fn stored_prefix(object: &[u8], asked: &Asked, prefix: u64) -> Result<ShortDigest, WalObjectError> {
-    let mut hasher = Hasher::new();
-    let mut missing = usize::try_from(prefix).unwrap_or(usize::MAX);
-    open(object, asked, |bytes| {
-        let (wanted, _) = bytes.split_at(missing.min(bytes.len()));
-        hasher.update(wanted);
-        missing -= wanted.len();
-    })?;
-    Ok(hasher.digest().short())
 }
 
 /// How a file relates to the one stored under its name.

@@ -69,6 +69,7 @@ async fn run(site: &Site, repository: &Repository, target: &Path) -> Result<(), 
     let around = restore::Site {
         binary: site.program().to_owned(),
         config: Some(site.config.clone()),
+        keys: restore::settings::KeyFlags::default(),
         data_dir: Some(site.cluster.data.clone()),
         bin_dir: Some(site.cluster.install.bin.clone()),
         rpo: std::time::Duration::from_secs(300),

@@ -441,6 +441,7 @@ impl Writer {
             finished_at: now,
             stop_time: now,
             window_earliest: None,
+            key: None,
             wal_floor: intent.wal_floor,
             label: String::new(),
             from_standby: self.behind > 0,

@@ -142,6 +142,10 @@ impl Copying<'_> {
                 self.source.repository().name()
             ))),
             (_, Some(_)) | (None, None) => Ok(None),
+            (Some(ours), None) if !self.target.put_ancestry(&ours).await? => Ok(Some(format!(
+                "{name} has other parents in repository {}: two servers were promoted to timeline {timeline}",
+                self.target.repository().name()
+            ))),
             (Some(_), None) => match self.copy(name).await? {
                 Copied::Left(why) => Ok(Some(why)),
                 stored @ Copied::Stored(_) => {

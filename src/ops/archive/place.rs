@@ -97,12 +97,14 @@ impl Place {
             opened => opened?,
         };
         self.check(&system, offer)?;
-        let (writable, floor, histories) = tokio::join!(
+        let (writable, sealer, floor, histories) = tokio::join!(
             self.repository.check_writable(),
+            system.sealer(),
             system.floor(),
             missing_histories(&system, offer.name, pg_wal)
         );
         writable?;
+        sealer?;
         let floor = floor?;
         self.check_floor(floor.as_ref(), offer.name)?;
         let (missing, complete) = histories?;

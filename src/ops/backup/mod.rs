@@ -49,6 +49,7 @@ use crate::repo::objects::{Backup, BackupKind, Checksums, ObjectRef, PackTotals,
 use crate::repo::pack::PackInfo;
 use crate::repo::path::BackupObject;
 use crate::repo::{Repository, this_process};
+use crate::seal::Epoch;
 use crate::wal::{PgTime, SegmentName, SegmentNo};
 use held::Held;
 use listing::Sealed;
@@ -251,6 +252,7 @@ struct Verified {
 
 /// The three objects beside the packs.
 struct Metadata {
+    key: Option<Epoch>,
     catalogue: ObjectRef,
     pg_manifest: ObjectRef,
     manifest: ObjectRef,
@@ -265,10 +267,11 @@ async fn store_metadata(verified: &mut Verified, server: &Server, targets: &Targ
     let header = ManifestHeader { backup: targets.id().clone(), system: server.identity.system_id };
     let manifest = publish::manifest(&header, &verified.packs, &verified.sent)?;
     let manifest = put(targets, BackupObject::Manifest, manifest.chunks).await?;
-    Ok(Metadata { catalogue, pg_manifest, manifest })
+    Ok(Metadata { catalogue, pg_manifest, manifest, key: targets.epoch().await? })
 }
 
 async fn put(targets: &Targets, object: BackupObject, chunks: Vec<Bytes>) -> Result<ObjectRef> {
+    let chunks = targets.sealed(chunks).await?;
     let found = publish::object_ref(&chunks);
     targets.put(object, chunks).await?;
     Ok(found)
@@ -294,7 +297,14 @@ async fn settle_wal(
     };
     histories::bring(&mut server.replication, targets, wanted.timeline).await?;
     wal::wait(&wanted, &mut server.sql, targets, progress).await?;
-    wal::window_earliest(&wanted, targets.first()?).await
+    let system = targets.first()?;
+    if system.can_open() {
+        return wal::window_earliest(&wanted, system).await;
+    }
+    // Without a key no commit is read: everything inside is taken to be as late as the server's own clock at the stop.
+    let stop =
+        verified.stop_time.unwrap_or_else(|| PgTime::from_unix_micros(SystemClock.now().as_microsecond()));
+    wal::latest_in_clear(&wanted, system, stop).await.map(Some)
 }
 
 fn verdict(
@@ -326,6 +336,7 @@ fn verdict(
         finished_at: SystemClock.now(),
         stop_time: verified.stop_time.and_then(timestamp).unwrap_or(verified.checkpoint_time),
         window_earliest: window_earliest.and_then(timestamp),
+        key: metadata.key,
         wal_floor: SegmentName::new(
             timeline,
             SegmentNo::containing(start, server.segment_size),

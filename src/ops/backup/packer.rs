@@ -17,9 +17,11 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use super::assemble::{Frame, Part};
 use super::listing::{Extent, Listing};
 use super::pages::{Finding, PageFindings, PageRule};
+use super::publish::object_ref;
 use super::target::Targets;
 use crate::codec::Compression;
 use crate::error::{Error, Result};
+use crate::repo::objects::ObjectRef;
 use crate::repo::pack::{self, CompressedFrame, PackBuilder, PackInfo, compress_frame};
 use crate::repo::path::BackupObject;
 
@@ -191,9 +193,13 @@ impl Packer {
         let number = self.next;
         self.next = number.saturating_add(1);
         let targets = self.targets.clone();
-        let pack = pack.finish().map_err(unpackable)?;
+        let mut pack = pack.finish().map_err(unpackable)?;
         self.puts.spawn(async move {
-            targets.put(BackupObject::Pack(number), pack.chunks).await?;
+            let chunks = targets.sealed(pack.chunks).await?;
+            // What the manifest vouches for is the object as it is stored.
+            let ObjectRef { stored, digest } = object_ref(&chunks);
+            (pack.info.stored, pack.info.digest) = (stored, digest);
+            targets.put(BackupObject::Pack(number), chunks).await?;
             Ok((number, pack.info))
         });
         Ok(())

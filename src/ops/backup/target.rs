@@ -22,6 +22,7 @@ use crate::repo::lease::LeaseState;
 use crate::repo::objects::{Backup, BackupKind, Intent, Nonce};
 use crate::repo::path::{BackupId, BackupObject};
 use crate::repo::{RepoError, Repository, System, backup_id, nonce, this_process};
+use crate::seal::Epoch;
 use crate::store::{Payload, StoreErrorKind};
 use crate::wal::scan::{Keep, Scanner};
 use crate::wal::{SegmentName, SegmentScan, WalFileName};
@@ -73,6 +74,7 @@ impl Targets {
             return Err(Error::usage("no repository to back up into")
                 .hint("add a [[repository]] to the configuration, or run `pitr init`"));
         }
+        same_sealing(&opened)?;
         let mut claimed = Vec::new();
         for system in opened {
             let intent = targets.intent(&system, server, now);
@@ -139,6 +141,16 @@ impl Targets {
         store_file(&repositories, path, Some(data_dir), WAL_COMPRESSION).await.map(drop)
     }
 
+    /// The bytes of an object of the backup as the repositories store them: encrypted, if they are.
+    pub(super) async fn sealed(&self, chunks: Vec<Bytes>) -> Result<Vec<Bytes>> {
+        self.first()?.seal_data(chunks).await.map_err(failure)
+    }
+
+    /// The key epoch that takes.
+    pub(super) async fn epoch(&self) -> Result<Option<Epoch>> {
+        Ok(self.first()?.sealer().await.map_err(failure)?.map(|sealer| sealer.epoch))
+    }
+
     /// Creates an object of the backup everywhere.
     pub(super) async fn put(&self, object: BackupObject, chunks: Vec<Bytes>) -> Result<()> {
         let body = Payload::from(chunks);
@@ -193,6 +205,19 @@ impl Targets {
     }
 }
 
+/// The objects of a backup are made once, for all repositories: they are encrypted in all of them or in none.
+fn same_sealing(opened: &[System]) -> Result<()> {
+    let named = |sealed: bool| opened.iter().find(|system| system.identity().sealed == sealed);
+    let (Some(sealed), Some(plain)) = (named(true), named(false)) else { return Ok(()) };
+    let name = |system: &System| system.repository().name().to_owned();
+    Err(Error::usage(format!(
+        "one backup cannot go into repository {}, which is encrypted, and {}, which is not",
+        name(sealed),
+        name(plain)
+    ))
+    .hint("take two: `pitr backup --repository NAME`, once with each"))
+}
+
 /// Takes intent and lease; of a dead backup it takes over.
 async fn begin(system: &System, intent: &Intent) -> std::result::Result<(), RepoError> {
     let state = system.lease_state().await?;
@@ -210,14 +235,9 @@ async fn open(repository: &Repository, server: &Server) -> Result<System> {
         Err(RepoError::NoIdentity { .. }) => return Err(unknown_cluster(repository, server).await),
         opened => opened.map_err(failure)?,
     };
+    // Whoever cannot seal learns it before the server is asked for anything.
+    system.sealer().await.map_err(failure)?;
     let identity = system.identity();
-    if identity.sealed {
-        return Err(Error::key(format!(
-            "repository {} is encrypted, which this pitr cannot write",
-            repository.name()
-        ))
-        .hint("use the version of pitr that writes it"));
-    }
     if (identity.major, identity.segment_size) != (server.major, server.segment_size) {
         return Err(Error::refused(format!(
             "repository {} was made for PostgreSQL {} with segments of {} bytes; the server is {} with {}",

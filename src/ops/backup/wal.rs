@@ -240,6 +240,17 @@ pub(super) async fn window_earliest(wanted: &Wanted<'_>, system: &System) -> Res
     Ok(largest.finish())
 }
 
+/// A time that no commit in the backup's WAL is later than, by what stands in clear: `stop`, or a segment's largest. Later than the largest
+/// commit inside, so moments between the two are left to an older backup.
+pub(super) async fn latest_in_clear(wanted: &Wanted<'_>, system: &System, stop: PgTime) -> Result<PgTime> {
+    let mut latest = stop;
+    for name in needed::segments(wanted.ranges, wanted.size) {
+        let header = system.segment_info(name).await.map_err(failure)?.map(|found| found.header);
+        latest = header.and_then(|header| header.commits).map_or(latest, |(_, max)| latest.max(max));
+    }
+    Ok(latest)
+}
+
 /// What is read of a segment.
 enum Piece {
     /// The first and the last: everything.

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::pgwire::Sql;
 use crate::repo::objects::Identity;
 use crate::repo::path::Sealing;
-use crate::repo::{NewIdentity, Novelty, Repository};
+use crate::repo::{Keyring, NewIdentity, Novelty, Repository};
 use crate::wal::SystemId;
 use facts::{ServerFacts, failed};
 use settings::Change;
@@ -30,6 +30,8 @@ pub struct RepositoryReport {
     pub url: String,
     /// The identity is new.
     pub created: bool,
+    /// Everything that holds data is encrypted.
+    pub sealed: bool,
     /// The operator accepted a store that keeps no conditional create.
     pub degraded: bool,
     /// Other system identifiers under the same name: what was there before pg_upgrade or initdb.
@@ -77,13 +79,18 @@ pub async fn repository(
         system: facts.system,
         major: facts.major,
         segment_size: facts.segment_size,
-        sealing: Sealing::Plain,
+        sealing: if repository.is_to_be_sealed() { Sealing::Sealed } else { Sealing::Plain },
     };
-    let (_, novelty) = repository.create_identity(new, clock.now()).await?;
+    let (system, novelty) = repository.create_identity(new, clock.now()).await?;
+    if let (Some(_), Some(host)) = (system.seal_key(), repository.keys().and_then(Keyring::host)) {
+        // Those of later epochs too, whoever was first.
+        repository.put_wraps(facts.system, host).await?;
+    }
     Ok(RepositoryReport {
         name: repository.name().to_owned(),
         url: store.url().to_string(),
         created: novelty == Novelty::New,
+        sealed: system.seal_key().is_some(),
         degraded: store.is_unsafe(),
         others: others.into_iter().map(|i| i.system).collect(),
     })

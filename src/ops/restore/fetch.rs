@@ -38,8 +38,12 @@ const GROUP_PLAIN: u64 = 64 << 20;
 pub trait Packs: Send + Sync {
     /// The frames of a pack.
     fn table(&self, pack: &PackLine) -> impl Future<Output = Result<PackTable>> + Send;
-    /// Bytes of a pack's object, exactly as many as asked for.
+    /// Bytes of a pack, exactly as many as asked for; of an encrypted one, of what it holds.
     fn read(&self, pack: &PackLine, range: Range<u64>) -> impl Future<Output = Result<Bytes>> + Send;
+    /// Whether the digest of the whole object was right before [`Self::read`] answers.
+    fn are_whole(&self) -> bool {
+        false
+    }
 }
 
 /// Where bytes of files go. Called by many threads at a time.

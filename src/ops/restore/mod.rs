@@ -27,6 +27,7 @@ pub mod tablespaces;
 pub mod trees;
 mod trial;
 pub mod unarchived;
+mod whole;
 
 pub use finish::{Finished, finish};
 pub use perform::{Report, perform};

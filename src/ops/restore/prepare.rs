@@ -35,7 +35,7 @@ use super::layout::{self, Layout};
 use super::marker::Marker;
 use super::outside::{self, Home, RestoredFiles};
 use super::purpose;
-use super::settings::{self, Origin, OwnFile, WalSource};
+use super::settings::{self, KeyFlags, Origin, OwnFile, WalSource};
 use super::stored::StoredBackup;
 use super::tablespaces::{self, Move, OldTablespace, Room, Tablespace};
 use super::unarchived::Unarchived;
@@ -70,6 +70,8 @@ pub struct Site {
     pub binary: PathBuf,
     /// Absolute path of the configuration, if there is one.
     pub config: Option<PathBuf>,
+    /// Identity file and fingerprint that `restore_command` must name, because the configuration does not.
+    pub keys: KeyFlags,
     /// The configured data directory.
     pub data_dir: Option<PathBuf>,
     /// The configured directory of PostgreSQL's programs.
@@ -461,7 +463,7 @@ fn restore_command(stored: &StoredBackup, plan: &RecoveryPlan, site: &Site) -> R
         ));
     }
     settings::restore_command(
-        &WalSource { binary: &site.binary, source },
+        &WalSource { binary: &site.binary, source, keys: &site.keys },
         plan.recovery_target_timeline,
         plan.hole_behind.then(|| plan.stop.end()),
         stored.verdict().system,

@@ -42,6 +42,17 @@ pub struct WalSource<'a> {
     pub binary: &'a Path,
     /// Where it finds the repository.
     pub source: CommandSource<'a>,
+    /// What opens it, where the configuration does not say.
+    pub keys: &'a KeyFlags,
+}
+
+/// Flags that tell `restore_command` how an encrypted repository opens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyFlags {
+    /// Absolute path of the identity file.
+    pub identity: Option<PathBuf>,
+    /// Fingerprint of the seal key.
+    pub fingerprint: Option<String>,
 }
 
 /// The value of `restore_command`. With `until`, the segment in which recovery stops may be one that is stored only in part.
@@ -55,16 +66,19 @@ pub fn restore_command(
     system: SystemId,
 ) -> Result<String> {
     const ARGUMENTS: &str = " %f \"%p\"";
-    let command = conf::restore_command(wal.binary, &wal.source, Some(timeline)).map_err(|e| {
+    let wrong = |e: conf::QuoteError| {
         Error::usage(format!("the restore_command cannot be written: {e}"))
             .source(e)
             .hint("give --config an absolute path in UTF-8, and install the program under one")
-    })?;
+    };
+    let command = conf::restore_command(wal.binary, &wal.source, Some(timeline)).map_err(wrong)?;
+    let (identity, fingerprint) = (wal.keys.identity.as_deref(), wal.keys.fingerprint.as_deref());
+    let keys = conf::key_flags(identity, fingerprint).map_err(wrong)?;
     // Said, not looked up: when the command is tried there is no pg_control yet, and the repository's current system may be a
     // later one.
     let words = command.strip_suffix(ARGUMENTS).unwrap_or(&command);
     let until = until.map(|lsn| format!(" --until {lsn}")).unwrap_or_default();
-    Ok(format!("{words}{until} --system-id {system}{ARGUMENTS}"))
+    Ok(format!("{words}{keys}{until} --system-id {system}{ARGUMENTS}"))
 }
 
 /// The settings for `plan`. `extra` holds for the time of recovery and goes with the block.
@@ -205,7 +219,8 @@ mod tests {
     fn the_command_names_program_configuration_repository_and_route() {
         let source =
             CommandSource::Config { path: Path::new("/etc/pitr/50%.toml"), repository: Some("cloud") };
-        let wal = WalSource { binary: Path::new("/opt/pi tr/pitr"), source };
+        let none = KeyFlags::default();
+        let wal = WalSource { binary: Path::new("/opt/pi tr/pitr"), source, keys: &none };
         assert_eq!(
             restore_command(&wal, TimelineId::new(3).unwrap(), None, SystemId::new(42)).unwrap(),
             "'/opt/pi tr/pitr' archive-get --config '/etc/pitr/50%%.toml' --repository cloud --timeline 3 --system-id 42 %f \"%p\""

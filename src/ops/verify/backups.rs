@@ -18,7 +18,7 @@ use super::folder::{Look, Read};
 use super::packs::{PACK_BYTES, check_twice};
 use super::twice;
 use crate::error::{Error, Result};
-use crate::ops::restore::fetch::Begun;
+use crate::ops::restore::fetch::{Begun, Packs as _};
 use crate::ops::restore::image::{Image, Piece, Pieces};
 use crate::ops::restore::stored::StoredBackup;
 use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
@@ -67,6 +67,16 @@ async fn check_backup(look: &mut Look<'_>, stored: &StoredBackup, known: &mut Kn
     else {
         return Ok(());
     };
+    if !look.system.can_open() {
+        // What it names cannot be known; that it is whole can.
+        return match stored.stored(BackupObject::Manifest, &verdict.manifest).await {
+            Ok(()) => {
+                look.seen(*size);
+                Ok(())
+            }
+            Err(error) => damaged(look, verdict, BackupObject::Manifest, error),
+        };
+    }
     let manifest = match twice(|| look.system.manifest(verdict)).await.map_err(Error::from) {
         Ok(manifest) => manifest,
         Err(error) => return damaged(look, verdict, BackupObject::Manifest, error),
@@ -139,12 +149,20 @@ async fn check_extras(look: &mut Look<'_>, stored: &StoredBackup) -> Result<()> 
     {
         let listed = SystemObject::Backup(verdict.id.clone(), object);
         let (Some(wanted), Some(size)) = (wanted, look.listed.get(&listed).copied()) else { continue };
-        let read = match stored.object(object, &wanted).await {
-            Err(error) if error.kind() == crate::error::Kind::Corrupt => stored.object(object, &wanted).await,
+        let open = look.system.can_open();
+        let read = || async {
+            if open {
+                stored.object(object, &wanted).await.map(drop)
+            } else {
+                stored.stored(object, &wanted).await
+            }
+        };
+        let read = match read().await {
+            Err(error) if error.kind() == crate::error::Kind::Corrupt => read().await,
             read => read,
         };
         match read.map_err(Read::of) {
-            Ok(_) => look.seen(size),
+            Ok(()) => look.seen(size),
             Err(sorted) => {
                 if let Read::Damage(error) = sorted? {
                     let key = look.system.keys().key(&listed);
@@ -178,7 +196,9 @@ async fn check_packs(
     let read = |(due, pieces): (Due, Result<Vec<Piece>>)| {
         let (packs, budget) = (Arc::clone(&packs), Arc::clone(&budget));
         async move {
-            let _share = budget.take(PACK_BYTES).await;
+            // An encrypted pack is held whole, as it is stored and opened.
+            let whole = due.line.info.stored.saturating_mul(2);
+            let _share = budget.take(if packs.are_whole() { whole } else { PACK_BYTES }).await;
             let read = match pieces {
                 Ok(pieces) => check_twice(packs, &due.line, &pieces).await,
                 Err(error) => Err(error),

@@ -18,7 +18,7 @@ use crate::ops::Progress;
 use crate::repo::catalog::{BackupState, Catalog};
 use crate::repo::objects::Floor;
 use crate::repo::path::{BackupId, BackupObject, Sealing, SystemKeys, SystemObject};
-use crate::repo::{RepoError, Repository, System};
+use crate::repo::{Repository, System};
 use crate::wal::WalFileName;
 
 /// What all looks at one folder share.
@@ -47,6 +47,7 @@ pub(super) async fn look(
 ) -> Result<()> {
     let Some(system) = open(repository, listed, folder).await? else { return Ok(()) };
     folder.identity = Some(system.identity().clone());
+    (folder.locked, folder.unverified) = (!system.can_open(), system.is_unverified());
     let mut look = Look {
         system,
         listed,
@@ -77,9 +78,6 @@ async fn open(repository: &Repository, listed: &Listed, folder: &mut Folder) -> 
     let key = SystemKeys::new(repository.cluster(), system, Sealing::Plain).key(&SystemObject::Identity);
     let (fault, what) = match twice(|| repository.check_identity(&key)).await {
         Ok(true) => match repository.open(system).await {
-            Ok(opened) if opened.identity().sealed => {
-                return Err(RepoError::Sealed { repository: repository.name().to_owned(), key }.into());
-            }
             Ok(opened) => return Ok(Some(opened)),
             Err(e) if e.is_damage() => (Fault::Damaged, e.to_string()),
             Err(e) => return Err(e.into()),

@@ -32,8 +32,8 @@ use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::ops::plan::Window;
 use crate::repo::objects::Identity;
-use crate::repo::path::{self, BackupId, BackupObject, SystemObject};
-use crate::repo::{RepoError, Repository};
+use crate::repo::path::{self, BackupId, BackupObject, Sealing, SystemObject};
+use crate::repo::{Keyring, RepoError, Repository};
 use crate::wal::SystemId;
 
 use survey::Survey;
@@ -102,6 +102,10 @@ pub struct Folder {
     pub system: SystemId,
     /// Its identity, if it can be read.
     pub identity: Option<Identity>,
+    /// It is encrypted and no key was at hand: of what it holds, only that no byte changed was seen.
+    pub locked: bool,
+    /// It is encrypted, and nothing but the repository itself vouches for its seal key.
+    pub unverified: bool,
     /// How much was looked at.
     pub extent: Extent,
     /// What is wrong.
@@ -165,6 +169,7 @@ pub async fn verify(repository: &Repository, request: &Request, progress: &dyn P
         }
         (None, true) => return Err(crate::ops::info::no_cluster(repository)),
     }
+    needs_no_key(repository, request, &chosen).await?;
     let mut report = Report {
         name: repository.name().to_owned(),
         url: repository.store().url().to_string(),
@@ -178,6 +183,25 @@ pub async fn verify(repository: &Repository, request: &Request, progress: &dyn P
     progress.end();
     report.stopped = looked.err();
     Ok(report)
+}
+
+/// Whoever asks for what only a key shows must not be told "no damage found" without it.
+async fn needs_no_key(
+    repository: &Repository,
+    request: &Request,
+    chosen: &[(&SystemId, &survey::Listed)],
+) -> Result<()> {
+    let has_key = repository.keys().is_some_and(Keyring::has_identity);
+    for (system, _) in chosen.iter().filter(|_| request.decode && !has_key) {
+        if repository.sealing(**system).await? == Some(Sealing::Sealed) {
+            let text =
+                format!("repository {} is encrypted, and --decode reads what is in it", repository.name());
+            return Err(
+                Error::key(text).hint("give an identity: identity_file under [keys], or --identity FILE")
+            );
+        }
+    }
+    Ok(())
 }
 
 fn holds(listed: &survey::Listed, id: &BackupId) -> bool {
@@ -203,6 +227,8 @@ async fn look(
         report.folders.push(Folder {
             system: **system,
             identity: None,
+            locked: false,
+            unverified: false,
             extent: Extent { listed: u64::try_from(listed.len()).unwrap_or(u64::MAX), ..Extent::default() },
             findings: Findings::default(),
             backups: Vec::new(),

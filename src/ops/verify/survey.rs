@@ -8,6 +8,7 @@
 //! ```
 //! Memory: about 150 bytes for each object.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::repo::path::{self, Sealing, SystemKeys, SystemObject};
@@ -38,7 +39,7 @@ impl Survey {
     pub(super) async fn read(repository: &Repository) -> Result<Self, RepoError> {
         let cluster = repository.cluster();
         let mut survey = Self::default();
-        let mut keys: BTreeMap<SystemId, SystemKeys> = BTreeMap::new();
+        let mut keys: BTreeMap<SystemId, Vec<SystemKeys>> = BTreeMap::new();
         for object in repository.store().list(&path::cluster_dir(cluster)).await? {
             if let Some(format) = path::parse_format_key(cluster, &object.key) {
                 survey.formats.insert(format);
@@ -51,8 +52,11 @@ impl Survey {
                 }
                 continue;
             };
-            let keys = keys.entry(system).or_insert_with(|| SystemKeys::new(cluster, system, Sealing::Plain));
-            match keys.parse(&object.key) {
+            let spelt = match keys.entry(system) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(spellings(repository, system).await?),
+            };
+            match spelt.iter().find_map(|keys| keys.parse(&object.key)) {
                 Some(known) => {
                     survey.folders.entry(system).or_default().insert(known, object.size);
                 }
@@ -68,4 +72,14 @@ impl Survey {
             self.unknown.push(key);
         }
     }
+}
+
+/// How names in the folder of `system` are spelt; where its identity cannot say, both ways.
+async fn spellings(repository: &Repository, system: SystemId) -> Result<Vec<SystemKeys>, RepoError> {
+    let sealings = match repository.sealing(system).await? {
+        Some(sealing) => vec![sealing],
+        None => vec![Sealing::Plain, Sealing::Sealed],
+    };
+    let keys = |sealing| SystemKeys::new(repository.cluster(), system, sealing);
+    Ok(sealings.into_iter().map(keys).collect())
 }

@@ -394,6 +394,10 @@ fn inspect(
     size: SegmentSize,
     decode: bool,
 ) -> Result<Result<(WalHeader, Annex), String>, RepoError> {
+    if !fetched.can_open() {
+        // Whose it is, that nobody forged it, and that no byte changed: what can be told without a key.
+        return fetched.check_stored().map(|()| Ok((fetched.header.clone(), Annex::default())));
+    }
     let annex = fetched.annex()?;
     let header = fetched.header.clone();
     let scanner = match name {

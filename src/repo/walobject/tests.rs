@@ -88,7 +88,7 @@ pub(crate) fn widest() -> WalHeader {
         name: WalFileName::parse("FFFFFFFFFFFFFFFF00000003.partial").unwrap(),
         size: 1 << 30,
         codec: Codec::Zstd,
-        key: Some(MAX_EPOCH),
+        key: Epoch::new(9999),
         commits: Some((PgTime::from_raw(i64::MIN), PgTime::from_raw(i64::MIN + 1))),
         valid: Some(Valid {
             to: Lsn::new(0xFFFF_FFFF_FFFF_FFFF),
@@ -127,7 +127,7 @@ fn head_covers_the_valid_bytes_alone() {
     let (plain, scan) = (content(), scan(300_001, SegmentEnd::Short));
     let (header, object) = build(&plain, Facts::Scanned(&scan), Compression::Zstd { level: 1 });
     assert_eq!(header.valid.unwrap().head, Digest::of(&plain[..300_001]).short());
-    assert_eq!(stored_prefix(&object, &asked(), 4711), Ok(Digest::of(&plain[..4711]).short()));
+    assert_eq!(stored_prefix(&object, &asked(), 4711, Lock::None), Ok(Digest::of(&plain[..4711])));
 }
 
 #[test]
@@ -184,8 +184,9 @@ fn readers_check_in_the_order_of_the_format() {
     assert_eq!(open_all(&shorter, &history()), Err(CodecError::TooLarge(40).into()));
     let other = reheaded(&object, |h| h.tag = Digest::of(b""));
     assert_eq!(open_all(&other, &history()), Err(WalObjectError::Tag));
-    let sealed = reheaded(&object, |h| (h.key, h.mac) = (Some(3), Some(ShortDigest::from_bytes([0; 16]))));
-    assert_eq!(open_all(&sealed, &history()), Err(WalObjectError::Sealed(3)));
+    let sealed =
+        reheaded(&object, |h| (h.key, h.mac) = (Epoch::new(3), Some(ShortDigest::from_bytes([0; 16]))));
+    assert_eq!(open_all(&sealed, &history()), Err(WalObjectError::Sealed(Epoch::new(3).unwrap())));
 }
 
 #[test]
@@ -236,7 +237,7 @@ fn relation(stored: (u64, SegmentEnd), offered: (u64, SegmentEnd), fork: usize) 
     match compare(&old, &new, None) {
         SameName::NeedPrefix { of, bytes } => {
             let prefix = match of {
-                Side::Stored => stored_prefix(&old_object, &asked(), bytes).unwrap(),
+                Side::Stored => stored_prefix(&old_object, &asked(), bytes, Lock::None).unwrap().short(),
                 Side::Offered => Digest::of(&theirs[..usize::try_from(bytes).unwrap()]).short(),
             };
             compare(&old, &new, Some(prefix))
@@ -300,7 +301,7 @@ proptest! {
         let (low, high) = (time(low), time(high));
         let header = WalHeader {
             cluster: cluster.parse().unwrap(), system: SystemId::new(system), name, size: 1 << 20, codec: Codec::None,
-            key: epoch, commits: (has_commits && wal).then_some((low.min(high), low.max(high))),
+            key: epoch.and_then(Epoch::new), commits: (has_commits && wal).then_some((low.min(high), low.max(high))),
             valid: wal.then_some(valid), tag: Digest::of(&bytes), body: Digest::from_bytes(bytes),
             mac: epoch.map(|_| Digest::of(b"x").short()),
         };

@@ -1,0 +1,384 @@
+//! `pitr key`: the keys of an encrypted cluster. Text, or `pitr.key-<what>.v1`.
+//!
+//! ```text
+//!  init      on an operator's machine by preference: makes the host file, and identity files if asked to
+//!  rotate, add, remove   change the host file, then every repository that is named or configured
+//!  list, test            look            kit   prints the page that a person keeps
+//! ```
+//! Nothing secret is printed, but by `kit --with-identity`, whose purpose it is. Files of secrets are made with mode 0600 and never
+//! replaced, the host file excepted.
+
+mod kit;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::cli::args::{Common, KeyArgs, KeyCommand, KeyInitArgs};
+use crate::cli::context::Context;
+use crate::cli::exit::Ended;
+use crate::cli::keyring;
+use crate::cli::output::{self, say, table};
+use crate::cli::privilege::{self, Account};
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::load::Caller;
+use crate::durable::{self, Owner};
+use crate::error::{Error, Result};
+use crate::ops::key;
+use crate::repo::path::ClusterName;
+use crate::repo::{Keyring, Repository};
+use crate::seal::{HostFile, Identity, NamedRecipient, Recipient};
+
+/// Runs `key`.
+///
+/// # Errors
+/// See [`key`].
+pub async fn run(common: &Common, args: &KeyArgs) -> Result<Ended> {
+    match &args.command {
+        KeyCommand::Init(init) => self::init(common, args, init),
+        KeyCommand::Rotate => rotate(common, args).await,
+        KeyCommand::Add { recipient } => {
+            let new = named(recipient)?;
+            let said = format!("{} can read everything that is stored", new.name);
+            change(common, args, &said, |host, identities| key::add(host, new, identities)).await
+        }
+        KeyCommand::Remove { name } => {
+            let said = format!("{name} is in no new wrap; what {name} could read before can be read still");
+            change(common, args, &said, |host, identities| key::remove(host, name, identities)).await
+        }
+        KeyCommand::List => list(common, args).await,
+        KeyCommand::Test => test(common).await,
+        KeyCommand::Kit { with_identity } => kit::run(common, args, *with_identity).await,
+    }
+}
+
+/// The host file's place: as the flag says, else the configuration.
+fn place(args: &KeyArgs, context: Option<&Context>) -> Result<PathBuf> {
+    let configured = context.and_then(|c| c.config.keys.as_ref()).and_then(|keys| keys.host_file.clone());
+    args.host_file.clone().or(configured).ok_or_else(|| {
+        Error::usage("no host file is named")
+            .hint("give --host-file FILE, or host_file under [keys] in the configuration")
+    })
+}
+
+/// `NAME=KEY`.
+fn pair(text: &str) -> Result<(String, &str)> {
+    let pair = text.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty());
+    let (name, value) = pair.ok_or_else(|| {
+        // Not shown: it may be a secret key, given by mistake.
+        Error::usage("a recipient is written NAME=KEY")
+            .hint("such as --recipient daily=age1…, or --generate daily=/root/daily.key")
+    })?;
+    Ok((name.to_owned(), value))
+}
+
+fn named(text: &str) -> Result<NamedRecipient> {
+    let (name, value) = pair(text)?;
+    let recipient: Recipient = value.parse().map_err(|e| {
+        Error::usage(format!("recipient {name} has no public key"))
+            .source(e)
+            .hint("age-keygen -y FILE prints it; a secret key never belongs on the command line")
+    })?;
+    Ok(NamedRecipient { name, recipient })
+}
+
+fn init(common: &Common, args: &KeyArgs, wanted: &KeyInitArgs) -> Result<Ended> {
+    let environment = crate::cli::context::environment();
+    let found = crate::config::load::load(common.config.as_deref(), &environment, Caller::Operator)?;
+    let configured = found.as_ref().map(|config| config.cluster.to_string());
+    let name = common.cluster.clone().or(configured).unwrap_or_else(|| "main".to_owned());
+    let cluster: ClusterName = name.parse().map_err(|e| Error::usage(format!("--cluster: {e}")))?;
+    let configured = found.as_ref().and_then(|c| c.keys.as_ref()).and_then(|keys| keys.host_file.clone());
+    let path = args.host_file.clone().or(configured);
+    let path = path.ok_or_else(|| {
+        Error::usage("no host file is named").hint("give --host-file FILE, such as /etc/pitr/main.host")
+    })?;
+    let path = std::path::absolute(&path)
+        .map_err(|e| Error::usage(format!("cannot find {}", path.display())).source(e))?;
+    let mut recipients = wanted.recipient.iter().map(|r| named(r)).collect::<Result<Vec<_>>>()?;
+    let mut made = Vec::new();
+    for text in &wanted.generate {
+        let (name, file) = pair(text)?;
+        let identity = Identity::generate();
+        recipients.push(NamedRecipient { name: name.clone(), recipient: identity.recipient() });
+        made.push((name, PathBuf::from(file), identity));
+    }
+    for file in made.iter().map(|(_, file, _)| file).chain([&path]) {
+        if file.exists() {
+            return Err(Error::refused(format!("{} is there already", file.display()))
+                .hint("keys are never replaced: name another file"));
+        }
+    }
+    privilege::no_core_dumps()?;
+    let host = key::init(&cluster, recipients, SystemClock.now())?;
+    let own: Vec<Identity> = made.iter().map(|(_, _, identity)| identity.clone()).collect();
+    key::prove(&host, &own)?;
+    if let Some(identities) = common.identity.as_deref().map(keyring::identity_file).transpose()? {
+        key::prove(&host, &identities)?;
+    }
+    for (name, file, identity) in &made {
+        let what = format!("pitr: recipient {name} of cluster {cluster}");
+        write(file, identity.file(&what).as_bytes(), None)?;
+    }
+    let owner =
+        found.as_ref().and_then(|config| config.postgres.data_dir.as_deref()).and_then(Account::owner_of);
+    let owner = owner.or_else(|| Account::named("postgres"));
+    write(&path, host.render().as_bytes(), owner.as_ref())?;
+    show_init(common, &host, &path, &made);
+    Ok(Ended::Well)
+}
+
+/// Writes a file of secrets; as root, for `owner`.
+fn write(path: &Path, bytes: &[u8], owner: Option<&Account>) -> Result<()> {
+    let cannot = |e: &dyn std::fmt::Display| {
+        Error::failed(format!("cannot write {}", path.display()))
+            .source(e.to_string())
+            .hint("run the command as root, or name a place that you may write")
+    };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(|e| cannot(&e))?;
+    }
+    let owner = owner.filter(|_| privilege::is_root()).map(|a| Owner { uid: a.uid, gid: a.gid });
+    durable::write_replace(path, bytes, 0o600, owner).map_err(|e| cannot(&e))
+}
+
+fn show_init(common: &Common, host: &HostFile, path: &Path, made: &[(String, PathBuf, Identity)]) {
+    let fingerprint = host.seal.fingerprint();
+    if common.json {
+        let files: Vec<_> =
+            made.iter().map(|(name, file, _)| json!({ "name": name, "file": file })).collect();
+        output::json(&json!({
+            "schema": "pitr.key-init.v1",
+            "cluster": host.cluster,
+            "host_file": path,
+            "epoch": host.epoch,
+            "seal_fingerprint": fingerprint.to_string(),
+            "identities": files,
+        }));
+        return;
+    }
+    let mut text = format!(
+        "host file      {} (seals, opens nothing; belongs to the server's user)\nfingerprint    {fingerprint}\n",
+        path.display()
+    );
+    for (name, file, _) in made {
+        text.push_str(&format!(
+            "identity       {name}: {} (opens everything: take it off this host)\n",
+            file.display()
+        ));
+    }
+    text.push_str(&format!(
+        "next: pitr init --repository URL --host-file {}, or in a configuration that is there:\n[keys]\nhost_file = \"{}\"\nseal_fingerprint = \"{fingerprint}\"\nthen: pitr key kit --with-identity, printed and kept where this host is not\n",
+        path.display(),
+        path.display()
+    ));
+    say(&text);
+}
+
+/// What a command that changes the host file works on.
+struct Held {
+    context: Context,
+    path: PathBuf,
+    host: HostFile,
+    owner: Option<Owner>,
+}
+
+impl Held {
+    fn read(common: &Common, args: &KeyArgs) -> Result<Self> {
+        let context = Context::load(common, Caller::Operator)?;
+        let path = place(args, Some(&context))?;
+        let host = keyring::host_file(&path, &context.config)?;
+        // It stays the server's user's.
+        let owner = Owner::of(&path).ok().filter(|_| privilege::is_root());
+        Ok(Self { context, path, host, owner })
+    }
+
+    /// Writes the host file, then what the repositories lack of it.
+    async fn store(&self) -> Result<Vec<(String, crate::wal::SystemId)>> {
+        durable::write_replace(&self.path, self.host.render().as_bytes(), 0o600, self.owner).map_err(
+            |e| {
+                Error::failed(format!("cannot write {}", self.path.display()))
+                    .source(e)
+                    .hint("nothing was changed; run the command as root or as the file's owner")
+            },
+        )?;
+        self.context.act_as_owner()?;
+        key::spread(&self.context.repositories()?, &self.host).await.map_err(|e| {
+            e.hint("the host file is written and good: `pitr init` puts the wraps where they are missing, and so does the next push")
+        })
+    }
+
+    fn show(&self, schema: &str, done: &[(String, crate::wal::SystemId)], said: &str) {
+        if self.context.common.json {
+            let places: Vec<_> = done
+                .iter()
+                .map(|(name, system)| json!({ "repository": name, "system": system.to_string() }))
+                .collect();
+            output::json(&json!({ "schema": schema, "epoch": self.host.epoch, "repositories": places }));
+            return;
+        }
+        let names: Vec<String> =
+            done.iter().map(|(name, system)| format!("{name} (system {system})")).collect();
+        let stored = if names.is_empty() { "no encrypted folder yet".to_owned() } else { names.join(", ") };
+        say(&format!("{said}\nhost file      {}\nwraps stored   {stored}\n", self.path.display()));
+    }
+}
+
+async fn rotate(common: &Common, args: &KeyArgs) -> Result<Ended> {
+    let mut held = Held::read(common, args)?;
+    let epoch = key::rotate(&mut held.host, SystemClock.now())?;
+    let done = held.store().await?;
+    let said = format!(
+        "epoch {epoch} begins; nothing is rewritten. A running `pitr agent` takes it up when it is restarted"
+    );
+    held.show("pitr.key-rotate.v1", &done, &said);
+    Ok(Ended::Well)
+}
+
+async fn change(
+    common: &Common,
+    args: &KeyArgs,
+    said: &str,
+    work: impl FnOnce(&mut HostFile, &[Identity]) -> Result<()>,
+) -> Result<Ended> {
+    let mut held = Held::read(common, args)?;
+    let identities = held.context.keys.as_deref().map(Keyring::identities).unwrap_or_default().to_vec();
+    work(&mut held.host, &identities)?;
+    let done = held.store().await?;
+    held.show("pitr.key-change.v1", &done, said);
+    Ok(Ended::Well)
+}
+
+async fn list(common: &Common, args: &KeyArgs) -> Result<Ended> {
+    let held = Held::read(common, args)?;
+    held.context.act_as_owner()?;
+    let (host, now) = (&held.host, SystemClock.now());
+    let mut places = Vec::new();
+    for repository in held.context.repositories()? {
+        places.extend(key::compare(&repository, host).await?);
+    }
+    let days = |made: jiff::Timestamp| now.duration_since(made).as_hours() / 24;
+    if common.json {
+        let epochs: Vec<_> = host
+            .epochs
+            .iter()
+            .map(|e| json!({ "epoch": e.epoch, "created": e.created, "age_days": days(e.created), "current": e.epoch == host.epoch, "wraps": e.wraps.len() }))
+            .collect();
+        let recipients: Vec<_> = host
+            .recipients
+            .iter()
+            .map(|r| json!({ "name": r.name, "recipient": r.recipient.to_string() }))
+            .collect();
+        let places: Vec<_> = places
+            .iter()
+            .map(|p| json!({ "repository": p.repository, "system": p.system.to_string(), "missing": p.missing, "strange": p.strange }))
+            .collect();
+        output::json(&json!({
+            "schema": "pitr.key-list.v1",
+            "cluster": host.cluster,
+            "seal_fingerprint": host.seal.fingerprint().to_string(),
+            "epochs": epochs,
+            "recipients": recipients,
+            "repositories": places,
+        }));
+        return Ok(Ended::Well);
+    }
+    let mut text = format!("cluster {}, seal fingerprint {}\n\n", host.cluster, host.seal.fingerprint());
+    let mut rows = vec![["EPOCH", "CREATED", "DAYS", "WRAPS"].map(str::to_owned).to_vec()];
+    rows.extend(host.epochs.iter().map(|e| {
+        vec![
+            e.epoch.to_string(),
+            e.created.to_string(),
+            days(e.created).to_string(),
+            e.wraps.len().to_string(),
+        ]
+    }));
+    text.push_str(&format!("{}\n", table(&rows)));
+    let mut rows = vec![["RECIPIENT", "PUBLIC KEY"].map(str::to_owned).to_vec()];
+    rows.extend(host.recipients.iter().map(|r| vec![r.name.clone(), r.recipient.to_string()]));
+    text.push_str(&format!("{}\n", table(&rows)));
+    for place in &places {
+        let state = match (place.missing.len(), place.strange.len()) {
+            (0, 0) => "all wraps are there".to_owned(),
+            (missing, strange) => {
+                format!("{missing} wraps are missing, {strange} are strange: see `pitr check`")
+            }
+        };
+        text.push_str(&format!("repository {}, system {}: {state}\n", place.repository, place.system));
+    }
+    say(&text);
+    Ok(Ended::Well)
+}
+
+/// Whether the identities at hand open what is stored: each epoch's wraps, by reading them from the repositories.
+async fn test(common: &Common) -> Result<Ended> {
+    let context = crate::cli::operator(common)?;
+    let identities = context.keys.as_deref().map(Keyring::identities).unwrap_or_default().to_vec();
+    if identities.is_empty() {
+        return Err(Error::key("no identity is given")
+            .hint("--identity FILE, identity_file under [keys], or PITR_IDENTITY"));
+    }
+    let mut shown = Vec::new();
+    for repository in context.repositories()? {
+        shown.extend(tested(&repository, &identities).await?);
+    }
+    if shown.is_empty() {
+        return Err(Error::not_found("no repository holds an encrypted folder of this cluster")
+            .hint("`pitr info` shows what there is"));
+    }
+    let locked: Vec<&Tested> = shown.iter().filter(|t| !t.opens).collect();
+    if common.json {
+        let rows: Vec<_> = shown
+            .iter()
+            .map(|t| json!({ "repository": t.repository, "system": t.system, "epoch": t.epoch, "opens": t.opens }))
+            .collect();
+        output::json(&json!({ "schema": "pitr.key-test.v1", "epochs": rows }));
+    } else {
+        for t in &shown {
+            let word = if t.opens { "opens" } else { "DOES NOT OPEN" };
+            say(&format!("repository {}, system {}, epoch {}: {word}", t.repository, t.system, t.epoch));
+        }
+    }
+    match locked.first() {
+        None => Ok(Ended::Well),
+        Some(first) => Err(Error::key(format!(
+            "the identities at hand do not open epoch {} in repository {}",
+            first.epoch, first.repository
+        ))
+        .hint("another recipient's identity may; `pitr key list` names the recipients")),
+    }
+}
+
+struct Tested {
+    repository: String,
+    system: String,
+    epoch: String,
+    opens: bool,
+}
+
+async fn tested(repository: &Repository, identities: &[Identity]) -> Result<Vec<Tested>> {
+    let mut shown: Vec<Tested> = Vec::new();
+    for system in repository.systems().await? {
+        if repository.sealing(system).await? != Some(crate::repo::path::Sealing::Sealed) {
+            continue;
+        }
+        // The folder's own check of its seal key comes with it; who opens nothing is told so below.
+        let trusted = match repository.open(system).await {
+            Ok(opened) => opened.seal_key().cloned(),
+            Err(crate::repo::RepoError::NoKeys { .. }) => None,
+            Err(e) => return Err(e.into()),
+        };
+        for (epoch, _, wrap) in repository.wraps(system).await? {
+            let opened = wrap.open(identities, repository.cluster().as_str(), epoch);
+            let opens = opened.is_ok_and(|o| trusted.as_ref().is_some_and(|seal| *seal == o.seal));
+            let (epoch, system) = (epoch.to_string(), system.to_string());
+            match shown.iter_mut().find(|t| t.epoch == epoch && t.system == system) {
+                Some(known) => known.opens |= opens,
+                None => {
+                    shown.push(Tested { repository: repository.name().to_owned(), system, epoch, opens });
+                }
+            }
+        }
+    }
+    Ok(shown)
+}

@@ -1,0 +1,161 @@
+//! The keys of a command: from the configuration's files, from flags, and for a person also from the environment.
+//!
+//! ```text
+//!  [keys] host_file        seals: archive-push, backup            absent on a host that only restores
+//!  [keys] identity_file    opens     --identity FILE instead      PITR_IDENTITY: the key itself, for commands that a person runs
+//! ```
+//! A file that is absent or cannot be read is no error here: archiving must not stop for a key that it does not need. Whoever misses the
+//! key is told why. What PostgreSQL starts never looks into its environment. No secret is taken from the command line.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use crate::cli::args::Common;
+use crate::cli::privilege;
+use crate::config::load::{Caller, check_secret_file};
+use crate::config::{Config, KeysConfig};
+use crate::error::{Error, Kind, Result};
+use crate::repo::Keyring;
+use crate::repo::path::ClusterName;
+use crate::seal::host::MAX_HOST_FILE;
+use crate::seal::{Fingerprint, HostFile, Identity};
+
+/// The variable that holds an identity.
+pub const VARIABLE: &str = "PITR_IDENTITY";
+/// Largest identity file.
+const MAX_IDENTITY_FILE: u64 = 64 * 1024;
+
+/// The keys that flags, configuration and environment name; `None` if nothing names any: then nothing is encrypted.
+///
+/// # Errors
+/// Kind `Usage` for a fingerprint that is none; kind `Key` for a file that others can read, one that `--identity` names and that cannot be
+/// used, and a host file of another cluster.
+pub fn read(
+    common: &Common,
+    config: &Config,
+    environment: &BTreeMap<String, String>,
+    caller: Caller,
+) -> Result<Option<Arc<Keyring>>> {
+    let variable = environment.get(VARIABLE).filter(|value| caller == Caller::Operator && !value.is_empty());
+    let none = KeysConfig::default();
+    let named = config.keys.as_ref().unwrap_or(&none);
+    if config.keys.is_none()
+        && common.identity.is_none()
+        && variable.is_none()
+        && common.seal_fingerprint.is_none()
+    {
+        return Ok(None);
+    }
+    privilege::no_core_dumps()?;
+    let mut problem = None;
+    let mut or_problem = |what: &str, path: &Path, error: Error| {
+        problem = Some(format!("{what} {}: {}", path.display(), error.message()));
+    };
+    let host = match named.host_file.as_deref() {
+        None => None,
+        Some(path) => match host_file(path, config) {
+            Ok(host) => Some(host),
+            // Another cluster's: whatever was stored with it would be lost.
+            Err(e) if e.kind() == Kind::Refused => return Err(e),
+            Err(e) => {
+                or_problem("the host file", path, e);
+                None
+            }
+        },
+    };
+    let mut identities = Vec::new();
+    if let Some(path) = &common.identity {
+        identities = identity_file(path)?;
+    } else if let Some(text) = variable {
+        identities = Identity::parse_file(text).map_err(|e| {
+            Error::key(format!("{VARIABLE} holds no age identity"))
+                .source(e)
+                .hint("it takes the text of an identity file, AGE-SECRET-KEY-1…")
+        })?;
+    } else if let Some(path) = named.identity_file.as_deref() {
+        match identity_file(path) {
+            Ok(found) => identities = found,
+            Err(e) => or_problem("the identity file", path, e),
+        }
+    }
+    let ring = Keyring::new(host, identities, fingerprint(common, named)?).map_err(|e| {
+        Error::key("the host file is not the one whose fingerprint was given")
+            .source(e)
+            .hint("the recovery kit prints the fingerprint: is this the right cluster's host file?")
+    })?;
+    Ok(Some(Arc::new(ring.because(problem))))
+}
+
+fn fingerprint(common: &Common, named: &KeysConfig) -> Result<Option<Fingerprint>> {
+    let Some(text) = &common.seal_fingerprint else { return Ok(named.seal_fingerprint) };
+    let parsed = text.parse().map_err(|e| {
+        Error::usage("--seal-fingerprint is no fingerprint").source(e).hint("the recovery kit prints it")
+    });
+    parsed.map(Some)
+}
+
+/// The host file at `path`.
+///
+/// # Errors
+/// Kind `Key` if it cannot be used, `Refused` if it is another cluster's.
+pub fn host_file(path: &Path, config: &Config) -> Result<HostFile> {
+    host_file_of(path, &config.cluster)
+}
+
+/// As [`host_file`], for a cluster that has no configuration yet.
+///
+/// # Errors
+/// As [`host_file`].
+pub fn host_file_of(path: &Path, cluster: &ClusterName) -> Result<HostFile> {
+    let host = HostFile::parse(&text(path, MAX_HOST_FILE)?).map_err(|e| {
+        Error::key(e.to_string())
+            .hint("`pitr key init` writes one; a copy of it may lie beside the recovery kit")
+    })?;
+    if host.cluster != cluster.as_str() {
+        return Err(Error::refused(format!(
+            "{} is the host file of cluster {}, this is cluster {}",
+            path.display(),
+            host.cluster,
+            cluster
+        ))
+        .hint("name this cluster's own host_file under [keys]"));
+    }
+    Ok(host)
+}
+
+/// The identities of the file at `path`.
+///
+/// # Errors
+/// Kind `Key`.
+pub fn identity_file(path: &Path) -> Result<Vec<Identity>> {
+    Identity::parse_file(&text(path, MAX_IDENTITY_FILE)?).map_err(|e| {
+        Error::key(format!("{} is not an identity file", path.display()))
+            .source(e)
+            .hint("it holds AGE-SECRET-KEY-1… lines, as `pitr key init` and age-keygen write them")
+    })
+}
+
+fn text(path: &Path, most: u64) -> Result<Zeroizing<String>> {
+    let cannot = |e: std::io::Error| {
+        Error::key(format!("cannot read {}", path.display()))
+            .source(e)
+            .hint("it must belong to the server's user, mode 0600")
+    };
+    let file = std::fs::File::open(path).map_err(cannot)?;
+    check_secret_file(path)?;
+    let mut text = Zeroizing::new(String::new());
+    file.take(most).read_to_string(&mut text).map_err(cannot)?;
+    Ok(text)
+}
+
+/// The identity file that a restore's `restore_command` must name itself, because the configuration does not.
+pub fn identity_for_recovery(common: &Common) -> Result<Option<PathBuf>> {
+    let Some(path) = &common.identity else { return Ok(None) };
+    std::path::absolute(path)
+        .map(Some)
+        .map_err(|e| Error::usage(format!("cannot find {}", path.display())).source(e))
+}

@@ -1,0 +1,268 @@
+//! `key`: the cluster's keys, made and handed on. Only here are new secrets made.
+//!
+//! ```text
+//!  init     seal key, epoch e0001, its wrap for all recipients ─► host file
+//!  rotate   the next epoch, wrapped for the same recipients    ─► host file ─► repositories          takes no secret
+//!  add, remove   a new wrap of every epoch                     ─► host file ─► repositories          takes an identity that opens them
+//! ```
+//! The host file is written first, the repositories follow; whoever dies in between has lost nothing, since a push puts what its folder
+//! lacks. What was made is opened again with every identity at hand before anything is written. Nothing that is stored is rewritten.
+//! Rules: REPOSITORY.md 5.
+
+use jiff::Timestamp;
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::repo::Repository;
+use crate::repo::path::{ClusterName, Sealing};
+use crate::seal::wrap::MAX_WRAPS;
+use crate::seal::{
+    Epoch, EpochKey, HostEpoch, HostFile, Identity, NamedRecipient, Opened, Recipient, SealError, SealKey,
+};
+use crate::wal::SystemId;
+
+/// Fewest recipients: the one for every day, and the one that lies elsewhere.
+pub const FEWEST: usize = 2;
+
+/// The keys of a new cluster.
+///
+/// # Errors
+/// Kind `Usage` for fewer than two recipients, or one twice.
+pub fn init(cluster: &ClusterName, recipients: Vec<NamedRecipient>, now: Timestamp) -> Result<HostFile> {
+    enough(&recipients)?;
+    let random = |e| Error::failed("no random numbers").source(e);
+    let mut host = HostFile {
+        cluster: cluster.to_string(),
+        seal: SealKey::new(clock::random_bytes().map_err(random)?),
+        epoch: Epoch::FIRST,
+        epochs: Vec::new(),
+        recipients,
+    };
+    begin(&mut host, Epoch::FIRST, now)?;
+    Ok(host)
+}
+
+/// Begins the next epoch.
+///
+/// # Errors
+/// Kind `Failed` after epoch 9999.
+pub fn rotate(host: &mut HostFile, now: Timestamp) -> Result<Epoch> {
+    let newest = host.epochs.last().map_or(Epoch::FIRST, |e| e.epoch);
+    let next = newest.next().ok_or_else(|| Error::failed("there is no key epoch after e9999"))?;
+    begin(host, next, now)?;
+    Ok(next)
+}
+
+fn begin(host: &mut HostFile, epoch: Epoch, now: Timestamp) -> Result<()> {
+    let opened = Opened { key: EpochKey::generate(epoch), seal: host.seal.clone(), created: now };
+    let wrap = opened.wrap(&host.cluster, &for_all(host)).map_err(unwrappable)?;
+    host.begin(&opened, wrap);
+    Ok(())
+}
+
+fn for_all(host: &HostFile) -> Vec<&Recipient> {
+    host.recipients.iter().map(|r| &r.recipient).collect()
+}
+
+fn unwrappable(cause: SealError) -> Error {
+    Error::failed("the key cannot be encrypted to its recipients").source(cause)
+}
+
+fn enough(recipients: &[NamedRecipient]) -> Result<()> {
+    if recipients.len() < FEWEST {
+        return Err(Error::usage(format!("{} recipients are too few: {FEWEST} at least", recipients.len()))
+            .hint(
+                "one key for every day, and one that is kept elsewhere for the day on which that one is gone",
+            ));
+    }
+    for (index, one) in recipients.iter().enumerate() {
+        let rest = recipients.get(index.saturating_add(1)..).unwrap_or_default();
+        if rest.iter().any(|other| other.name == one.name || other.recipient == one.recipient) {
+            return Err(Error::usage(format!("recipient {} is given twice", one.name))
+                .hint("each recipient has a name and a key of its own"));
+        }
+    }
+    Ok(())
+}
+
+/// Lets one more read, everything stored so far included.
+///
+/// # Errors
+/// Kind `Usage` for a name or a key that is there already; kind `Key` if no identity opens one of the epochs.
+pub fn add(host: &mut HostFile, new: NamedRecipient, identities: &[Identity]) -> Result<()> {
+    let mut recipients = host.recipients.clone();
+    recipients.push(new);
+    enough(&recipients)?;
+    rewrap(host, recipients, identities)
+}
+
+/// Takes a recipient out of what is wrapped from now on. What he could read he can read still.
+///
+/// # Errors
+/// Kind `NotFound` for a name that is none, `Usage` if too few would be left, `Key` if no identity opens one of the
+/// epochs.
+pub fn remove(host: &mut HostFile, name: &str, identities: &[Identity]) -> Result<()> {
+    let mut recipients = host.recipients.clone();
+    recipients.retain(|r| r.name != name);
+    if recipients.len() == host.recipients.len() {
+        let names: Vec<&str> = host.recipients.iter().map(|r| r.name.as_str()).collect();
+        return Err(
+            Error::not_found("no recipient has that name").hint(format!("there are: {}", names.join(", ")))
+        );
+    }
+    enough(&recipients)?;
+    rewrap(host, recipients, identities)
+}
+
+/// A new wrap of every epoch, for `recipients`. All of them or none.
+///
+/// # Errors
+/// Kind `Key` if no identity opens one of the epochs.
+fn rewrap(host: &mut HostFile, recipients: Vec<NamedRecipient>, identities: &[Identity]) -> Result<()> {
+    let opened: Vec<Opened> =
+        host.epochs.iter().map(|epoch| open(host, epoch, identities)).collect::<Result<_>>()?;
+    let cluster = host.cluster.clone();
+    let keys: Vec<&Recipient> = recipients.iter().map(|r| &r.recipient).collect();
+    let wraps = opened.iter().map(|opened| opened.wrap(&cluster, &keys)).collect::<Result<Vec<_>, _>>();
+    let wraps = wraps.map_err(unwrappable)?;
+    if host.epochs.iter().any(|e| u32::try_from(e.wraps.len()).is_ok_and(|n| n >= MAX_WRAPS)) {
+        return Err(Error::failed(format!("an epoch has {MAX_WRAPS} wraps already: rotate first")));
+    }
+    for (epoch, wrap) in host.epochs.iter_mut().zip(wraps) {
+        epoch.wraps.push(wrap);
+    }
+    host.recipients = recipients;
+    Ok(())
+}
+
+/// An epoch's secret, by the newest wrap that one of `identities` opens.
+///
+/// # Errors
+/// Kind `Key`, which names the epoch.
+pub fn open(host: &HostFile, epoch: &HostEpoch, identities: &[Identity]) -> Result<Opened> {
+    let found = epoch.wraps.iter().rev().find_map(|w| w.open(identities, &host.cluster, epoch.epoch).ok());
+    let found = found.filter(|opened| opened.seal == host.seal && opened.key.recipient() == epoch.recipient);
+    found.ok_or_else(|| {
+        Error::key(format!("no identity at hand opens a wrap of epoch {}", epoch.epoch))
+            .hint("give one of the recipients' identities: --identity FILE, or PITR_IDENTITY; `pitr key list` names them")
+    })
+}
+
+/// Proves that each identity opens every epoch, before anybody relies on it.
+///
+/// # Errors
+/// Kind `Key`.
+pub fn prove(host: &HostFile, identities: &[Identity]) -> Result<()> {
+    for identity in identities {
+        for epoch in &host.epochs {
+            open(host, epoch, std::slice::from_ref(identity))?;
+        }
+    }
+    Ok(())
+}
+
+/// A sealed folder, and how its wraps are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The repository.
+    pub repository: String,
+    /// The system whose folder it is.
+    pub system: SystemId,
+    /// Wraps of the host file that the folder lacks.
+    pub missing: Vec<String>,
+    /// Wraps that are other ones than the host file's, or that it does not know.
+    pub strange: Vec<String>,
+}
+
+/// How the wraps of all sealed folders of `repository` compare with the host file's.
+///
+/// # Errors
+/// As the store answers.
+pub async fn compare(repository: &Repository, host: &HostFile) -> Result<Vec<Place>> {
+    let mut places = Vec::new();
+    for system in repository.systems().await? {
+        if repository.sealing(system).await? != Some(Sealing::Sealed) {
+            continue;
+        }
+        let stored = repository.wraps(system).await?;
+        let name = |epoch: Epoch, n: u32| format!("{epoch}/wrap-{n:04}.age");
+        let missing = host.wraps().filter(|(e, n, _)| !stored.iter().any(|(f, m, _)| (f, m) == (e, n)));
+        let missing = missing.map(|(epoch, n, _)| name(epoch, n)).collect();
+        let known = |(e, n, wrap): &&(Epoch, u32, crate::seal::Wrap)| {
+            host.wraps().any(|(f, m, own)| (f, m) == (*e, *n) && own == wrap)
+        };
+        let strange = stored.iter().filter(|found| !known(found)).map(|(e, n, _)| name(*e, *n)).collect();
+        places.push(Place { repository: repository.name().to_owned(), system, missing, strange });
+    }
+    Ok(places)
+}
+
+/// Puts the host file's wraps into every sealed folder; the folders.
+///
+/// # Errors
+/// Kind `Refused` where another wrap lies under the same name; else as the store answers.
+pub async fn spread(repositories: &[Repository], host: &HostFile) -> Result<Vec<(String, SystemId)>> {
+    let mut done = Vec::new();
+    for repository in repositories {
+        for system in repository.systems().await? {
+            if repository.sealing(system).await? == Some(Sealing::Sealed) {
+                repository.put_wraps(system, host).await?;
+                done.push((repository.name().to_owned(), system));
+            }
+        }
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    fn named(name: &str, identity: &Identity) -> NamedRecipient {
+        NamedRecipient { name: name.to_owned(), recipient: identity.recipient() }
+    }
+
+    fn cluster() -> ClusterName {
+        "main".parse().unwrap()
+    }
+
+    #[test]
+    fn two_recipients_with_names_and_keys_of_their_own_are_the_least() {
+        let (one, two) = (Identity::generate(), Identity::generate());
+        let made = |recipients| init(&cluster(), recipients, Timestamp::UNIX_EPOCH).map_err(|e| e.kind());
+        assert_eq!(made(vec![named("daily", &one)]), Err(Kind::Usage));
+        assert_eq!(made(vec![named("daily", &one), named("daily", &two)]), Err(Kind::Usage));
+        assert_eq!(made(vec![named("daily", &one), named("offline", &one)]), Err(Kind::Usage));
+        let host = made(vec![named("daily", &one), named("offline", &two)]).unwrap();
+        prove(&host, &[one, two]).unwrap();
+        assert_eq!(prove(&host, &[Identity::generate()]).unwrap_err().kind(), Kind::Key);
+    }
+
+    #[test]
+    fn rotation_takes_no_secret_and_a_new_recipient_reads_all_epochs() {
+        let (daily, offline, late) = (Identity::generate(), Identity::generate(), Identity::generate());
+        let recipients = vec![named("daily", &daily), named("offline", &offline)];
+        let mut host = init(&cluster(), recipients, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(rotate(&mut host, Timestamp::UNIX_EPOCH).unwrap().get(), 2);
+        prove(&host, &[daily.clone(), offline.clone()]).unwrap();
+        let before = host.clone();
+        assert_eq!(
+            add(&mut host, named("late", &late), std::slice::from_ref(&late)).unwrap_err().kind(),
+            Kind::Key
+        );
+        assert_eq!(host, before, "a failed change changes nothing");
+        add(&mut host, named("late", &late), std::slice::from_ref(&offline)).unwrap();
+        prove(&host, &[daily.clone(), offline.clone(), late.clone()]).unwrap();
+        remove(&mut host, "daily", &[late]).unwrap();
+        rotate(&mut host, Timestamp::UNIX_EPOCH).unwrap();
+        let newest = host.epochs.last().unwrap();
+        let opens = |who: &Identity| open(&host, newest, std::slice::from_ref(who)).is_ok();
+        assert!(opens(&offline) && !opens(&daily), "who was removed opens no later epoch");
+        assert_eq!(
+            remove(&mut host, "daily", std::slice::from_ref(&offline)).unwrap_err().kind(),
+            Kind::NotFound
+        );
+        assert_eq!(remove(&mut host, "late", &[offline]).unwrap_err().kind(), Kind::Usage);
+    }
+}

@@ -1,0 +1,441 @@
+//! Which keys are at hand for a repository, and opening and making what is sealed.
+//!
+//! ```text
+//!  host file      ─► seal key, epoch's public key      write: everything       read: what stands in clear, and whose it is
+//!  identity file  ─► wraps in the repository ─► epochs' secrets, seal key       read: everything
+//! ```
+//! Invariants: a folder that says it is sealed is opened only with its seal key, and its identity must bear that key's mac; nothing sealed is
+//! written to a folder that lacks its epoch's wraps; wraps that disagree about the seal key are refused, unless the host file or a fingerprint
+//! says which one is right. The wraps are read when the first secret is needed. Source of truth: REPOSITORY.md 5, FORMAT.md "Sealed folders".
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::objects::{Ancestry, Closing, Identity as FolderIdentity};
+use super::path::{BackupObject, SystemKeys, SystemObject};
+use super::walobject::{Lock, Sealer};
+use super::{RepoError, Repository, System};
+use crate::seal::wrap::MAX_WRAP;
+use crate::seal::{
+    AGE_MAGIC, Epoch, Fingerprint, HostFile, Identity, Opened, Opener, SealError, SealKey, Wrap, body,
+};
+use crate::store::Payload;
+use crate::wal::{SystemId, TimelineHistory, TimelineId};
+
+/// Wraps that are read of one folder: more is nobody's doing but an attacker's.
+const MOST_WRAPS: usize = 2000;
+
+/// Secrets of epochs.
+pub type Epochs = BTreeMap<Epoch, Identity>;
+
+/// The keys that a configuration names.
+#[derive(Debug, Default)]
+pub struct Keyring {
+    host: Option<HostFile>,
+    identities: Vec<Identity>,
+    expected: Option<Fingerprint>,
+    problem: Option<String>,
+    unlocked: Mutex<Unlocked>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Unlocked {
+    seal: Option<SealKey>,
+    epochs: Arc<Epochs>,
+}
+
+impl Keyring {
+    /// The keys at hand. `expected` is the fingerprint of the seal key, as the recovery kit prints it.
+    ///
+    /// # Errors
+    /// [`SealError::KeyFile`] if the host file's seal key is not the expected one.
+    pub fn new(
+        host: Option<HostFile>,
+        identities: Vec<Identity>,
+        expected: Option<Fingerprint>,
+    ) -> Result<Self, SealError> {
+        if let (Some(host), Some(expected)) = (&host, expected)
+            && host.seal.fingerprint() != expected
+        {
+            let text = format!("its seal key has fingerprint {}, not {expected}", host.seal.fingerprint());
+            return Err(SealError::KeyFile(text));
+        }
+        Ok(Self { host, identities, expected, problem: None, unlocked: Mutex::default() })
+    }
+
+    /// The same, knowing why a file of keys that was named could not be used: said when it is missed, since what needs none of it goes on.
+    #[must_use]
+    pub fn because(mut self, problem: Option<String>) -> Self {
+        self.problem = problem;
+        self
+    }
+
+    /// Why there is no key, in words.
+    pub(super) fn lack(&self, otherwise: &str) -> String {
+        self.problem.clone().unwrap_or_else(|| otherwise.to_owned())
+    }
+
+    /// The host file.
+    pub fn host(&self) -> Option<&HostFile> {
+        self.host.as_ref()
+    }
+
+    /// The identities.
+    pub fn identities(&self) -> &[Identity] {
+        &self.identities
+    }
+
+    /// Whether anything here opens what is encrypted.
+    pub fn has_identity(&self) -> bool {
+        !self.identities.is_empty()
+    }
+
+    /// True if only the repository itself vouches for the seal key: whoever could replace all of it was not noticed.
+    pub fn is_unverified(&self) -> bool {
+        self.host.is_none() && self.expected.is_none()
+    }
+
+    /// The seal key that was found in the wraps, or that the host file holds.
+    pub fn seal(&self) -> Option<SealKey> {
+        self.host.as_ref().map(|host| host.seal.clone()).or_else(|| self.unlocked().seal)
+    }
+
+    fn unlocked(&self) -> Unlocked {
+        self.unlocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn trusts(&self) -> Option<Fingerprint> {
+        self.host.as_ref().map(|host| host.seal.fingerprint()).or(self.expected)
+    }
+
+    /// What the wraps that could be opened add up to.
+    fn agree(&self, opened: Vec<Opened>) -> Result<Unlocked, String> {
+        let mut seal: Option<SealKey> = None;
+        let mut epochs = Epochs::new();
+        for found in opened {
+            if self.trusts().is_some_and(|trusted| trusted != found.seal.fingerprint()) {
+                continue;
+            }
+            if seal.as_ref().is_some_and(|seal| *seal != found.seal) {
+                return Err("its wraps hold different seal keys".to_owned());
+            }
+            let (epoch, identity) = (found.key.epoch, found.key.identity);
+            let same = |other: &Identity| other.recipient() == identity.recipient();
+            if epochs.get(&epoch).is_some_and(|other| !same(other)) {
+                return Err(format!("the wraps of epoch {epoch} hold different keys"));
+            }
+            seal = Some(found.seal);
+            epochs.insert(epoch, identity);
+        }
+        match (&seal, self.trusts()) {
+            (None, Some(trusted)) => Err(format!("no wrap holds the seal key with fingerprint {trusted}")),
+            _ => Ok(Unlocked { seal, epochs: Arc::new(epochs) }),
+        }
+    }
+}
+
+/// What a sealed folder is worked on with.
+#[derive(Debug)]
+pub(super) struct FolderSeal {
+    key: SealKey,
+    /// The wraps of the current epoch were seen in the folder, or put there.
+    wrapped: AtomicBool,
+}
+
+impl Repository {
+    /// Checks that an identity is what the configuration says of the repository, and that the cluster's seal key vouches for it.
+    pub(super) async fn seal_of(
+        &self,
+        key: &str,
+        bytes: &[u8],
+        identity: &FolderIdentity,
+    ) -> Result<Option<Arc<FolderSeal>>, RepoError> {
+        if !identity.sealed {
+            return if self.is_to_be_sealed() {
+                Err(RepoError::NotSealed { repository: self.name().to_owned() })
+            } else {
+                Ok(None)
+            };
+        }
+        let seal = self.seal_key(identity.system).await?;
+        super::objects::decode_as::<FolderIdentity>(bytes, Closing::Mac { seal: &seal, place: key })
+            .map_err(|e| self.document_error(key, &e))?;
+        Ok(Some(Arc::new(FolderSeal { key: seal, wrapped: AtomicBool::new(false) })))
+    }
+
+    async fn seal_key(&self, system: SystemId) -> Result<SealKey, RepoError> {
+        let missing =
+            |what: &str| RepoError::NoKeys { repository: self.name().to_owned(), what: what.to_owned() };
+        let ring = self.keys().ok_or_else(|| missing("no keys are configured"))?;
+        if let Some(seal) = ring.seal() {
+            return Ok(seal);
+        }
+        let lack = ring.lack("neither a host file nor an identity is at hand");
+        self.unlock(system, None).await?.seal.ok_or_else(|| missing(&lack))
+    }
+
+    /// Reads the wraps, if the secret of `wanted` is not known yet; without one, if none is.
+    async fn unlock(&self, system: SystemId, wanted: Option<Epoch>) -> Result<Unlocked, RepoError> {
+        let Some(ring) = self.keys().filter(|ring| ring.has_identity()) else {
+            return Ok(Unlocked::default());
+        };
+        let known = ring.unlocked();
+        let enough = match wanted {
+            Some(epoch) => known.epochs.contains_key(&epoch),
+            None => known.seal.is_some(),
+        };
+        if enough {
+            return Ok(known);
+        }
+        let (mut opened, mut seen) = (Vec::new(), 0_usize);
+        for (epoch, _, wrap) in self.wraps(system).await? {
+            seen = seen.saturating_add(1);
+            // Not every wrap is for this identity, and what somebody planted is no reason to stop.
+            opened.extend(wrap.open(&ring.identities, self.cluster().as_str(), epoch));
+        }
+        if opened.is_empty() {
+            let of = wanted.map(|epoch| format!(", and epoch {epoch} is needed")).unwrap_or_default();
+            let what = if seen == 0 {
+                format!("it holds no wraps of its keys{of}")
+            } else {
+                format!("no identity at hand opens any of its {seen} wraps{of}")
+            };
+            return Err(RepoError::NoKeys { repository: self.name().to_owned(), what });
+        }
+        let unlocked = ring
+            .agree(opened)
+            .map_err(|what| RepoError::Untrusted { repository: self.name().to_owned(), what })?;
+        *ring.unlocked.lock().unwrap_or_else(PoisonError::into_inner) = unlocked.clone();
+        Ok(unlocked)
+    }
+
+    /// All wraps in the folder of `system`, by epoch and number.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn wraps(&self, system: SystemId) -> Result<Vec<(Epoch, u32, Wrap)>, RepoError> {
+        let keys = SystemKeys::new(self.cluster(), system, super::path::Sealing::Sealed);
+        let mut wraps = Vec::new();
+        for object in self.store().list(&keys.wrap_dir()).await? {
+            let Some(SystemObject::Wrap(epoch, n)) = keys.parse(&object.key) else { continue };
+            if wraps.len() >= MOST_WRAPS || object.size > MAX_WRAP {
+                let what = format!("{} is one wrap too many, or too large", object.key);
+                return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
+            }
+            if let Some(bytes) = self.store().get_limited(&object.key, MAX_WRAP).await? {
+                wraps.push((epoch, n, Wrap(bytes)));
+            }
+        }
+        Ok(wraps)
+    }
+
+    /// Puts every wrap of the host file into the folder of `system`: before the first sealed object, and whenever one was added.
+    ///
+    /// # Errors
+    /// [`RepoError::Untrusted`] if another one is there under the same name.
+    pub async fn put_wraps(&self, system: SystemId, host: &HostFile) -> Result<(), RepoError> {
+        let keys = SystemKeys::new(self.cluster(), system, super::path::Sealing::Sealed);
+        for (epoch, n, wrap) in host.wraps() {
+            let key = keys.key(&SystemObject::Wrap(epoch, n));
+            if self.put_bytes(&key, wrap.0.clone()).await?.is_some() {
+                let what = format!("{key} is not the wrap that the host file holds");
+                return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl System {
+    /// The cluster's seal key, if the folder is sealed.
+    pub fn seal_key(&self) -> Option<&SealKey> {
+        self.seal.as_ref().map(|seal| &seal.key)
+    }
+
+    /// Whether what is encrypted here can be opened: true of a plain folder.
+    pub fn can_open(&self) -> bool {
+        self.seal.is_none() || self.repository.keys().is_some_and(Keyring::has_identity)
+    }
+
+    /// Checks that what is encrypted here can be opened, as far as that is known before anything is.
+    ///
+    /// # Errors
+    /// [`RepoError::NoKeys`].
+    pub fn require_open(&self) -> Result<(), RepoError> {
+        if self.can_open() {
+            return Ok(());
+        }
+        Err(RepoError::NoKeys { repository: self.repository.name().to_owned(), what: self.lack() })
+    }
+
+    /// True if the folder is sealed and only the repository itself vouches for its seal key.
+    pub fn is_unverified(&self) -> bool {
+        self.seal.is_some() && self.repository.keys().is_none_or(Keyring::is_unverified)
+    }
+
+    /// What to seal with; `None` in a plain folder. The folder has the wraps of that epoch afterwards.
+    ///
+    /// # Errors
+    /// [`RepoError::NoKeys`] without a host file.
+    pub async fn sealer(&self) -> Result<Option<Sealer>, RepoError> {
+        let Some(seal) = &self.seal else { return Ok(None) };
+        let lacking = |what: &str| RepoError::NoKeys {
+            repository: self.repository.name().to_owned(),
+            what: what.to_owned(),
+        };
+        let ring = self.repository.keys();
+        let lack = ring.map_or_else(String::new, |ring| ring.lack("it is not named in the configuration"));
+        let host = ring.and_then(Keyring::host);
+        let host = host.ok_or_else(|| lacking(&format!("writing takes the host file; {lack}")))?;
+        let epoch = host.current().ok_or_else(|| lacking("the host file names no epoch"))?;
+        if !seal.wrapped.load(Ordering::Acquire) {
+            // Nobody must be able to store what nobody can ever read.
+            let last = u32::try_from(epoch.wraps.len()).unwrap_or(u32::MAX);
+            let key = self.keys.key(&SystemObject::Wrap(epoch.epoch, last));
+            if self.store().head(&key).await?.is_none() {
+                self.repository.put_wraps(self.identity.system, host).await?;
+            }
+            seal.wrapped.store(true, Ordering::Release);
+        }
+        Ok(Some(Sealer { key: seal.key.clone(), epoch: epoch.epoch, recipient: epoch.recipient.clone() }))
+    }
+
+    /// Why nothing can be opened here, in words.
+    pub(super) fn lack(&self) -> String {
+        let none = "no identity is at hand";
+        self.repository.keys().map_or_else(|| none.to_owned(), |ring| ring.lack(none))
+    }
+
+    /// Checks that the folder has a wrap of the epoch, before an object that it sealed elsewhere is put here.
+    pub(super) async fn has_wraps(&self, epoch: Option<Epoch>) -> Result<(), RepoError> {
+        let Some(epoch) = epoch.filter(|_| self.seal.is_some()) else { return Ok(()) };
+        if self.repository.keys().and_then(Keyring::host).is_some_and(|host| host.epoch == epoch) {
+            return self.sealer().await.map(drop);
+        }
+        let key = self.keys.key(&SystemObject::Wrap(epoch, 1));
+        if self.store().head(&key).await?.is_some() {
+            return Ok(());
+        }
+        let what = format!(
+            "{key} is missing, without which nothing of that epoch can be read; `pitr init` puts it there"
+        );
+        Err(RepoError::NoKeys { repository: self.repository.name().to_owned(), what })
+    }
+
+    /// The secrets at hand, that of `wanted` among them if it can be had. None at all is no error: what needs none goes on.
+    pub(super) async fn epochs(&self, wanted: Option<Epoch>) -> Result<Arc<Epochs>, RepoError> {
+        if self.seal.is_none() {
+            return Ok(Arc::default());
+        }
+        Ok(self.repository.unlock(self.identity.system, wanted).await?.epochs)
+    }
+
+    /// How objects are told from forged ones and opened, with these secrets.
+    pub(super) fn lock<'a>(&'a self, epochs: &'a Epochs) -> Lock<'a> {
+        match &self.seal {
+            None => Lock::None,
+            Some(seal) => Lock::Sealed { key: &seal.key, epochs },
+        }
+    }
+
+    /// The bytes of an object of a backup as they are stored: as they are, or sealed. Also the epoch that they take.
+    ///
+    /// # Errors
+    /// As [`Self::sealer`].
+    pub async fn seal_data(&self, chunks: Vec<Bytes>) -> Result<Vec<Bytes>, RepoError> {
+        let Some(sealer) = self.sealer().await? else { return Ok(chunks) };
+        let work = tokio::task::spawn_blocking(move || body::encrypt(chunks, &[&sealer.recipient]));
+        let sealed = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        sealed.map_err(|e| RepoError::Unwritable { key: self.keys.backups_dir(), what: e.to_string() })
+    }
+
+    /// The plain bytes of an object of a backup whose digest was found right.
+    ///
+    /// # Errors
+    /// [`RepoError::Sealed`] if no key at hand opens it.
+    pub async fn unsealed(&self, key: &str, stored: Bytes) -> Result<Bytes, RepoError> {
+        if self.seal.is_none() {
+            return Ok(stored);
+        }
+        let epochs = self.epochs(None).await?;
+        let first = self.open_data(Arc::clone(&epochs), stored.clone()).await;
+        let opened = match first {
+            // An epoch that began after the wraps were read.
+            Err(SealError::NoKey) if !epochs.is_empty() => {
+                let newest = epochs.keys().next_back().and_then(|epoch| epoch.next());
+                match self.epochs(newest).await {
+                    Ok(more) => self.open_data(more, stored).await,
+                    Err(_) => Err(SealError::NoKey),
+                }
+            }
+            first => first,
+        };
+        opened.map_err(|e| {
+            let what = if epochs.is_empty() { self.lack() } else { e.to_string() };
+            RepoError::Sealed { repository: self.repository.name().to_owned(), key: key.to_owned(), what }
+        })
+    }
+
+    async fn open_data(&self, epochs: Arc<Epochs>, stored: Bytes) -> Result<Bytes, SealError> {
+        let work = tokio::task::spawn_blocking(move || {
+            let identities: Vec<Identity> = epochs.values().rev().cloned().collect();
+            Opener(&identities).plain(&stored)
+        });
+        let opened = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        opened.map(Bytes::from)
+    }
+
+    /// The last guard: nothing of a backup's data is put into a sealed folder as it is.
+    pub(super) fn check_sealed(
+        &self,
+        key: &str,
+        object: BackupObject,
+        body: &Payload,
+    ) -> Result<(), RepoError> {
+        let data = matches!(
+            object,
+            BackupObject::Pack(_)
+                | BackupObject::Manifest
+                | BackupObject::PgManifest
+                | BackupObject::Catalogue
+        );
+        let encrypted = body.chunks().first().is_some_and(|chunk| chunk.starts_with(AGE_MAGIC));
+        if self.seal.is_none() || !data || encrypted {
+            return Ok(());
+        }
+        Err(RepoError::Unwritable { key: key.to_owned(), what: "it is not encrypted".to_owned() })
+    }
+
+    /// The parents of a timeline, for who cannot open its history file. That the history is stored was found out before.
+    pub(super) async fn ancestry(&self, timeline: TimelineId) -> Result<TimelineHistory, RepoError> {
+        let key = self.keys.key(&SystemObject::Ancestry(timeline));
+        let ancestry = self.get_document::<Ancestry>(&key).await?;
+        let ancestry = ancestry.ok_or_else(|| self.repository.missing(&key))?;
+        if ancestry.timeline != timeline {
+            return Err(self.repository.corrupt(&key, &"it is that of another timeline"));
+        }
+        ancestry.history().map_err(|e| self.repository.corrupt(&key, &e))
+    }
+
+    /// Puts the parents of a timeline into a sealed folder, before its history file; false if others are there.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn put_ancestry(&self, history: &TimelineHistory) -> Result<bool, RepoError> {
+        if self.seal.is_none() {
+            return Ok(true);
+        }
+        let ours = Ancestry::of(history);
+        let key = self.keys.key(&SystemObject::Ancestry(history.timeline()));
+        match self.put_document(&key, &ours).await? {
+            super::document::Put::Ours => Ok(true),
+            super::document::Put::Theirs(theirs) => Ok(theirs == ours),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,487 @@
+//! Encryption on real servers: a host that archives and backs up without any key that opens, and what a person can do with one.
+//!
+//! The oracles are rows of PostgreSQL, the bytes in the repository, and exit codes. Losing the host means here that everything but the
+//! bucket and the printed kit is deleted.
+
+#![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so, and a recovery its time")]
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use support::cluster::{Cluster, Install, Stop, as_server, give_to_server, scratch};
+use support::restored::walk;
+use support::s3::S3;
+use support::site::{Answer, Site, SiteOptions, open, settle, until};
+
+/// Where an operator keeps what the host does not have.
+struct Office {
+    place: tempfile::TempDir,
+}
+
+impl Office {
+    /// Makes the keys of cluster `main`. The host file goes where the host will look for it.
+    fn new(host_file: &Path) -> Result<Self> {
+        let place = scratch("pitr-office-")?;
+        let office = Self { place };
+        let made = office.pitr(&[
+            "key",
+            "init",
+            "--cluster",
+            "main",
+            "--host-file",
+            &host_file.display().to_string(),
+            "--generate",
+            &format!("daily={}", office.daily().display()),
+            "--generate",
+            &format!("offline={}", office.offline().display()),
+        ])?;
+        made.expect(0, &[])?;
+        for file in [host_file, &office.daily(), &office.offline()] {
+            let mode = fs::metadata(file)?.permissions().mode() & 0o7777;
+            ensure!(mode == 0o600, "{} has mode {mode:o}", file.display());
+        }
+        let secret = office.secret(&office.daily())?;
+        ensure!(!made.out.contains(&secret) && !made.out.contains("SECRET"), "{}", made.out);
+        Ok(office)
+    }
+
+    fn daily(&self) -> PathBuf {
+        self.place.path().join("daily.key")
+    }
+
+    fn offline(&self) -> PathBuf {
+        self.place.path().join("offline.key")
+    }
+
+    fn pitr(&self, args: &[&str]) -> Result<Answer> {
+        Answer::of(as_server(env!("CARGO_BIN_EXE_pitr"))?.current_dir(self.place.path()).args(args))
+    }
+
+    /// The line of an identity file that opens.
+    fn secret(&self, file: &Path) -> Result<String> {
+        let text = fs::read_to_string(file)?;
+        let line = text.lines().find(|line| line.starts_with("AGE-SECRET-KEY-1"));
+        line.map(str::to_owned).with_context(|| format!("no key in {}", file.display()))
+    }
+}
+
+/// A cluster whose repository is encrypted, and its office. `more` belongs to the `[[repository]]`.
+fn sealed(
+    install: &Install,
+    options: &SiteOptions,
+    url: impl Fn(&Path) -> String,
+    more: impl Fn(&Path) -> Result<String>,
+) -> Result<(Site, Office)> {
+    let place = scratch("pitr-sealed-")?;
+    let host_file = place.path().join("main.host");
+    let office = Office::new(&host_file)?;
+    let (url, more) = (url(place.path()), more(place.path())?);
+    let more = format!("{more}[keys]\nhost_file = \"{}\"\n", host_file.display());
+    Ok((Site::at(install, options, place, &url, Some(&more))?, office))
+}
+
+fn sealed_here(install: &Install) -> Result<(Site, Office)> {
+    let url = |place: &Path| format!("file://{}", place.join("repo").display());
+    // With fsync off, `check` would say so.
+    let options = SiteOptions { conf: "fsync = on\n", ..SiteOptions::default() };
+    sealed(install, &options, url, |_| Ok(String::new()))
+}
+
+/// What no byte in the repository may say.
+const IN_ROWS: &str = "the patient in room seven";
+const IN_CONF: &str = "pitr_test.secret_of_the_configuration";
+
+fn fill(site: &Site) -> Result<()> {
+    site.cluster.append_conf("postgresql.conf", &format!("{IN_CONF} = 'x'\n"))?;
+    site.cluster.psql("SELECT pg_reload_conf()")?;
+    site.cluster.psql(&format!(
+        "CREATE TABLE t AS SELECT n, '{IN_ROWS} ' || n AS said FROM generate_series(1, 2000) n"
+    ))?;
+    Ok(())
+}
+
+const ROWS: &str = "SELECT count(*) || ' ' || md5(string_agg(said, ',' ORDER BY n)) FROM t";
+
+fn is_in_clear(repository: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    walk(repository, &mut |path| {
+        let bytes = fs::read(path).unwrap_or_default();
+        let says = |word: &str| bytes.windows(word.len()).any(|w| w == word.as_bytes());
+        // What zstd leaves as it is would be seen; a frame that is not encrypted shows by its magic at an object's start or behind a header.
+        let frame = [0, 512].iter().any(|at| bytes.get(*at..at + 4) == Some(&[0x28, 0xB5, 0x2F, 0xFD]));
+        let annex = bytes.get(512..516) == Some(&[0x51, 0x2A, 0x4D, 0x18]);
+        if says(IN_ROWS) || says(IN_CONF) || frame || annex {
+            found.push(path.display().to_string());
+        }
+    })?;
+    Ok(found)
+}
+
+#[test]
+fn a_lost_host_comes_back_from_the_kit_and_the_bucket() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let Some(s3) = S3::start()? else { return Ok(()) };
+    let (site, office) = sealed(
+        &install,
+        &SiteOptions::default(),
+        |_| "s3://bucket/pg".to_owned(),
+        |place| s3.settings(place),
+    )?;
+    fill(&site)?;
+    let stored = |name: &str| {
+        let path = s3.directory.path().join("bucket/pg/main").join(site.system()?);
+        let part = |range| name.get(range).unwrap_or_default();
+        Ok(path.join("wal").join(part(0..8)).join(part(8..16)).join(format!("{name}.wal")).exists())
+    };
+    support::site::switch(&site.cluster, stored)?;
+    site.backup()?;
+    site.cluster
+        .psql(&format!("INSERT INTO t SELECT n, '{IN_ROWS} ' || n FROM generate_series(2001, 3000) n"))?;
+    let rows = site.cluster.psql(ROWS)?;
+    support::site::switch(&site.cluster, stored)?;
+    let offline = office.offline().display().to_string();
+    let kit = site.ask(&["key", "kit", "--with-identity", "--identity", &offline])?;
+    kit.expect(0, &[])?;
+    let credentials = fs::read(site.place().join("keys"))?;
+    let clear = is_in_clear(s3.directory.path())?;
+    ensure!(clear.is_empty(), "in clear: {clear:?}");
+
+    // The host, its configuration and its host file are gone, and so is the office: a page of paper is left.
+    site.cluster.crash()?;
+    drop((site, office));
+    let began = Instant::now();
+    let desk = scratch("pitr-desk-")?;
+    let put = |name: &str, bytes: &[u8]| -> Result<PathBuf> {
+        let path = desk.path().join(name);
+        fs::write(&path, bytes)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        give_to_server(&path)?;
+        Ok(path)
+    };
+    let page = kit.out;
+    let key = page.lines().map(str::trim).find(|l| l.starts_with("AGE-SECRET-KEY-1")).context("no key")?;
+    let key = put("recovery.key", format!("{key}\n").as_bytes())?;
+    let credentials = put("credentials", &credentials)?;
+    let (_, rest) = page.split_once("into /root/restore.toml:\n").context("no configuration")?;
+    let (text, _) = rest.split_once("\n  pitr --config").context("no end of it")?;
+    let text = text
+        .replace("/root/recovery.key", &key.display().to_string())
+        .replace("/root/credentials", &credentials.display().to_string());
+    // The kit does not speak of a test server that breaks its promises.
+    let config = put("restore.toml", format!("{text}\n  allow_unsafe_store = true\n").as_bytes())?;
+    let copy = Cluster::around(&install)?;
+    let target = copy.data.display().to_string();
+    let run = |args: &[&str]| {
+        let mut command = as_server(env!("CARGO_BIN_EXE_pitr"))?;
+        Answer::of(command.arg("--config").arg(&config).args(args))
+    };
+    let info = run(&["info"])?;
+    ensure!(info.code == 0 && !info.out.contains("UNVERIFIED"), "{info:?}");
+    run(&["restore", "--copy", "--target-dir", &target, "--json"])?.expect(0, &[])?;
+    open(&copy)?;
+    ensure!(copy.psql(ROWS)? == rows, "other rows came back");
+    eprintln!("from kit and bucket to an open server in {:?}", began.elapsed());
+    Ok(())
+}
+
+#[test]
+fn a_host_without_a_key_archives_and_backs_up_and_nothing_is_in_clear() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    fill(&site)?;
+    site.switch()?;
+    let backup = site.backup()?;
+    site.cluster.psql("DELETE FROM t WHERE n > 1500")?;
+    site.switch()?;
+    let clear = is_in_clear(&site.repository)?;
+    ensure!(clear.is_empty(), "in clear: {clear:?}");
+    let check = site.ask(&["check"])?;
+    ensure!(check.code == 0 && check.out.contains("all the host file's"), "{check:?}");
+
+    let info = site.json(&["info", "--json"])?;
+    ensure!(info["repositories"][0]["backups"][0]["restorable"] == true, "{info}");
+    let blind = site.ask(&["verify"])?;
+    ensure!(blind.code == 0 && blind.out.contains("contents were not looked at"), "{blind:?}");
+    site.ask(&["verify", "--decode"])?.expect(7, &["--decode"])?;
+    let daily = office.daily().display().to_string();
+    let whole = site.ask(&["verify", "--decode", "--identity", &daily])?;
+    ensure!(whole.code == 0 && whole.out.contains("no damage found"), "{whole:?}");
+    let expire = site.ask(&["expire", "--dry-run"])?;
+    ensure!(expire.code == 0 || expire.code == 3, "{expire:?}");
+
+    let rows = site.cluster.psql(ROWS)?;
+    let id = backup["id"].as_str().context("an id")?;
+    for identity in [office.daily(), office.offline()] {
+        let identity = identity.display().to_string();
+        let (copy, _) = site.restored(&["--backup", id, "--identity", &identity])?;
+        ensure!(copy.psql(ROWS)? == rows, "other rows came back");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_missing_or_wrong_key_stops_what_opens_and_nothing_else() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    fill(&site)?;
+    let segment = site.switch()?;
+    site.backup()?;
+    let stranger = Office::new(&site.place().join("other.host"))?;
+    let (daily, wrong) = (office.daily().display().to_string(), stranger.daily().display().to_string());
+    let target = site.place().join("target").display().to_string();
+    let dest = site.place().join("dest").display().to_string();
+    site.ask(&["archive-get", &segment, &dest])?.expect(207, &["e0001"])?;
+    site.ask(&["--identity", &wrong, "archive-get", &segment, &dest])?.expect(207, &["e0001"])?;
+    ensure!(!Path::new(&dest).exists(), "a file was delivered without a key");
+    site.ask(&["--identity", &daily, "archive-get", &segment, &dest])?.expect(0, &[])?;
+    ensure!(Path::new(&dest).exists());
+    let restore = ["restore", "--copy", "--target-dir", &target];
+    site.ask(&restore)?.expect(7, &["encrypted"])?;
+    site.ask(&[&restore[..], &["--identity", &wrong]].concat())?.expect(7, &["no identity at hand opens"])?;
+    // A person's environment counts for looking, and is not there when PostgreSQL recovers.
+    let mut by_variable = site.pitr(&["verify", "--decode"])?;
+    by_variable.env("PITR_IDENTITY", office.secret(&office.daily())?);
+    Answer::of(&mut by_variable)?.expect(0, &[])?;
+    let mut by_variable = site.pitr(&restore)?;
+    by_variable.env("PITR_IDENTITY", office.secret(&office.daily())?);
+    Answer::of(&mut by_variable)?.expect(7, &["in a file"])?;
+    let mut get = site.pitr(&["archive-get", &segment, &dest])?;
+    get.env("PITR_IDENTITY", office.secret(&office.daily())?);
+    Answer::of(&mut get)?.expect(207, &[])?;
+    // The fingerprint of another cluster.
+    let other = stranger.pitr(&["key", "list", "--json", "--host-file", "x"])?;
+    ensure!(other.code != 0);
+    let zeros = "00".repeat(32);
+    site.ask(&[&restore[..], &["--identity", &daily, "--seal-fingerprint", &zeros]].concat())?
+        .expect(7, &["fingerprint"])?;
+    ensure!(!Path::new(&target).exists(), "something was written");
+    // Without the host file nothing is stored, and what is stored still restores; the archiver keeps the segment.
+    let host_file = site.place().join("main.host");
+    let aside = site.place().join("main.host.aside");
+    fs::rename(&host_file, &aside)?;
+    site.cluster.psql("CREATE TABLE later (n int)")?;
+    site.cluster.psql("SELECT pg_switch_wal()")?;
+    until(
+        || Ok(site.cluster.psql("SELECT failed_count > 0 FROM pg_stat_archiver")? == "t"),
+        || "the archiver does not fail".to_owned(),
+    )?;
+    ensure!(site.cluster.log_text().contains("host file"), "{}", site.cluster.log_text());
+    let (copy, _) = site.restored(&["--identity", &daily])?;
+    ensure!(copy.psql("SELECT count(*) FROM t")? == "2000");
+    fs::rename(&aside, &host_file)?;
+    site.switch()?;
+    Ok(())
+}
+
+#[test]
+fn damage_is_found_without_a_key_and_forgery_is_named() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    fill(&site)?;
+    let segment = site.switch()?;
+    let backup = site.backup()?;
+    site.switch()?;
+    let daily = office.daily().display().to_string();
+    let object = site.object(&segment)?;
+    let good = fs::read(&object)?;
+    let faults = |args: &[&str]| -> Result<(i32, String)> {
+        let said = site.ask(args)?;
+        Ok((said.code, said.out + &said.err))
+    };
+    let mut bad = good.clone();
+    let last = bad.len() - 1;
+    bad[last] ^= 1;
+    fs::write(&object, &bad)?;
+    let (code, said) = faults(&["verify"])?;
+    ensure!(code == 6 && said.contains(&segment), "{code} {said}");
+    let dest = site.place().join("dest").display().to_string();
+    site.ask(&["archive-get", &segment, &dest])?.expect(206, &["damaged"])?;
+    // A header that says something else, with its checksum made right again.
+    let mut header = String::from_utf8(good[8..512].to_vec())?;
+    header = header.replace("codec=zstd", "codec=none");
+    let (lines, _) = header.rsplit_once("crc=").context("crc")?;
+    let header = format!("{lines}crc={:08x}\n", crc32fast::hash(lines.as_bytes()));
+    let forged = [&good[..8], format!("{header:504}").as_bytes(), &good[512..]].concat();
+    fs::write(&object, &forged)?;
+    let (code, said) = faults(&["verify"])?;
+    ensure!(code == 6 && said.contains("forged") && said.contains(&segment), "{code} {said}");
+    site.ask(&["--identity", &daily, "archive-get", &segment, &dest])?.expect(206, &["forged"])?;
+    fs::write(&object, &good)?;
+
+    // Two packs, or a pack and itself cut short: the manifest's digest tells, before a byte is written.
+    let folder = site.folder()?.join("backups").join(backup["id"].as_str().context("an id")?);
+    let pack = folder.join("pack-00000.tar.zst.age");
+    let whole = fs::read(&pack)?;
+    let mut swapped = whole.clone();
+    let middle = swapped.len() / 2;
+    swapped[middle] ^= 1;
+    fs::write(&pack, &swapped)?;
+    let target = site.place().join("target").display().to_string();
+    let restore = ["restore", "--copy", "--target-dir", &target, "--identity", &daily];
+    site.ask(&restore)?.expect(6, &["pack-00000"])?;
+    let (code, said) = faults(&["verify", "--identity", &daily])?;
+    ensure!(code == 6 && said.contains("pack-00000"), "{code} {said}");
+    fs::write(&pack, &whole)?;
+    // The verdict with another manifest's digest, its sum made anew by who has no seal key.
+    let verdict = folder.join("backup.json");
+    let text = fs::read_to_string(&verdict)?;
+    fs::write(&verdict, text.replace("\"label\": \"\"", "\"label\": \"x\""))?;
+    let (code, said) = faults(&["verify"])?;
+    ensure!(code == 6 && said.contains("forged") && said.contains("backup.json"), "{code} {said}");
+    fs::write(&verdict, text)?;
+    site.ask(&["verify", "--decode", "--identity", &daily])?.expect(0, &[])
+}
+
+#[test]
+fn keys_rotate_recipients_come_and_go_and_check_compares_the_wraps() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    fill(&site)?;
+    site.switch()?;
+    site.backup()?;
+    let (daily, offline) = (office.daily().display().to_string(), office.offline().display().to_string());
+    let rotated = site.json(&["key", "rotate", "--json"])?;
+    ensure!(rotated["epoch"] == "e0002", "{rotated}");
+    site.cluster.psql("SELECT pg_create_restore_point('rotated')")?;
+    let later = site.switch()?;
+    let head = fs::read(site.object(&later)?)?;
+    ensure!(String::from_utf8_lossy(&head[..512]).contains("key=e0002"), "the new epoch is not used");
+    site.ask(&["key", "test", "--identity", &daily])?.expect(0, &[])?;
+
+    let late = Office::new(&site.place().join("late.host"))?;
+    let keygen = fs::read_to_string(late.daily())?;
+    let public = keygen.lines().find_map(|l| l.strip_prefix("# public key: ")).context("public key")?;
+    let new = late.daily().display().to_string();
+    site.ask(&["key", "test", "--identity", &new])?.expect(7, &[])?;
+    site.ask(&["key", "add", &format!("late={public}")])?.expect(7, &["e0001"])?;
+    site.ask(&["key", "add", &format!("late={public}"), "--identity", &offline])?.expect(0, &[])?;
+    site.ask(&["key", "test", "--identity", &new])?.expect(0, &[])?;
+    let secret = office.secret(&office.daily())?;
+    let refused = site.ask(&["key", "add", &format!("oops={secret}")])?;
+    ensure!(refused.code == 3 && !refused.err.contains(&secret), "{refused:?}");
+    site.ask(&["key", "remove", "late", "--identity", &offline])?.expect(0, &[])?;
+    site.json(&["key", "rotate", "--json"])?;
+    site.cluster.psql("SELECT pg_create_restore_point('rotated again')")?;
+    site.switch()?;
+    site.ask(&["key", "test", "--identity", &new])?.expect(7, &["e0003"])?;
+    site.ask(&["key", "remove", "daily", "--identity", &offline])?.expect(3, &["too few"])?;
+    let list: Value = site.json(&["key", "list", "--json"])?;
+    ensure!(list["epochs"].as_array().map(Vec::len) == Some(3), "{list}");
+    ensure!(list["recipients"].as_array().map(Vec::len) == Some(2), "{list}");
+
+    let rows = site.cluster.psql(ROWS)?;
+    let (copy, _) = site.restored(&["--identity", &daily])?;
+    ensure!(copy.psql(ROWS)? == rows, "segments of two epochs");
+    let keys = site.folder()?.join("keys/e0001");
+    fs::remove_file(keys.join("wrap-0001.age"))?;
+    let check = site.ask(&["check"])?;
+    ensure!(check.code == 1 && check.out.contains("e0001/wrap-0001.age"), "{check:?}");
+    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    fs::write(keys.join("wrap-0099.age"), b"planted")?;
+    give_to_server(&keys.join("wrap-0099.age"))?;
+    let check = site.ask(&["check"])?;
+    ensure!(check.code == 2 && check.out.contains("wrap-0099.age"), "{check:?}");
+    site.ask(&["key", "test", "--identity", &daily])?.expect(0, &[])
+}
+
+#[test]
+fn a_promoted_server_archives_its_history_without_a_key_and_restores_from_it() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    fill(&site)?;
+    site.switch()?;
+    site.backup()?;
+    site.cluster.psql("INSERT INTO t VALUES (5000, 'lost')")?;
+    site.switch()?;
+    let daily = office.daily().display().to_string();
+    site.cluster.stop(Stop::Fast)?;
+    let target = site.cluster.data.display().to_string();
+    site.ask(&[
+        "restore",
+        "--replace",
+        "--move-aside",
+        "--immediate",
+        "--target-dir",
+        &target,
+        "--identity",
+        &daily,
+    ])?
+    .expect(0, &[])?;
+    settle(&site.cluster)?;
+    site.cluster.start()?;
+    site.cluster.wait_for("SELECT pg_is_in_recovery()", "f")?;
+    site.cluster.psql("INSERT INTO t VALUES (6000, 'kept')")?;
+    let segment = site.switch()?;
+    ensure!(segment.starts_with("00000002"), "{segment}");
+    let wal = site.folder()?.join("wal");
+    ensure!(wal.join("00000002.history").exists() && wal.join("00000002.ancestry.json").exists());
+    site.backup()?;
+    site.switch()?;
+    let rows = site.cluster.psql(ROWS)?;
+    let verify = site.ask(&["verify"])?;
+    ensure!(verify.code == 0, "{verify:?}");
+    let (copy, _) = site.restored(&["--identity", &daily])?;
+    ensure!(copy.psql(ROWS)? == rows, "the new timeline did not come back");
+    ensure!(copy.psql("SELECT count(*) FROM t WHERE n IN (5000, 6000)")? == "1");
+    Ok(())
+}
+
+#[test]
+fn no_command_that_fails_prints_a_secret() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    fill(&site)?;
+    let segment = site.switch()?;
+    site.backup()?;
+    let host: Value = serde_json::from_str(&fs::read_to_string(site.place().join("main.host"))?)?;
+    let seal = host["seal_key"].as_str().context("seal key")?.to_owned();
+    let secrets = [seal, office.secret(&office.daily())?, office.secret(&office.offline())?];
+    let daily = office.daily().display().to_string();
+    let host_file = site.place().join("main.host").display().to_string();
+    let (dest, target) = (site.place().join("d"), site.place().join("target"));
+    let (dest, target) = (dest.display().to_string(), target.display().to_string());
+    let runs: &[&[&str]] = &[
+        &["check"],
+        &["check", "--json"],
+        &["info", "--json"],
+        &["verify"],
+        &["verify", "--decode", "--json"],
+        &["archive-get", &segment, &dest],
+        &["archive-get", &segment, &dest, "--identity", &host_file],
+        &["restore", "--copy", "--target-dir", &target, "--json"],
+        &["restore", "--copy", "--target-dir", &target, "--identity", &host_file],
+        &["restore", "--copy", "--target-dir", &target, "--identity", &daily, "--dry-run", "--json"],
+        &["key", "list"],
+        &["key", "list", "--json"],
+        &["key", "kit"],
+        &["key", "kit", "--identity", &daily],
+        &["key", "test", "--identity", &daily],
+        &["key", "add", &secrets[1]],
+        &["key", "add", &format!("x={}", secrets[1])],
+        &["key", "remove", &secrets[0]],
+        &["--host-file", &daily, "key", "list"],
+        &["key", "list", "--host-file", &daily],
+        &["-vv", "verify", "--identity", &daily],
+        &["--seal-fingerprint", &secrets[0], "info"],
+    ];
+    for args in runs {
+        let mut command = site.pitr(args)?;
+        command.env("PITR_IDENTITY", format!("{}\n{}x", secrets[2], secrets[1]));
+        let said = Answer::of(&mut command)?;
+        for secret in &secrets {
+            ensure!(
+                !said.out.contains(secret) && !said.err.contains(secret),
+                "{args:?} prints a secret: {said:?}"
+            );
+        }
+    }
+    ensure!(!site.cluster.log_text().contains(&secrets[0]), "the server's log has the seal key");
+    Ok(())
+}
