@@ -1,0 +1,207 @@
+#!/bin/sh
+# Restores a full backup and all WAL after it without pitr: with zstd, tar, b3sum, a shell, and for an encrypted
+# repository age. FORMAT.md says what is read here; tests/without_pitr.rs starts PostgreSQL on the result.
+#
+#   restore-without-pitr.sh [-i IDENTITY] [-f FINGERPRINT] [-b BACKUP] FOLDER DIRECTORY
+#
+#     FOLDER         a copy of <cluster>/<system identifier>/ of the repository on a local disk; it must stay while recovery runs
+#     DIRECTORY      the data directory to make; DIRECTORY.restore/ beside it holds the restore_command and the unwrapped keys
+#     -i IDENTITY    a recipient's identity file (AGE-SECRET-KEY-1...), if the repository is encrypted
+#     -f FINGERPRINT of the seal key, as the recovery kit prints it; without it nothing tells this repository from a forged one
+#     -b BACKUP      which backup; the newest complete full one otherwise
+#
+# Start PostgreSQL of the same major version on DIRECTORY then. It replays to the end of the WAL in FOLDER: a segment that is
+# not there counts as the end, so look whether one is missing in between. Damage stops recovery.
+set -eu
+umask 077
+
+die() { printf 'restore-without-pitr: %s\n' "$*" >&2; exit 1; }
+usage() { sed -n '2,/^# Start/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+
+identity='' fingerprint='' backup=''
+while getopts i:f:b: flag; do
+  case $flag in
+    i) identity=$OPTARG ;;
+    f) fingerprint=$(printf %s "$OPTARG" | tr -d ' ' | tr A-F a-f) ;;
+    b) backup=$OPTARG ;;
+    *) usage ;;
+  esac
+done
+shift $((OPTIND - 1))
+[ $# = 2 ] || usage
+for program in zstd tar b3sum; do command -v "$program" >/dev/null || die "$program is not installed"; done
+
+folder=$(cd "$1" && pwd)
+[ -f "$folder/identity.json" ] || die "$folder is not the folder of a cluster: it has no identity.json"
+mkdir "$2"
+data=$(cd "$2" && pwd)
+work=$data.restore
+mkdir "$work"
+
+# The value of a member at the first level of one of pitr's JSON objects, which are indented by two.
+member() { sed -n "s/^  \"$2\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1" | head -n 1; }
+# One member of an object inside it: member_of FILE OBJECT NAME.
+member_of() {
+  sed -n "/^  \"$2\": {/,/^  }/s/^    \"$3\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1" | head -n 1
+}
+digest() { b3sum --no-names "$@"; }
+
+sealed=$(member "$folder/identity.json" sealed)
+cluster=$(member "$folder/identity.json" cluster)
+system=$(member "$folder/identity.json" system)
+
+# --- Keys: every epoch that the identity opens, all with one seal key ---------------------------------
+if [ "$sealed" = true ]; then
+  command -v age >/dev/null || die 'age is not installed, and the repository is encrypted'
+  [ -n "$identity" ] || die 'the repository is encrypted: give an identity with -i'
+  mkdir "$work/keys"
+  seal=''
+  for epoch in "$folder"/keys/e*/; do
+    name=$(basename "$epoch")
+    for wrap in "$epoch"wrap-*.age; do
+      age -d -i "$identity" -o "$work/opened" "$wrap" 2>/dev/null || continue
+      grep -qx "# pitr epoch $name" "$work/opened" || continue
+      grep -qx "# cluster: $cluster" "$work/opened" || continue
+      key=$(sed -n 's/^# seal key: //p' "$work/opened")
+      # The bytes behind the hexadecimal digits.
+      for byte in $(printf %s "$key" | sed 's/../& /g'); do
+        # shellcheck disable=SC2059
+        printf "\\$(printf %o "0x$byte")"
+      done >"$work/seal.new"
+      if [ -n "$fingerprint" ] && [ "$(digest "$work/seal.new")" != "$fingerprint" ]; then continue; fi
+      [ -z "$seal" ] || [ "$seal" = "$key" ] || die 'the wraps hold different seal keys: give the fingerprint with -f'
+      seal=$key
+      mv "$work/seal.new" "$work/seal"
+      mv "$work/opened" "$work/keys/$name.key"
+    done
+  done
+  [ -n "$seal" ] || die "$identity opens no wrap here, or none with that fingerprint"
+  [ -n "$fingerprint" ] || printf 'UNVERIFIED: seal key %s; compare with the recovery kit\n' "$(digest "$work/seal")" >&2
+elif [ -n "$identity$fingerprint" ]; then
+  die 'the repository says it is not encrypted: somebody may have replaced it. Leave -i and -f out if it never was'
+fi
+
+# The sum or mac of a JSON object, which is about all bytes before its last member.
+check_json() {
+  [ -f "$folder/$1" ] || die "$1 is missing"
+  lines=$(wc -l <"$folder/$1")
+  # All lines but the last two, without the comma and the line feed at their end.
+  covered=$(head -n $((lines - 2)) "$folder/$1")
+  covered=${covered%,}
+  if [ "$sealed" = true ]; then
+    printf 'pitr1 json\nkey=%s/%s/%s\n%s' "$cluster" "$system" "$1" "$covered" >"$work/covered"
+    found=$(digest --keyed "$work/covered" <"$work/seal")
+    stated=$(member "$folder/$1" mac)
+  else
+    printf %s "$covered" >"$work/covered"
+    found=$(digest "$work/covered")
+    stated=$(member "$folder/$1" sum)
+  fi
+  [ "$(printf %s "$found" | cut -c1-32)" = "$stated" ] || die "$1 was changed, or is not this cluster's"
+}
+check_json identity.json
+
+# --- The backup ----------------------------------------------------------------------------------------
+if [ -z "$backup" ]; then
+  for verdict in "$folder"/backups/*/backup.json; do
+    id=$(basename "$(dirname "$verdict")")
+    [ "$(member "$verdict" status)" = complete ] && [ "$(member "$verdict" kind)" = full ] || continue
+    [ "$(member "$verdict" checksums)" != corrupt ] || continue
+    [ ! -e "$folder/backups/$id/expired.json" ] || continue
+    [ "$(member "$verdict" nonce)" = "$(member "$folder/backups/$id/intent.json" nonce)" ] || continue
+    backup=$id
+  done
+fi
+[ -n "$backup" ] || die 'there is no complete full backup'
+place=backups/$backup
+check_json "$place/backup.json"
+verdict=$folder/$place/backup.json
+grep -q '"tablespaces": \[\]' "$verdict" ||
+  die "backup $backup has tablespaces: FORMAT.md, section 8, says what to do by hand"
+
+suffix='' open=cat
+if [ "$sealed" = true ]; then
+  suffix=.age
+  epoch=$(member "$verdict" key)
+  [ -f "$work/keys/$epoch.key" ] || die "the identity does not open epoch $epoch"
+  open="age -d -i $work/keys/$epoch.key"
+fi
+manifest=$folder/$place/manifest.jsonl.zst$suffix
+[ "$(digest "$manifest")" = "$(member_of "$verdict" manifest digest)" ] || die 'the manifest is damaged'
+$open "$manifest" >"$work/manifest.zst"
+zstd -qdc "$work/manifest.zst" >"$work/manifest"
+
+count=$(member_of "$verdict" packs count)
+number=0
+while [ "$number" -lt "$count" ]; do
+  pack=$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix
+  line=$(sed -n "/\"backup\":\"$backup\",\"pack\":$number,/p" "$work/manifest" | head -n 1)
+  stated=$(printf %s "$line" | sed -n 's/.*"digest":"\([0-9a-f]*\)".*/\1/p')
+  [ -f "$pack" ] && [ "$(digest "$pack")" = "$stated" ] || die "$pack is missing or damaged"
+  number=$((number + 1))
+done
+printf 'backup %s: %s packs, all whole\n' "$backup" "$count"
+
+# One archive, cut into packs. A failure of any part shows in the file `failed`: a pipe tells only of its end.
+{
+  number=0
+  while [ "$number" -lt "$count" ]; do
+    $open "$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix" || touch "$work/failed"
+    number=$((number + 1))
+  done
+} | { zstd -qdc || touch "$work/failed"; } | tar x -p -f - -C "$data"
+[ ! -e "$work/failed" ] || die 'a pack does not open'
+chmod 700 "$data"
+
+# --- WAL: what PostgreSQL calls for each file ------------------------------------------------------------
+cat >"$work/get.sh" <<END
+#!/bin/sh
+# Called by PostgreSQL: get.sh FILE DESTINATION. Exit 1: not in the archive. 200 and up stops recovery.
+set -u
+umask 077
+folder='$folder' work='$work' cluster='$cluster' system='$system' sealed='$sealed'
+END
+cat >>"$work/get.sh" <<'END'
+stop() { printf 'get.sh: %s: %s\n' "$object" "$*" >&2; exit 200; }
+case $1 in
+  *.history) object=$folder/wal/$1 ;;
+  *)
+    log=$folder/wal/$(printf %s "$1" | cut -c1-8)/$(printf %s "$1" | cut -c9-16)
+    object=$log/$1.wal
+    longer=$(ls "$log/$1".[0-9]*.wal 2>/dev/null | sort -V | tail -n 1) # later copies are longer
+    [ -z "$longer" ] || object=$longer
+    ;;
+esac
+[ -e "$object" ] || exit 1
+own=$work/$1.$$
+trap 'rm -f "$own".*' EXIT
+head -c 512 "$object" | tail -c +9 >"$own.head"
+value() { sed -n "s/^$1=//p" "$own.head"; }
+[ "$(value cluster)" = "$cluster" ] && [ "$(value sys)" = "$system" ] && [ "$(value name)" = "$1" ] ||
+  stop 'it is that of another file or cluster'
+tail -c +513 "$object" >"$own.body"
+if [ "$sealed" = true ]; then
+  { printf 'pitr1 header\n'; sed '/^mac=/,$d' "$own.head"; } >"$own.lines"
+  mac=$(b3sum --no-names --keyed "$own.lines" <"$work/seal" | cut -c1-32)
+  [ "$mac" = "$(value mac)" ] || stop 'it was changed or forged'
+fi
+[ "$(b3sum --no-names "$own.body")" = "$(value body)" ] || stop 'it is damaged'
+if [ "$sealed" = true ]; then
+  key=$work/keys/$(value key).key
+  [ -f "$key" ] || stop "it takes the key of epoch $(value key)"
+  age -d -i "$key" "$own.body" >"$own.open" || stop 'it does not open'
+else
+  mv "$own.body" "$own.open"
+fi
+zstd -qdc "$own.open" >"$own.file" || stop 'it is no zstd frame'
+[ "$(wc -c <"$own.file")" -eq "$(value size)" ] || stop 'it is cut off'
+mv "$own.file" "$2"
+END
+chmod 700 "$work/get.sh"
+touch "$data/recovery.signal"
+cat >>"$data/postgresql.auto.conf" <<END
+restore_command = '"$work/get.sh" %f "%p"'
+recovery_target_timeline = 'latest'
+archive_mode = off
+END
+printf 'start PostgreSQL on %s; delete %s when recovery is over: it holds keys\n' "$data" "$work"

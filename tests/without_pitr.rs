@@ -1,0 +1,185 @@
+//! The way out: `contrib/restore-without-pitr.sh`, which uses nothing of pitr, restores plain and encrypted repositories.
+//!
+//! PostgreSQL is started on what it makes, and its rows are compared; what is damaged or forged must stop it.
+
+#![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use support::cluster::{Cluster, Install, as_server, run, scratch};
+use support::site::{Answer, Site, SiteOptions, open, settle};
+
+const ROWS: &str = "SELECT count(*) || ' ' || md5(string_agg(said, ',' ORDER BY n)) FROM t";
+
+/// The tools that the script asks for, or a word about the one that is missing.
+fn tools() -> bool {
+    let missing = ["age", "zstd", "tar", "b3sum"].into_iter().find(|tool| {
+        !Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
+    });
+    if let Some(tool) = missing {
+        eprintln!("SKIPPED: {tool} is not installed; run tests/setup.sh");
+    }
+    missing.is_none()
+}
+
+/// A copy of the repository's folder, as somebody without pitr would make it.
+struct Rescue {
+    place: tempfile::TempDir,
+    rows: String,
+    folder: PathBuf,
+    key: Option<PathBuf>,
+    fingerprint: Option<String>,
+}
+
+impl Rescue {
+    fn of(install: &Install, sealed: bool) -> Result<Self> {
+        let place = scratch("pitr-rescue-")?;
+        let key = place.path().join("offline.key");
+        let (site, fingerprint) = if sealed {
+            let home = scratch("pitr-sealed-")?;
+            let host = home.path().join("main.host");
+            let generate = |name: &str, file: &Path| format!("{name}={}", file.display());
+            let made = run(as_server(env!("CARGO_BIN_EXE_pitr"))?.current_dir(home.path()).args([
+                "key",
+                "init",
+                "--json",
+                "--cluster",
+                "main",
+                "--host-file",
+                &host.display().to_string(),
+                "--generate",
+                &generate("daily", &home.path().join("daily.key")),
+                "--generate",
+                &generate("offline", &key),
+            ]))?;
+            let made: serde_json::Value = serde_json::from_str(&made)?;
+            let url = format!("file://{}", home.path().join("repo").display());
+            let more = format!("[keys]\nhost_file = \"{}\"\n", host.display());
+            let site = Site::at(install, &SiteOptions::default(), home, &url, Some(&more))?;
+            (site, made["seal_fingerprint"].as_str().map(str::to_owned))
+        } else {
+            (Site::new(install, &SiteOptions::default())?, None)
+        };
+        site.cluster
+            .psql("CREATE TABLE t AS SELECT n, md5(n::text) AS said FROM generate_series(1, 500) n")?;
+        site.switch()?;
+        site.backup()?;
+        if sealed {
+            // What comes after lies in another epoch.
+            site.json(&["key", "rotate", "--json"])?;
+        }
+        site.cluster.psql("INSERT INTO t SELECT n, md5(n::text) FROM generate_series(501, 900) n")?;
+        site.switch()?;
+        let rows = site.cluster.psql(ROWS)?;
+        let folder = place.path().join("folder");
+        run(as_server("cp")?.arg("-a").arg(site.folder()?).arg(&folder))?;
+        let key = sealed.then_some(key);
+        Ok(Self { place, rows, folder, key, fingerprint })
+    }
+
+    fn restore(&self, target: &Path, more: &[&str]) -> Result<Answer> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/restore-without-pitr.sh");
+        // Below somebody's home the servers' user could not read it.
+        let copy = self.place.path().join("restore.sh");
+        fs::copy(script, &copy)?;
+        let mut command = as_server("sh")?;
+        command.current_dir(self.place.path()).arg(&copy).args(more);
+        if let Some(key) = self.key.as_deref().filter(|_| !more.contains(&"-i")) {
+            command.arg("-i").arg(key);
+        }
+        Answer::of(command.arg(&self.folder).arg(target))
+    }
+
+    /// Restores into a new place and starts a server there.
+    fn restored(&self, install: &Install, more: &[&str]) -> Result<Cluster> {
+        let copy = Cluster::around(install)?;
+        self.restore(&copy.data, more)?.expect(0, &[])?;
+        open(&copy)?;
+        Ok(copy)
+    }
+
+    fn fresh(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    fn a_file(&self, below: &str, like: &str) -> Result<PathBuf> {
+        let mut found = Vec::new();
+        support::restored::walk(&self.folder.join(below), &mut |path| {
+            if path.to_string_lossy().contains(like) {
+                found.push(path.to_owned());
+            }
+        })?;
+        found.sort();
+        found.pop().with_context(|| format!("no {like} below {below}"))
+    }
+}
+
+fn flip(path: &Path, at: usize) -> Result<Vec<u8>> {
+    let good = fs::read(path)?;
+    let mut bad = good.clone();
+    bad[at] ^= 1;
+    fs::write(path, bad)?;
+    Ok(good)
+}
+
+#[test]
+fn a_plain_repository_is_restored_without_pitr() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17).filter(|_| tools()) else { return Ok(()) };
+    let rescue = Rescue::of(&install, false)?;
+    let copy = rescue.restored(&install, &[])?;
+    ensure!(copy.psql(ROWS)? == rescue.rows, "other rows came back");
+    let pack = rescue.a_file("backups", "pack-")?;
+    let good = flip(&pack, 1000)?;
+    rescue.restore(&rescue.fresh("one"), &[])?.expect(1, &["pack-00000"])?;
+    fs::write(&pack, good).context("the pack as it was")
+}
+
+#[test]
+fn an_encrypted_repository_is_restored_without_pitr() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17).filter(|_| tools()) else { return Ok(()) };
+    let rescue = Rescue::of(&install, true)?;
+    let fingerprint = rescue.fingerprint.clone().context("a fingerprint")?;
+    let copy = rescue.restored(&install, &["-f", &fingerprint])?;
+    ensure!(copy.psql(ROWS)? == rescue.rows, "other rows came back");
+    let unverified = rescue.restore(&rescue.fresh("unverified"), &[])?;
+    unverified.expect(0, &["UNVERIFIED", &fingerprint])?;
+    let zeros = "00".repeat(32);
+    rescue.restore(&rescue.fresh("other"), &["-f", &zeros])?.expect(1, &["opens no wrap"])?;
+    let stranger = rescue.fresh("stranger.key");
+    run(as_server("age-keygen")?.arg("-o").arg(&stranger))?;
+    let stranger = stranger.display().to_string();
+    rescue.restore(&rescue.fresh("locked"), &["-i", &stranger])?.expect(1, &["opens no wrap"])?;
+
+    // Forged and damaged: a verdict, a manifest, a pack, and WAL, which stops recovery.
+    for (below, like, at, says) in [
+        ("backups", "backup.json", 300, "backup.json was changed"),
+        ("backups", "manifest.jsonl.zst.age", 400, "the manifest is damaged"),
+        ("backups", "pack-00000", 1000, "pack-00000"),
+    ] {
+        let path = rescue.a_file(below, like)?;
+        let good = flip(&path, at)?;
+        rescue.restore(&rescue.fresh(&format!("bad-{at}")), &[])?.expect(1, &[says])?;
+        fs::write(&path, good)?;
+    }
+    let last = rescue.a_file("wal", ".wal")?;
+    let good = fs::read(&last)?;
+    // Its header says another time, and its checksum is made right again.
+    let header = String::from_utf8(good.get(8..512).context("a header")?.to_vec())?
+        .replace("codec=zstd", "codec=none");
+    let (lines, _) = header.rsplit_once("crc=").context("crc")?;
+    let header = format!("{lines}crc={:08x}\n", crc32fast::hash(lines.as_bytes()));
+    let forged = [&good[..8], format!("{header:504}").as_bytes(), &good[512..]].concat();
+    fs::write(&last, forged)?;
+    let copy = Cluster::around(&install)?;
+    rescue.restore(&copy.data, &[])?.expect(0, &[])?;
+    settle(&copy)?;
+    ensure!(copy.start().is_err(), "recovery went over a forged segment");
+    ensure!(copy.log_text().contains("forged"), "{}", copy.log_text());
+    Ok(())
+}
