@@ -3,14 +3,15 @@
 //! ```text
 //!  first page ─► whose is it?  (system id, segment size)       before anything else is read
 //!  blocks ─┬─ wal::scan        records, CRCs, times
-//!          └─ WalObjectBuilder BLAKE3, zstd                    ► one object, ready for every repository
+//!          └─ WalObjectBuilder BLAKE3, zstd: a second thread   ► one object, ready for every repository
 //! ```
 //! Invariants: the bytes that were checked are the bytes that are stored, because nothing is read twice; memory is the compressed
-//! file and two buffers. What is refused here, and what is not, is decided in `wal::scan`.
+//! file and a few blocks. What is refused here, and what is not, is decided in `wal::scan`.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 
 use crate::codec::Compression;
 use crate::error::Error;
@@ -23,6 +24,8 @@ use crate::wal::{PAGE_SIZE, SegmentName, SegmentSize, SystemId, WalFileName};
 
 /// Read at a time. Large enough that a system call costs nothing, small enough to stay in the second-level cache.
 pub(super) const BLOCK: usize = 256 * 1024;
+/// Blocks on their way from the reader to the builder.
+const BLOCKS: usize = 3;
 /// Upper bound of a history or backup history file; real ones have some hundred bytes.
 const MAX_SMALL_FILE: u64 = MAX_HISTORY_BYTES as u64;
 
@@ -138,29 +141,23 @@ impl WalSource {
         let Some((_, size)) = self.origin else {
             return Err(Error::corrupt(format!("{name} is not a WAL segment")));
         };
-        let mut builder =
+        let builder =
             WalObjectBuilder::new(asked, self.size, compression).map_err(|e| unbuildable(name, e))?;
         // A partial segment is never replayed under its full name; damage in it is no reason to lose it.
         let partial = matches!(name, WalFileName::Partial(_));
         let mut scanner = Some(Scanner::new(segment, size, Keep::Summary).map_err(|e| refused(&e))?);
-        let mut block = std::mem::take(&mut self.first);
-        loop {
+        let scan = |block: &[u8]| {
             if let Some(scan) = scanner.as_mut()
-                && let Err(e) = scan.push(&block)
+                && let Err(e) = scan.push(block)
             {
                 if !partial {
                     return Err(refused(&e));
                 }
                 scanner = None;
             }
-            builder.push(&block).map_err(|e| unbuildable(name, e))?;
-            block.resize(BLOCK, 0);
-            let read = read_full(&mut self.file, &mut block).map_err(|e| unreadable(&self.path, e))?;
-            block.truncate(read);
-            if read == 0 {
-                break;
-            }
-        }
+            Ok(())
+        };
+        let builder = self.read_into(builder, scan)?;
         let scan = match scanner.map(Scanner::finish) {
             Some(Ok(scan)) => Some(scan),
             Some(Err(e)) if !partial => return Err(refused(&e)),
@@ -169,6 +166,48 @@ impl WalSource {
         let facts = scan.as_ref().map_or(Facts::Unscanned, Facts::Scanned);
         let object = builder.finish(facts).map_err(|e| unbuildable(name, e))?;
         Ok(WalContent { object, scan })
+    }
+
+    /// Hands the file to `scan` and to the builder, block by block. The builder has a thread of its own: digest and compression take longer
+    /// than reading and scanning, and PostgreSQL waits for the longer of the two only.
+    fn read_into(
+        &mut self,
+        mut builder: WalObjectBuilder,
+        mut scan: impl FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<WalObjectBuilder, Error> {
+        let name = self.name;
+        let (hand_on, blocks) = mpsc::sync_channel::<Vec<u8>>(BLOCKS);
+        let (give_back, used) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let building = scope.spawn(move || {
+                for block in blocks {
+                    builder.push(&block)?;
+                    // The reader may have come to its end.
+                    let _ = give_back.send(block);
+                }
+                Ok(builder)
+            });
+            let mut block = std::mem::take(&mut self.first);
+            let read = loop {
+                if let Err(e) = scan(&block) {
+                    break Err(e);
+                }
+                if hand_on.send(block).is_err() {
+                    // The builder failed, and says why.
+                    break Ok(());
+                }
+                block = used.try_recv().unwrap_or_default();
+                block.resize(BLOCK, 0);
+                match read_full(&mut self.file, &mut block) {
+                    Ok(0) => break Ok(()),
+                    Ok(read) => block.truncate(read),
+                    Err(e) => break Err(unreadable(&self.path, e)),
+                }
+            };
+            drop(hand_on);
+            let built = building.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            read.and(built.map_err(|e| unbuildable(name, e)))
+        })
     }
 
     fn read_small(&self) -> Result<Vec<u8>, Error> {
