@@ -378,6 +378,8 @@ class PitrAhead(Pitr):
 
     def load(self, paths):
         super().load(paths)
-        # Where there is no such file, as for plain `pitr`, nobody recovers and nothing is fetched ahead.
+        # Where there are no such files, as for plain `pitr`, nobody recovers and nothing is fetched ahead.
+        with open(f"{self.data}/recovery.signal", "w", encoding="utf8"):
+            pass
         with open(f"{self.data}/postmaster.pid", "w", encoding="utf8") as out:
             out.write(f"{os.getpid()}\n")
