@@ -206,7 +206,8 @@ impl WalSource {
             };
             drop(hand_on);
             let built = building.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            read.and(built.map_err(|e| unbuildable(name, e)))
+            read?;
+            built.map_err(|e| unbuildable(name, e))
         })
     }
 
