@@ -10,14 +10,20 @@ use super::between::{Between, Deed};
 use super::support::agent::{Agent, status};
 use super::{HANGS, World, within};
 
-#[test]
-fn an_agent_beside_a_store_that_does_not_serve_says_no_and_stays() -> Result<()> {
-    let Some(mut world) = World::new()? else { return Ok(()) };
+/// A world whose configuration names an agent's socket and a store behind a [`Between`], and the file to push.
+fn world_with_agent() -> Result<Option<(World, Between, String)>> {
+    let Some(mut world) = World::new()? else { return Ok(None) };
     let between = Between::start(&world.s3.address())?;
     let socket = world.site.place().join("agent.sock");
     let more = format!("[agent]\nsocket = \"{}\"\n", socket.display());
     world.site.config = world.config("agent.toml", &format!("http://{}", between.address()), &more)?;
     let push = format!("pg_wal/{}", world.partial);
+    Ok(Some((world, between, push)))
+}
+
+#[test]
+fn an_agent_beside_a_store_that_does_not_serve_says_no_and_stays() -> Result<()> {
+    let Some((world, between, push)) = world_with_agent()? else { return Ok(()) };
     let busy = "<Error><Code>SlowDown</Code><Message>later</Message></Error>".to_owned();
     for deed in [Deed::Silence, Deed::Half, Deed::Refuse(503, busy)] {
         for nth in [1, 2, 4] {
@@ -53,12 +59,7 @@ fn an_agent_beside_a_store_that_does_not_serve_says_no_and_stays() -> Result<()>
 
 #[test]
 fn an_agent_that_lost_the_reply_finds_that_it_was_stored() -> Result<()> {
-    let Some(mut world) = World::new()? else { return Ok(()) };
-    let between = Between::start(&world.s3.address())?;
-    let socket = world.site.place().join("agent.sock");
-    let more = format!("[agent]\nsocket = \"{}\"\n", socket.display());
-    world.site.config = world.config("agent.toml", &format!("http://{}", between.address()), &more)?;
-    let push = format!("pg_wal/{}", world.partial);
+    let Some((world, between, push)) = world_with_agent()? else { return Ok(()) };
     let object = world.site.object(&world.partial)?;
     let (own, to) = (fs::read(world.site.cluster.data.join(&push))?, world.site.place().join("fetched"));
     // One reply is lost, and two: that of the create that is repeated too.
