@@ -22,13 +22,12 @@ import filecmp
 import json
 import os
 import shutil
-import signal
 import statistics
 import sys
 import time
 
 import processes
-from common import BIN, BUILT, ROOT, SEGMENT, Site, borrow, drop, give, run, scratch
+from common import BIN, BUILT, SEGMENT, Site, give, run
 from processes import Failed, cpu, settle
 from tools import Cp, Curl, CurlGet, Dd, Disk, PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAhead, S3, Zstd, ZstdCores
 
@@ -342,42 +341,24 @@ def options():
     return parser.parse_args()
 
 
-def end_by_signal(number, _frame):
-    raise SystemExit(128 + number)
-
-
 def main():
     o = options()
     # Opened while we may: the server's user can't write everywhere.
     samples = open(o.json, "w", encoding="utf8") if o.json else None
-    directory = scratch(o.dir)
-    proxy, pitr = (borrow(path, directory) for path in (f"{ROOT}/benches/slow_proxy.py", o.pitr))
     os.makedirs(o.cache, exist_ok=True)
     give(o.cache)
-    # From here on as the server's user: pgBackRest and initdb refuse root, and starting a command costs less without a change of user.
-    drop()
-    os.chdir("/")
-    os.umask(0o077)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end_by_signal)
-    processes.adopt_orphans()
-    bench = Bench(o, directory, proxy, pitr)
-    lock = open(f"{o.cache}/lock", "w", encoding="utf8")
-    fcntl.flock(lock, fcntl.LOCK_EX)  # the cache is also a server
-    try:
-        bench.server, segments = wal(o.cache, o)
-        bench.all(segments)
-    except (Failed, KeyboardInterrupt) as why:
-        sys.exit(str(why) or "interrupted")
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if bench.server:
-            bench.server.stop_at_once()
-        processes.sweep()
-        if samples:
-            bench.report.save(samples)
-        if not o.keep:
-            shutil.rmtree(directory, ignore_errors=True)
+    with processes.bench(o.dir, o.pitr, o.keep) as (directory, proxy, pitr):
+        bench = Bench(o, directory, proxy, pitr)
+        lock = open(f"{o.cache}/lock", "w", encoding="utf8")
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the cache is also a server
+        try:
+            bench.server, segments = wal(o.cache, o)
+            bench.all(segments)
+        finally:
+            if bench.server:
+                bench.server.stop_at_once()
+            if samples:
+                bench.report.save(samples)
 
 
 if __name__ == "__main__":

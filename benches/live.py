@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -25,9 +24,9 @@ import threading
 import time
 
 import processes
-from common import BIN, BUILT, ENVIRONMENT, ROOT, Site, borrow, drop, run, scratch
+from common import BIN, BUILT, ENVIRONMENT, Site, run
 from processes import Failed
-from tools import S3
+from tools import S3, pgbackrest_conf, pitr_toml
 
 CORES = os.cpu_count()
 
@@ -143,19 +142,8 @@ class PgBackRest(Row):
         super().__init__(replay)
 
     def config(self, data):
-        return self.replay.source.make(f"{os.path.basename(self.place)}.conf", f"""[global]
-repo1-path={self.place}/repo
-log-path={self.place}
-lock-path={self.place}/lock
-spool-path={self.place}/spool
-log-level-console=error
-compress-type=zst
-compress-level=1
-process-max=2
-archive-check=n
-{self.more}[bench]
-pg1-path={data}
-""")
+        text = pgbackrest_conf(self.place, data, f"repo1-path={self.place}/repo\n", self.more)
+        return self.replay.source.make(f"{os.path.basename(self.place)}.conf", text)
 
     def fill(self):
         os.mkdir(f"{self.place}/spool")
@@ -175,18 +163,8 @@ class Pitr(Row):
     name = "**pitr**"
 
     def config(self, data):
-        return self.replay.source.make(f"{os.path.basename(self.place)}.toml", f"""cluster = "bench"
-timezone = "UTC"
-state_dir = "{self.place}/state"
-[postgres]
-conninfo = "host={self.replay.source.dir} user=postgres"
-data_dir = "{data}"
-bin_dir = "{BIN}"
-[agent]
-socket = "{self.place}/agent.sock"
-[[repository]]
-name = "store"
-{self.repository()}""")
+        text = pitr_toml(self.place, self.replay.source.dir, data, self.repository())
+        return self.replay.source.make(f"{os.path.basename(self.place)}.toml", text)
 
     def repository(self):
         return f'url = "file://{self.place}/repo"\n'
@@ -253,19 +231,8 @@ class Live:
         server.server("start")
         self.script = server.make("bulk.sql", "insert into bulk (a, b) select md5(n::text || random()), sha256(random()::text::bytea)::text "
                                               "from generate_series(1, 500) n;\n")
-        self.config = server.make("pitr.toml", f"""cluster = "bench"
-timezone = "UTC"
-state_dir = "{server.dir}/state"
-[postgres]
-conninfo = "host={server.dir} user=postgres"
-data_dir = "{server.data}"
-bin_dir = "{BIN}"
-[agent]
-socket = "{server.dir}/agent.sock"
-[[repository]]
-name = "store"
-url = "file://{server.dir}/repo"
-""")
+        text = pitr_toml(server.dir, server.dir, server.data, f'url = "file://{server.dir}/repo"\n')
+        self.config = server.make("pitr.toml", text)
         run([self.bench.pitr, "--config", self.config, "init"])
         self.program = [self.bench.pitr, "--config", self.config]
         socket = f"{server.dir}/agent.sock"
@@ -356,40 +323,25 @@ def options():
     return parser.parse_args()
 
 
-def end_by_signal(number, _frame):
-    raise SystemExit(128 + number)
-
-
 def main():
     o = options()
+    # Opened while we may: the server's user can't write everywhere.
     samples = open(o.json, "w", encoding="utf8") if o.json else None
-    directory = scratch(o.dir)
-    proxy, pitr = (borrow(path, directory) for path in (f"{ROOT}/benches/slow_proxy.py", o.pitr))
-    drop()
-    os.chdir("/")
-    os.umask(0o077)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end_by_signal)
-    processes.adopt_orphans()
-    bench = Bench(o, directory, proxy, pitr)
-    replay, live = Replay(bench), Live(bench)
-    try:
-        if "replay" in o.only:
-            replay.run()
-        if "live" in o.only:
-            live.run()
-    except (Failed, KeyboardInterrupt) as why:
-        sys.exit(str(why) or "interrupted")
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for site in (replay.source, live.server):
-            site.stop_at_once()
-        processes.sweep()
-        if samples:
-            bench.report["load"].append(os.getloadavg())
-            json.dump(bench.report, samples, indent=1)
-            samples.close()
-        shutil.rmtree(directory, ignore_errors=True)
+    with processes.bench(o.dir, o.pitr) as (directory, proxy, pitr):
+        bench = Bench(o, directory, proxy, pitr)
+        replay, live = Replay(bench), Live(bench)
+        try:
+            if "replay" in o.only:
+                replay.run()
+            if "live" in o.only:
+                live.run()
+        finally:
+            for site in (replay.source, live.server):
+                site.stop_at_once()
+            if samples:
+                bench.report["load"].append(os.getloadavg())
+                json.dump(bench.report, samples, indent=1)
+                samples.close()
 
 
 if __name__ == "__main__":

@@ -4,16 +4,18 @@ Two of the tools measured go on in the background: pgBackRest's asynchronous hal
 process makes itself the one that inherits orphans (PR_SET_CHILD_SUBREAPER), and CPU is what the kernel has accounted to children that
 ended plus the CPU clocks of those that live. Nothing is left running: `sweep` ends all that descends from here.
 """
+import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 
-from common import ENVIRONMENT
+from common import ENVIRONMENT, ROOT, borrow, drop, scratch
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -168,6 +170,35 @@ def sweep():
         if not left:
             return
         end(left, patience=3.0)
+
+
+def end_by_signal(number, _frame):
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def bench(parent, pitr, keep=False):
+    """A scratch directory with the programs in it, as the server's user from here on; nothing is left of it, nor running, afterwards.
+
+    pgBackRest and initdb refuse root, and starting a command costs less without a change of user.
+    """
+    directory = scratch(parent)
+    proxy, pitr = (borrow(path, directory) for path in (f"{ROOT}/benches/slow_proxy.py", pitr))
+    drop()
+    os.chdir("/")
+    os.umask(0o077)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end_by_signal)
+    adopt_orphans()
+    try:
+        yield directory, proxy, pitr
+    except (Failed, KeyboardInterrupt) as why:
+        sys.exit(str(why) or "interrupted")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sweep()
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def listens(port):

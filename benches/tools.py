@@ -34,6 +34,39 @@ def link(path, target):
         shutil.copy(path, target)
 
 
+def pgbackrest_conf(place, data_dir, repository, more=""):
+    """pgBackRest's configuration: where it works, what it archives, lines of the repository, more lines."""
+    return f"""[global]
+{repository}log-path={place}
+lock-path={place}/lock
+spool-path={place}/spool
+log-level-console=error
+compress-type=zst
+compress-level=1
+process-max=2
+archive-check=n
+{more}[bench]
+pg1-path={data_dir}
+"""
+
+
+def pitr_toml(place, host, data_dir, repository):
+    """pitr's configuration: where it works, where the server listens, what it archives, lines of the repository."""
+    return f"""cluster = "bench"
+timezone = "UTC"
+state_dir = "{place}/state"
+[postgres]
+conninfo = "host={host} user=postgres"
+data_dir = "{data_dir}"
+bin_dir = "{BIN}"
+[agent]
+receive = false
+socket = "{place}/agent.sock"
+[[repository]]
+name = "store"
+{repository}"""
+
+
 class Disk:
     """Repositories are directories."""
     label = "file"
@@ -280,18 +313,8 @@ class PgBackRest(Tool):
         super().load(paths)
         shutil.rmtree(f"{self.place}/spool", ignore_errors=True)
         os.mkdir(f"{self.place}/spool")
-        self.config = self.bench.make(f"{self.slug}/pgbackrest.conf", f"""[global]
-{self.store.pgbackrest(self.repository)}log-path={self.place}
-lock-path={self.place}/lock
-spool-path={self.place}/spool
-log-level-console=error
-compress-type=zst
-compress-level=1
-process-max=2
-archive-check=n
-{self.more}[bench]
-pg1-path={self.data}
-""")
+        text = pgbackrest_conf(self.place, self.data, self.store.pgbackrest(self.repository), self.more)
+        self.config = self.bench.make(f"{self.slug}/pgbackrest.conf", text)
 
     def set_up(self):
         run(*self.program.split(), "--no-online", "stanza-create")
@@ -312,19 +335,8 @@ class Pitr(Tool):
     name = "pitr"
 
     def configure(self, name, data_dir):
-        return self.bench.make(f"{self.slug}/{name}", f"""cluster = "bench"
-timezone = "UTC"
-state_dir = "{self.place}/state"
-[postgres]
-conninfo = "host={self.bench.server.dir} user=postgres"
-data_dir = "{data_dir}"
-bin_dir = "{BIN}"
-[agent]
-receive = false
-socket = "{self.place}/agent.sock"
-[[repository]]
-name = "store"
-{self.store.pitr(self.repository)}""")
+        text = pitr_toml(self.place, self.bench.server.dir, data_dir, self.store.pitr(self.repository))
+        return self.bench.make(f"{self.slug}/{name}", text)
 
     def load(self, paths):
         super().load(paths)
