@@ -90,6 +90,14 @@ class Site:
         subprocess.run([f"{BIN}/pg_ctl", "-D", self.data, "-m", "immediate", "stop"], preexec_fn=drop, check=False,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+    def write(self, kind):
+        """Some more WAL of one kind."""
+        if kind == "pgbench":
+            run([f"{BIN}/pgbench", "-h", self.dir, "-U", "postgres", "-n", "-N", "-c", "4", "-T", "5", "postgres"])
+        else:
+            self.sql("insert into text_rows (a, b, c) select md5(n::text || random()), sha256((n * random())::text::bytea)::text,"
+                     " md5(random()::text) from generate_series(1, 100000) n")
+
     def segments(self, kind, count, scale):
         """Makes WAL of one kind until enough segments were archived; returns their paths, in order and without a hole."""
         before = set(os.listdir(self.wal))
@@ -100,11 +108,7 @@ class Site:
         else:
             self.sql("create table text_rows (id bigserial, a text, b text, c text)")
         while len(have()) < count + 2:
-            if kind == "pgbench":
-                run([f"{BIN}/pgbench", "-h", self.dir, "-U", "postgres", "-n", "-N", "-c", "4", "-T", "5", "postgres"])
-            else:
-                self.sql("insert into text_rows (a, b, c) select md5(n::text || random()), sha256((n * random())::text::bytea)::text,"
-                         " md5(random()::text) from generate_series(1, 100000) n")
+            self.write(kind)
         time.sleep(1)
         # The first may hold the end of what came before.
         return [f"{self.wal}/{n}" for n in have()[1:count + 1]]

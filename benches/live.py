@@ -3,7 +3,7 @@
 
     tests/setup.sh && cargo build --release && benches/live.py [--segments 100] [--rounds 2] [--pairs 5] [--seconds 20] [--json FILE]
 
-    replay  a base backup of a pgbench database and the WAL that follows it; the server is started on a fresh copy each time and ends itself at
+    replay  a base backup of a pgbench database and the WAL that follows it (--wal: of pgbench, or of rows of hashed text); the server is started on a fresh copy each time and ends itself at
             the last record. What is timed is the whole of it, from start to exit. The tools take turns, in one order and then in the other.
             The last row reads from an S3 server behind a link with a round trip of 20 ms, the others from directories.
     live    bulk inserts of hashed text for some seconds at a time, in pairs A B, B A: A archives with /bin/true, B with pitr and its agent.
@@ -45,11 +45,12 @@ class Replay:
         source.make_server()
         source.archive_with(f"cp %p {source.wal}/%f")
         run([f"{BIN}/pgbench", "-h", source.dir, "-U", "postgres", "-i", "-q", "-s", str(o.scale), "postgres"])
+        source.sql("create table text_rows (id bigserial, a text, b text, c text)")
         run([f"{BIN}/pg_basebackup", "-h", source.dir, "-U", "postgres", "-D", self.base, "-X", "none", "-c", "fast"])
         archived = lambda: sorted(name for name in os.listdir(source.wal) if len(name) == 24)
         begun = len(archived())
         while len(archived()) < begun + o.segments:
-            run([f"{BIN}/pgbench", "-h", source.dir, "-U", "postgres", "-n", "-N", "-c", "4", "-T", "5", "postgres"])
+            source.write(o.wal)
         # No archive_command from here on: `pitr init` leaves a server alone that archives elsewhere.
         source.archive_with("")
         source.server("stop")
@@ -103,12 +104,12 @@ class Replay:
             for row in rows if number % 2 == 0 else rows[::-1]:
                 samples[row.name].append(self.once(row))
                 print(f"  {row.name}: {samples[row.name][-1]:.1f} s", file=sys.stderr, flush=True)
-        print(f"\nrecovery of {len(self.names)} segments of pgbench by a real server, from a directory\n")
+        print(f"\nrecovery of {len(self.names)} segments of {self.o.wal} by a real server\n")
         print("| restore_command | wall | s |\n|---|---|---|")
         for name, took in samples.items():
             ratios = [t / first for t, first in zip(took, samples[rows[0].name])]
             print(f"| {name} | {statistics.median(ratios):.2f} | {statistics.median(took):.1f} |", flush=True)
-        self.bench.report["replay"] = {"segments": len(self.names), "seconds": samples}
+        self.bench.report["replay"] = {"wal": self.o.wal, "segments": len(self.names), "seconds": samples}
 
 
 class Row:
@@ -309,6 +310,7 @@ class Bench:
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segments", type=int, default=100, help="that are recovered, at least")
+    parser.add_argument("--wal", choices=("pgbench", "text"), default="pgbench", help="what is replayed")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=20, help="of bulk inserts at a time")
