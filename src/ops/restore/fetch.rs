@@ -31,6 +31,8 @@ use super::image::{File, Image, Piece, Pieces};
 
 /// Stored bytes of one ranged read. Two frames of the size that backups write; one larger frame is a group of its own.
 const GROUP_BYTES: u64 = 8 << 20;
+/// Packs that are announced ahead of the one that is read.
+pub(super) const PACKS_AHEAD: usize = 2;
 /// Plain bytes of one: what compresses well would else make groups of countless small files.
 const GROUP_PLAIN: u64 = 64 << 20;
 
@@ -44,6 +46,8 @@ pub trait Packs: Send + Sync {
     fn are_whole(&self) -> bool {
         false
     }
+    /// These will be read next. Whoever fetches packs whole begins now: one after the other the store would be waited for each time.
+    fn soon(&self, _packs: &[PackLine]) {}
 }
 
 /// Where bytes of files go. Called by many threads at a time.
@@ -159,6 +163,9 @@ impl<P: Packs> Cut<'_, P> {
             let pack = usize::try_from(index).ok().and_then(|i| self.image.packs().get(i));
             let pack =
                 pack.ok_or_else(|| Error::corrupt("the manifest names a pack that it does not list"))?;
+            let next = usize::try_from(index).unwrap_or(usize::MAX).saturating_add(1);
+            let end = next.saturating_add(PACKS_AHEAD).min(self.image.packs().len());
+            self.packs.soon(self.image.packs().get(next..end).unwrap_or_default());
             let table = self.packs.table(pack).await?;
             self.pack = Some((index, Cutter::new(table, pack.clone(), Frames::Wanted)));
         }

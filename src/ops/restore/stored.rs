@@ -210,6 +210,14 @@ impl Packs for StoredBackup {
     fn are_whole(&self) -> bool {
         self.system.seal_key().is_some()
     }
+
+    fn soon(&self, packs: &[PackLine]) {
+        for pack in packs.iter().filter(|_| self.are_whole()) {
+            let (backup, pack) = (self.clone(), pack.clone());
+            // A failure is not kept: whoever reads the pack meets it again.
+            tokio::spawn(async move { backup.whole(&pack).await.ok() });
+        }
+    }
 }
 
 /// Files in memory.

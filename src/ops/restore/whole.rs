@@ -2,7 +2,7 @@
 //!
 //! A pack there is one age file. Its frames could be read by ranges, but only the digest of all of it says that it is the pack that the
 //! manifest means: age accepts another one made for the same key. A restore reads packs in order, and all of most, so a few at a time are
-//! kept. Invariant: what is kept was checked against the manifest.
+//! kept, those that come next among them. Invariant: what is kept was checked against the manifest.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::OnceCell;
 
+use super::fetch::PACKS_AHEAD;
 use crate::error::Result;
 
-/// Packs kept: the one that reads are in, and the one that they are coming to.
-const KEPT: usize = 2;
+/// Packs kept: those that reads are in, the last of one and the first of the next, and those announced.
+const KEPT: usize = 2 + PACKS_AHEAD;
 
 /// A pack's place, and its plain bytes once they are there.
 type Slot = (String, Arc<OnceCell<Bytes>>);
@@ -63,15 +64,15 @@ mod tests {
                 Ok(Bytes::from_static(key.as_bytes()))
             })
         };
-        for key in ["a", "b", "a", "b"] {
+        for key in ["a", "b", "a", "b", "c", "d", "a"] {
             assert_eq!(get(key).await.unwrap(), key.as_bytes());
         }
-        assert_eq!(fetched.load(Ordering::Relaxed), 2);
-        get("c").await.unwrap();
-        get("a").await.unwrap();
         assert_eq!(fetched.load(Ordering::Relaxed), 4);
-        let failed = packs.get("d", || async { Err(Error::failed("the store is gone")) }).await;
+        get("e").await.unwrap();
+        get("a").await.unwrap();
+        assert_eq!(fetched.load(Ordering::Relaxed), 6);
+        let failed = packs.get("f", || async { Err(Error::failed("the store is gone")) }).await;
         assert!(failed.is_err());
-        assert_eq!(get("d").await.unwrap(), "d");
+        assert_eq!(get("f").await.unwrap(), "f");
     }
 }

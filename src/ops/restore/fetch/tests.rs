@@ -22,6 +22,8 @@ struct Held {
     objects: Vec<(Vec<u8>, PackTable)>,
     infos: Vec<PackInfo>,
     reads: AtomicUsize,
+    /// Packs that were announced.
+    announced: Mutex<Vec<u32>>,
     /// Damage that shows in the first read only.
     flaky: bool,
 }
@@ -58,6 +60,10 @@ impl Packs for Held {
             *bytes.last_mut().unwrap() ^= 1;
         }
         Ok(bytes.into())
+    }
+
+    fn soon(&self, packs: &[PackLine]) {
+        self.announced.lock().unwrap().extend(packs.iter().map(|pack| pack.number));
     }
 }
 
@@ -159,6 +165,13 @@ fn only_frames_that_hold_wanted_bytes_are_read() {
     block(fetch(&held, &image, &|path| path == b"base/5/000004", 2, &sink, &Silent)).unwrap();
     assert_eq!(sink.content(4), files[4]);
     assert_eq!((sink.0.lock().unwrap().len(), held.reads.load(Ordering::Relaxed)), (1, 1));
+}
+
+#[test]
+fn the_packs_that_come_next_are_announced() {
+    let (image, held) = world(&[vec![7; 40_000]], 1000, 10);
+    block(fetched(&image, &held, 2)).unwrap();
+    assert_eq!(*held.announced.lock().unwrap(), [1, 2, 2, 3, 3]);
 }
 
 #[test]
