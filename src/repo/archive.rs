@@ -124,7 +124,20 @@ impl Fetched {
     /// [`RepoError::Corrupt`], [`RepoError::Forged`].
     pub fn verbatim(&self) -> Result<WalObject, RepoError> {
         let header = check_body(&self.object, &self.asked, self.lock()).map_err(|e| self.error(&e))?;
-        Ok(WalObject::verbatim(header, self.object.clone()))
+        Ok(WalObject::verbatim(header, self.object.clone(), None))
+    }
+
+    /// As [`Self::verbatim`], of an object that is not sealed, so that a sealed folder can take it. Takes as long as decompressing does: not
+    /// for a thread of the runtime.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn for_sealing(&self) -> Result<WalObject, RepoError> {
+        let valid = self.header.valid.zip(self.header.segment_start());
+        let end = valid.map_or(0, |(valid, start)| valid.to.bytes_since(start));
+        let prefix =
+            stored_prefix(&self.object, &self.asked, end, self.lock()).map_err(|e| self.error(&e))?;
+        Ok(WalObject::verbatim(self.header.clone(), self.object.clone(), Some(prefix)))
     }
 
     /// What the annex says.

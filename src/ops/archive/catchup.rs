@@ -6,7 +6,8 @@
 //! ```
 //! Invariants: nothing is put under a timeline whose history is not the same in both; an object that is damaged in the source goes nowhere;
 //! objects are put as [`System::put_wal`] puts everything, so what is stored is never replaced, and copying twice or beside a push is
-//! harmless. Memory is one log's names, and the objects under way. REPOSITORY.md 7.
+//! harmless. Between repositories of one kind the bytes stay as they are; an encrypted one seals what comes from one that is not, and the
+//! other way round nothing is copied. Memory is one log's names, and the objects under way. REPOSITORY.md 7.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -103,13 +104,13 @@ impl CaughtUp {
 impl Copying<'_> {
     async fn run(&self, done: &mut CaughtUp, tell: &impl Fn(u64)) -> Result<()> {
         let (ours, theirs) = (self.source.identity(), self.target.identity());
-        if ours.segment_size != theirs.segment_size || ours.sealed != theirs.sealed {
+        if ours.segment_size != theirs.segment_size || (ours.sealed && !theirs.sealed) {
             return Err(Error::refused(format!(
-                "repositories {} and {} were initialised with other segment sizes, or only one of them encrypted",
+                "repositories {} and {} were initialised with other segment sizes, or only the first of them encrypted",
                 self.source.repository().name(),
                 self.target.repository().name()
             ))
-            .hint("WAL is copied between repositories of one kind only"));
+            .hint("what is encrypted is never copied to where it would not be"));
         }
         let timelines = self.source.timelines().await?;
         let mut apart = BTreeSet::new();
@@ -220,7 +221,13 @@ impl Copying<'_> {
             }
             Err(e) => return only_damage(e.into()).map(Copied::Left),
         };
-        let object = match fetched.verbatim() {
+        let object = if self.target.identity().sealed && !self.source.identity().sealed {
+            let work = tokio::task::spawn_blocking(move || fetched.for_sealing());
+            work.await.map_err(|e| Error::failed(format!("reading {name} was cut off")).source(e))?
+        } else {
+            fetched.verbatim()
+        };
+        let object = match object {
             Ok(object) => object,
             Err(e) => return only_damage(e.into()).map(Copied::Left),
         };
@@ -254,16 +261,18 @@ fn only_damage(error: Error) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     use jiff::Timestamp;
 
     use super::*;
     use crate::codec::{Compression, len_u64};
-    use crate::repo::NewIdentity;
     use crate::repo::objects::{AcceptedGap, TimelineFloor};
     use crate::repo::path::Sealing;
     use crate::repo::walobject::tests::scan;
     use crate::repo::walobject::{Facts, WalObject, WalObjectBuilder};
+    use crate::repo::{Keyring, NewIdentity};
+    use crate::seal::{Identity, NamedRecipient};
     use crate::store::{Store, StoreOptions, StoreUrl};
     use crate::wal::scan::SegmentEnd;
     use crate::wal::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize};
@@ -451,6 +460,60 @@ mod tests {
         assert_eq!(run(&[&source], &target).await.unwrap().files, 1);
         assert_eq!(target.accepted_gap(segment(1, 2)).await.unwrap(), Some(gap));
         assert_eq!(contents(&target).await, contents(&source).await);
+    }
+
+    #[tokio::test]
+    async fn an_encrypted_repository_seals_what_comes_from_one_that_is_not_and_gives_nothing_back() {
+        let identities = [Identity::generate(), Identity::generate()];
+        let recipient = |(name, identity): (&str, &Identity)| NamedRecipient {
+            name: name.to_owned(),
+            recipient: identity.recipient(),
+        };
+        let recipients = ["daily", "offline"].into_iter().zip(&identities).map(recipient).collect();
+        let cluster = "main".parse().unwrap();
+        let host = crate::ops::key::init(&cluster, recipients, Timestamp::UNIX_EPOCH).unwrap();
+        let keys = Keyring::new(Some(host), vec![identities[0].clone()], None).unwrap();
+        let store_of = |name| {
+            let store =
+                Store::open(&"memory:".parse::<StoreUrl>().unwrap(), &StoreOptions::default()).unwrap();
+            Repository::new(store, name, cluster.clone(), true)
+        };
+        let sealed = store_of("vault").with_keys(Arc::new(keys), false);
+        let new = NewIdentity {
+            system: SYSTEM,
+            major: PgMajor::V15,
+            segment_size: SegmentSize::new(MIB).unwrap(),
+            sealing: Sealing::Sealed,
+        };
+        let sealed = sealed.create_identity(new, Timestamp::UNIX_EPOCH).await.unwrap().0;
+        let source = made("local").await;
+        for n in 1..4 {
+            store(&source, segment(1, n), MIB, 7).await;
+        }
+        store(&source, segment(1, 4), 4096, 7).await;
+        store_history(&source, 2, "1\t0/400100\tx\n").await;
+        store(&sealed, segment(1, 1), MIB, 7).await;
+        let done = run(&[&source], &sealed).await.unwrap();
+        assert_eq!((done.files, done.left.len()), (4, 0), "{done:?}");
+        for n in 1..5 {
+            let name = WalFileName::Segment(segment(1, n));
+            let (ours, theirs) =
+                (source.fetch_wal(name).await.unwrap(), sealed.fetch_wal(name).await.unwrap());
+            let theirs = theirs.unwrap();
+            assert!(theirs.header.key.is_some());
+            assert_eq!(ours.unwrap().plain().unwrap(), theirs.plain().unwrap());
+        }
+        // What was sealed on the way is what a push would have stored.
+        assert_eq!(store(&sealed, segment(1, 2), MIB, 7).await, Stored::AlreadyThere);
+        assert_eq!(store(&sealed, segment(1, 4), MIB, 7).await, Stored::LongerCopy(2));
+        let timeline = TimelineId::new(2).unwrap();
+        assert_eq!(sealed.history(timeline).await.unwrap(), source.history(timeline).await.unwrap());
+
+        let before = contents(&source).await;
+        store(&sealed, segment(1, 5), MIB, 7).await;
+        let error = run(&[&sealed], &source).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Refused, "{error}");
+        assert_eq!(contents(&source).await, before);
     }
 
     #[tokio::test]

@@ -255,9 +255,11 @@ pub(super) struct Cached {
 }
 
 impl WalObject {
-    /// An object as it was read, to be stored elsewhere.
-    pub fn verbatim(header: WalHeader, object: Bytes) -> Self {
-        Self { header, chunks: vec![object], prefix: None, sealed: std::sync::Arc::default() }
+    /// An object as it was read, to be stored elsewhere. With `prefix`, the digest of its plain bytes up to the end of valid WAL, one that
+    /// is not sealed can be.
+    pub fn verbatim(header: WalHeader, mut object: Bytes, prefix: Option<Digest>) -> Self {
+        let body = object.split_off(HEADER_BYTES.min(object.len()));
+        Self { header, chunks: vec![object, body], prefix, sealed: std::sync::Arc::default() }
     }
 
     /// This object sealed; made once, however many repositories ask. Costs time: not for a thread of the runtime.
