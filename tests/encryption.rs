@@ -376,6 +376,11 @@ fn keys_rotate_recipients_come_and_go_and_check_compares_the_wraps() -> Result<(
     ensure!(list["epochs"].as_array().map(Vec::len) == Some(3), "{list}");
     ensure!(list["recipients"].as_array().map(Vec::len) == Some(2), "{list}");
 
+    let kit = site.json(&["key", "kit", "--json"])?;
+    let page = kit["text"].as_str().unwrap_or_default();
+    ensure!(kit["schema"] == "pitr.key-kit.v1" && kit["with_identity"] == false, "{kit}");
+    ensure!(page.starts_with("RECOVERY KIT") && page.contains("e0003") && !page.contains("SECRET"), "{kit}");
+
     let rows = site.cluster.psql(ROWS)?;
     let (copy, _) = site.restored(&["--identity", &daily])?;
     ensure!(copy.psql(ROWS)? == rows, "segments of two epochs");

@@ -3,11 +3,12 @@
 //! It says where the bytes are, whose they are, how to restore with pitr, and how without it; with `--with-identity` also the key. Whoever
 //! finds a kit with the key in it and reaches the repository can read everything: it is kept like one.
 
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::cli::args::{Common, KeyArgs};
 use crate::cli::exit::Ended;
-use crate::cli::output::say;
+use crate::cli::output::{self, say};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::RepositoryConfig;
 use crate::error::{Error, Result};
@@ -56,7 +57,22 @@ pub(super) async fn run(common: &Common, args: &KeyArgs, with_identity: bool) ->
     } else {
         text.push_str("  not printed. It is kept at: ______________________________________________\n");
     }
-    say(&text);
+    if common.json {
+        let systems: Vec<_> = systems
+            .iter()
+            .map(|place| json!({ "repository": place.repository, "system": place.system.to_string() }))
+            .collect();
+        output::json(&json!({
+            "schema": "pitr.key-kit.v1",
+            "cluster": held.host.cluster,
+            "seal_fingerprint": held.host.seal.fingerprint().to_string(),
+            "repositories": systems,
+            "with_identity": with_identity,
+            "text": text.as_str(),
+        }));
+    } else {
+        say(&text);
+    }
     Ok(Ended::Well)
 }
 
@@ -130,7 +146,7 @@ TO RESTORE WITHOUT PITR (with age, zstd, tar and a shell; R is a copy of the fol
   for p in R/backups/B/pack-*.age; do age -d -i e0001.key $p; done | zstd -dc | tar x -C data
   touch data/recovery.signal; restore_command is a script that does, for the file %f:
     tail -c +513 R/wal/TTTTTTTT/LLLLLLLL/%f.wal | age -d -i e0001.key | zstd -dc > %p
-  FORMAT.md of pitr, section 8, has the whole script. The start of each .wal file is readable text and names its epoch.
+  FORMAT.md of pitr, section 8, says all of it; contrib/restore-without-pitr.sh does it. The start of each .wal file is readable text and names its epoch.
 ";
 
 #[cfg(test)]
