@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use support::agent::{Agent, configure, own_repository, status};
 use support::cluster::{Cluster, Install, Stop, as_server, give_to_server, scratch};
 use support::restored::walk;
 use support::s3::S3;
@@ -435,6 +436,62 @@ fn a_promoted_server_archives_its_history_without_a_key_and_restores_from_it() -
     let (copy, _) = site.restored(&["--identity", &daily])?;
     ensure!(copy.psql(ROWS)? == rows, "the new timeline did not come back");
     ensure!(copy.psql("SELECT count(*) FROM t WHERE n IN (5000, 6000)")? == "1");
+    Ok(())
+}
+
+#[test]
+fn an_agent_seals_what_it_stores_and_fetches_for_who_believes_its_seal_key() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    let keys = format!(
+        "[keys]\nhost_file = \"{}\"\nidentity_file = \"{}\"\n",
+        site.place().join("main.host").display(),
+        office.daily().display()
+    );
+    configure(&site, &format!("{}{keys}", own_repository(&site)))?;
+    let agent = Agent::start(&site)?;
+    fill(&site)?;
+    let segment = site.switch()?;
+    ensure!(status(&site)?["repositories"][0]["failing"].is_null(), "{}", agent.log());
+    let object = fs::read(site.object(&segment)?)?;
+    let head = String::from_utf8_lossy(&object[..512]).into_owned();
+    ensure!(head.contains("key=e0001"), "{head}");
+    let clear = is_in_clear(&site.repository)?;
+    ensure!(clear.is_empty(), "in clear: {clear:?}");
+    // Its memory holds an identity: the kernel writes none of it to a file.
+    let limits = fs::read_to_string(format!("/proc/{}/limits", agent.pid()?))?;
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("no limit")?;
+    ensure!(core.split_whitespace().nth(4) == Some("0"), "{core}");
+
+    let get = |seal: &str| {
+        let mut command = site.pitr(&["archive-get", "--seal-fingerprint", seal])?;
+        command.current_dir(&site.cluster.data).args([&segment, "pg_wal/RECOVERYXLOG"]);
+        Answer::of(&mut command)
+    };
+    let host: Value = site.json(&["key", "list", "--json"])?;
+    let seal = host["seal_fingerprint"].as_str().context("a fingerprint")?;
+    let answer = get(seal)?;
+    ensure!(answer.code == 0 && answer.err.is_empty(), "{answer:?}");
+    let (delivered, own) = (site.cluster.data.join("pg_wal/RECOVERYXLOG"), site.cluster.data.join("pg_wal"));
+    ensure!(own.join("pitr-spool").exists(), "the agent fetched it: {}", agent.log());
+    ensure!(fs::read(&delivered)? == fs::read(own.join(&segment))?, "not what the server wrote");
+    fs::remove_file(&delivered)?;
+    // The agent has the very segment, and does not hand it to who believes another key.
+    get(&"00".repeat(32))?.expect(207, &["another seal key", "fingerprint"])?;
+    ensure!(!delivered.exists());
+    agent.end(nix::sys::signal::Signal::SIGTERM)?;
+    Ok(())
+}
+
+#[test]
+fn a_repository_elsewhere_is_not_left_in_clear_without_a_word() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, _office) = sealed_here(&install)?;
+    let config = site.place().join("new.toml");
+    let mut command = as_server(env!("CARGO_BIN_EXE_pitr"))?;
+    command.arg("--config").arg(&config).args(["--repository", "s3://bucket/none", "init", "--superuser"]);
+    Answer::of(command.arg(site.cluster.conninfo()))?.expect(3, &["how it is to be encrypted", "--plain"])?;
+    ensure!(!config.exists(), "a configuration was written");
     Ok(())
 }
 

@@ -189,6 +189,11 @@ impl Recovery {
         if repositories.is_empty() {
             return Err(unclear("the repository"));
         }
+        if let Some(seal) = &errand.seal
+            && !repositories.iter().all(|repository| repository.believes(seal))
+        {
+            return Err(Error::usage("the asker believes another seal key than the agent's configuration"));
+        }
         let until = errand.until.as_deref().map(str::parse::<Lsn>).transpose();
         let route = Route {
             timeline: match errand.timeline {

@@ -68,6 +68,8 @@ pub struct Errand {
     pub until: Option<String>,
     /// `--system-id`.
     pub system: Option<u64>,
+    /// `--seal-fingerprint`: who believes another seal key does not fetch for it.
+    pub seal: Option<String>,
 }
 
 /// What is answered.
@@ -119,6 +121,7 @@ impl Question {
                     number(errand.timeline.map(|n| n.to_string())),
                     errand.until.clone().unwrap_or_default(),
                     number(errand.system.map(|n| n.to_string())),
+                    errand.seal.clone().unwrap_or_default(),
                 ];
                 let told = [&b"get"[..], file.as_bytes(), bytes(&errand.directory)];
                 framed(head.into_iter().chain(told).chain(texts.iter().map(String::as_bytes)))
@@ -139,7 +142,8 @@ impl Question {
             b"get" => {
                 let (file, directory) = (text(fields.next()?)?, path(fields.next()?));
                 let mut said = || text(fields.next()?);
-                let (repository, timeline, until, system) = (said()?, said()?, said()?, said()?);
+                let (repository, timeline, until, system, seal) =
+                    (said()?, said()?, said()?, said()?, said()?);
                 let some = |word: String| Some(word).filter(|word| !word.is_empty());
                 let errand = Errand {
                     directory,
@@ -147,6 +151,7 @@ impl Question {
                     timeline: some(timeline).map(|n| n.parse().ok()).map_or(Some(None), |n| n.map(Some))?,
                     until: some(until),
                     system: some(system).map(|n| n.parse().ok()).map_or(Some(None), |n| n.map(Some))?,
+                    seal: some(seal),
                 };
                 Ask::Get { file, errand }
             }
@@ -259,13 +264,15 @@ mod tests {
     fn asks() -> impl Strategy<Value = Ask> {
         let field = || proptest::collection::vec(1_u8.., 0..40);
         let errand = || {
-            let parts = (field(), "[a-z]{0,5}", any::<Option<u32>>(), "[0-9A-F/]{0,9}", any::<Option<u64>>());
-            parts.prop_map(|(directory, repository, timeline, until, system)| Errand {
+            let route = (any::<Option<u32>>(), "[0-9A-F/]{0,9}", any::<Option<u64>>());
+            let parts = (field(), "[a-z]{0,5}", route, "[0-9a-f]{0,9}");
+            parts.prop_map(|(directory, repository, (timeline, until, system), seal)| Errand {
                 directory: path(&directory),
                 repository: Some(repository).filter(|word| !word.is_empty()),
                 timeline,
                 until: Some(until).filter(|word| !word.is_empty()),
                 system,
+                seal: Some(seal).filter(|word| !word.is_empty()),
             })
         };
         prop_oneof![

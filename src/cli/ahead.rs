@@ -100,6 +100,7 @@ pub fn run(common: &Common, args: &AheadArgs) -> Result<Ended> {
             timeline: args.route.timeline,
             until: args.route.until.clone(),
             system: args.route.system_id,
+            seal: common.seal_fingerprint.clone(),
         },
     };
     let server = postmaster();

@@ -126,6 +126,7 @@ fn get(form: &Form, file: &str, destination: &Path) -> Option<ExitCode> {
         timeline: form.timeline,
         until: form.until.clone(),
         system: form.system,
+        seal: form.seal.clone(),
     };
     let beside = Door { socket: PathBuf::from(SPOOL_SOCKET), config: door.config.clone() };
     let parent = nix::unistd::getppid();
@@ -173,7 +174,9 @@ struct Form {
     timeline: Option<u32>,
     until: Option<String>,
     system: Option<u64>,
-    keys: bool,
+    seal: Option<String>,
+    /// `--identity` was given.
+    identity: bool,
     files: Vec<PathBuf>,
 }
 
@@ -190,8 +193,9 @@ impl Form {
                 Some("--repository") => form.repositories.push(text()?),
                 Some("--timeline") => form.timeline = Some(text()?.parse().ok()?),
                 Some("--until") => form.until = Some(text()?),
+                Some("--seal-fingerprint") => form.seal = Some(text()?),
                 // Which key opens it is of no matter to who has it already.
-                Some("--identity" | "--seal-fingerprint") => form.keys = words.next().is_some(),
+                Some("--identity") => form.identity = words.next().is_some(),
                 Some("--system-id") => form.system = Some(text()?.parse().ok()?),
                 Some(flag) if flag.starts_with('-') => return None,
                 Some(command) if form.command.is_empty() => command.clone_into(&mut form.command),
@@ -204,8 +208,9 @@ impl Form {
 
     /// Without the flags that only `archive-get` knows, or that choose repositories.
     fn is_plain(&self) -> bool {
-        let Self { repositories, cluster, timeline, until, system, keys, .. } = self;
-        !keys
+        let Self { repositories, cluster, timeline, until, system, seal, identity, .. } = self;
+        !identity
+            && seal.is_none()
             && repositories.is_empty()
             && cluster.is_none()
             && timeline.is_none()

@@ -146,6 +146,12 @@ pub(super) struct FolderSeal {
 }
 
 impl Repository {
+    /// Whether the seal key that is believed here, whatever the repository says, is the one with this fingerprint.
+    pub fn believes(&self, fingerprint: &str) -> bool {
+        let asked = fingerprint.parse().ok();
+        asked.is_some() && self.keys().and_then(Keyring::trusts) == asked
+    }
+
     /// Checks that an identity is what the configuration says of the repository, and that the cluster's seal key vouches for it.
     pub(super) async fn seal_of(
         &self,
