@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use support::cluster::{Install, Stop, give_to_server};
-use support::restored::{Restored, Source};
+use support::restored::{Restored, Said, Source};
 
 /// PostgreSQL refuses longer paths: they don't fit into its tar headers.
 const LONGEST_PATH: usize = 99;
@@ -269,5 +269,57 @@ fn files_that_change_while_they_are_sent_do_no_harm() -> Result<()> {
     let counts = restored
         .psql("SELECT (SELECT count(*) FROM wide), (SELECT count(*) FROM wide2), (SELECT count(*) FROM t)")?;
     ensure!(counts == "30000|200|1", "{counts} {verify:?}");
+    Ok(())
+}
+
+/// A tablespace whose place is no text in any encoding of ours: named by its bytes, or by its OID.
+#[test]
+fn a_tablespace_at_a_place_that_is_no_text_comes_back() -> Result<()> {
+    for major in [13, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        bytes_of_a_place(&install).with_context(|| format!("PostgreSQL {major}"))?;
+    }
+    Ok(())
+}
+
+fn bytes_of_a_place(install: &Install) -> Result<()> {
+    let source = Source::new(install, "")?;
+    let place = |name: &[u8]| source.place.path().join(OsStr::from_bytes(name));
+    let far = place(b"caf\xE9");
+    fs::create_dir(&far)?;
+    give_to_server(&far)?;
+    // Only a database whose encoding asks nothing of bytes can name it.
+    source.cluster.psql("CREATE DATABASE bytes ENCODING 'SQL_ASCII' TEMPLATE template0")?;
+    let make = format!("CREATE TABLESPACE far LOCATION E'{}/caf\\351'", source.place.path().display());
+    source.cluster.psql_in("bytes", &make)?;
+    source.cluster.psql("CREATE TABLE there TABLESPACE far AS SELECT generate_series(1, 2000) AS n")?;
+    let oid = source.cluster.psql("SELECT oid FROM pg_tablespace WHERE spcname = 'far'")?;
+    source.backup()?;
+    // Such names too, and asked in a database that sends bytes as they are.
+    source.cluster.psql_in("bytes", "SELECT E'CREATE DATABASE \"caf\\351\" TEMPLATE template0' \\gexec")?;
+    let config = fs::read_to_string(&source.config)?;
+    fs::write(&source.config, config.replace("conninfo = \"", "conninfo = \"dbname=bytes "))?;
+    source.backup()?;
+    source.row(1)?;
+    source.archive_all()?;
+    source.pitr(&["info"])?.expect(0)?;
+
+    let (one, other) = (source.target("one"), source.target("other"));
+    let unmoved = source.restore(&one, &["--copy"])?.expect(9)?;
+    ensure!(unmoved.err.contains(&format!("--tablespace {oid}=/new/place")), "{unmoved:?}");
+    let near = source.target("near");
+    source.restore(&one, &["--copy", "--tablespace", &format!("{oid}={}", near.display())])?.expect(0)?;
+    let mut by_bytes = source.command(&["restore", "--copy", "--target-dir"])?;
+    let latin = place(b"sp\xE4t");
+    let moved = [far.as_os_str().as_bytes(), b"=", latin.as_os_str().as_bytes()].concat();
+    by_bytes.arg(&other).arg("--tablespace").arg(OsStr::from_bytes(&moved));
+    Said::of(&by_bytes.output()?).expect(0)?;
+    for (target, new) in [(one, near), (other, latin)] {
+        let restored = Restored::start_copy(install, &target)?.promoted()?;
+        let link = target.join("pg_tblspc").join(&oid);
+        ensure!(fs::read_link(&link)? == new, "{} leads to {:?}", link.display(), fs::read_link(&link)?);
+        ensure!(restored.psql("SELECT count(*), sum(n) FROM there")? == "2000|2001000");
+        restored.stop(Stop::Fast)?;
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Names are those of INTERFACE: scripts depend on them, so nothing is renamed without need. Values are checked where they are
 //! given a type (`target`, `repo::path`), not here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -100,7 +101,7 @@ pub enum Command {
         gid: u32,
         /// The program and its arguments
         #[arg(last = true, required = true)]
-        program: Vec<std::ffi::OsString>,
+        program: Vec<OsString>,
     },
 }
 
@@ -320,9 +321,9 @@ pub struct RestoreArgs {
     /// System identifier, where the repository holds several under this name
     #[arg(long, value_name = "N")]
     pub system_id: Option<u64>,
-    /// New place of a tablespace (repeat for each)
+    /// New place of a tablespace, named by its old one or its OID (repeat for each)
     #[arg(long, value_name = "OLD=NEW")]
-    pub tablespace: Vec<String>,
+    pub tablespace: Vec<OsString>,
     /// What the server does at the target
     #[arg(long, value_enum, default_value_t = ActionArg::Promote)]
     pub action: ActionArg,

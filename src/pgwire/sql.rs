@@ -9,12 +9,15 @@ use std::time::Duration;
 use super::connect::login;
 use super::conninfo::ConnInfo;
 use super::error::ConnError;
-use super::message::{self, Row, ServerNotice, WireError};
+use super::message::{self, Row, ServerNotice};
 use super::socket::{Deadlines, Wire};
 use super::startup::Session;
 
 /// What the server may spend less than the deadline of an answer, so that its own message arrives in time.
 const HEAD_START: Duration = Duration::from_secs(2);
+
+/// A database without an encoding has names of any bytes, and would fail to send those that are not UTF-8.
+const AS_IT_IS: &str = "SELECT set_config('client_encoding', 'SQL_ASCII', false) WHERE current_setting('server_encoding') = 'SQL_ASCII'";
 
 /// A session in one database.
 #[derive(Debug)]
@@ -32,10 +35,13 @@ impl Sql {
         let answer = deadlines.answer;
         let statement_timeout = answer.saturating_sub(HEAD_START).max(answer / 2);
         let wire = login(info, Session::Sql { statement_timeout }, deadlines).await?;
-        Ok(Self { wire, deadlines: *deadlines })
+        let mut sql = Self { wire, deadlines: *deadlines };
+        sql.rows(AS_IT_IS, &[]).await?;
+        Ok(sql)
     }
 
-    /// Runs one statement; `parameters` are the values of `$1`, `$2`, ..., as text. A statement without rows returns none.
+    /// Runs one statement; `parameters` are the values of `$1`, `$2`, ..., as text. A statement without rows returns none. Bytes that are
+    /// not UTF-8 are replaced: names and places of a cluster may be in any encoding, or none, and those that come from here are shown.
     ///
     /// # Errors
     /// [`ConnError::Server`] if the statement failed; the session stays usable then.
@@ -47,7 +53,7 @@ impl Sql {
         message::put_statement(statement, parameters, &mut self.wire.out)?;
         self.wire.request(self.deadlines.answer).await?;
         let rows = self.wire.rows(self.deadlines.answer).await?;
-        Ok(rows.iter().map(texts).collect::<Result<_, _>>()?)
+        Ok(rows.iter().map(texts).collect())
     }
 
     /// The first column of the first row; `None` if there is no row or it is NULL.
@@ -75,12 +81,7 @@ impl Sql {
     }
 }
 
-fn texts(row: &Row) -> Result<Vec<Option<String>>, WireError> {
-    let text = |cell: &bytes::Bytes| {
-        String::from_utf8(cell.to_vec()).map_err(|_| {
-            let reason = "a column is not UTF-8; the database has no encoding".to_owned();
-            WireError::Answer { command: "a statement", reason }
-        })
-    };
-    row.iter().map(|cell| cell.as_ref().map(text).transpose()).collect()
+fn texts(row: &Row) -> Vec<Option<String>> {
+    let text = |cell: &bytes::Bytes| String::from_utf8_lossy(cell).into_owned();
+    row.iter().map(|cell| cell.as_ref().map(text)).collect()
 }

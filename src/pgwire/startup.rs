@@ -62,7 +62,8 @@ fn put_startup(info: &ConnInfo, session: Session, wire: &mut Wire) -> Result<(),
     let timeout;
     let mut parameters = vec![
         ("user", info.user.as_str()),
-        ("client_encoding", "UTF8"),
+        // Without a database the server would hold everything against another encoding, places of tablespaces too, and fail.
+        ("client_encoding", if session == Session::Replication { "SQL_ASCII" } else { "UTF8" }),
         ("application_name", info.application_name.as_str()),
     ];
     if let Some(options) = &info.options {

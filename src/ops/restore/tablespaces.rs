@@ -25,38 +25,57 @@ use super::directory::{cannot, durable_error};
 /// `--tablespace OLD=NEW`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Move {
-    /// Where the tablespace was on the server.
-    pub old: PathBuf,
+    /// Which.
+    pub old: Old,
     /// Where it goes.
     pub new: PathBuf,
 }
 
+/// The tablespace that a [`Move`] means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Old {
+    /// The one that was there on the server.
+    Place(PathBuf),
+    /// The one with this OID: a place may be a name that no terminal can show or type.
+    Oid(u32),
+}
+
 impl Move {
-    /// Parses `OLD=NEW`; an equals sign in a path is written `\=`, as `pg_basebackup` takes it.
+    /// Parses `OLD=NEW`, where OLD is a place or an OID; an equals sign in a path is written `\=`, as `pg_basebackup` takes it. Paths are
+    /// bytes, in whatever encoding.
     ///
     /// # Errors
     /// Kind `Usage`.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub fn parse(text: &OsStr) -> Result<Self> {
         let bad = |why: &str| {
-            Error::usage(format!("--tablespace {text}: {why}"))
-                .hint("write --tablespace /old/place=/new/place, and an equals sign within a path as \\=")
+            Error::usage(format!("--tablespace {}: {why}", text.display()))
+                .hint("write --tablespace /old/place=/new/place, or OID=/new/place, and an equals sign within a path as \\=")
         };
-        let mut parts: Vec<String> = vec![String::new()];
-        let mut chars = text.chars().peekable();
-        while let Some(c) = chars.next() {
-            let escaped = c == '\\' && chars.peek() == Some(&'=');
-            match (c, parts.last_mut()) {
-                ('=', _) => parts.push(String::new()),
-                (_, Some(part)) => part.push(if escaped { chars.next().unwrap_or(c) } else { c }),
+        let mut parts: Vec<Vec<u8>> = vec![Vec::new()];
+        let mut bytes = text.as_bytes().iter().copied().peekable();
+        while let Some(byte) = bytes.next() {
+            let escaped = byte == b'\\' && bytes.peek() == Some(&b'=');
+            match (byte, parts.last_mut()) {
+                (b'=', _) => parts.push(Vec::new()),
+                (_, Some(part)) => part.push(if escaped { bytes.next().unwrap_or(byte) } else { byte }),
                 (_, None) => {}
             }
         }
         let [old, new] = parts.as_slice() else { return Err(bad("it is not OLD=NEW")) };
-        let (old, new) = (clean(Path::new(old)), clean(Path::new(new)));
-        if !old.is_absolute() || !new.is_absolute() {
+        let new = clean(Path::new(OsStr::from_bytes(new)));
+        let oid = std::str::from_utf8(old).ok().and_then(|text| text.parse().ok());
+        let old = oid.map_or_else(|| Old::Place(clean(Path::new(OsStr::from_bytes(old)))), Old::Oid);
+        if matches!(&old, Old::Place(place) if !place.is_absolute()) || !new.is_absolute() {
             return Err(bad("both paths must be absolute"));
         }
         Ok(Self { old, new })
+    }
+
+    fn means(&self, oid: u32, place: &Path) -> bool {
+        match &self.old {
+            Old::Place(old) => old == place,
+            Old::Oid(old) => *old == oid,
+        }
     }
 }
 
@@ -82,16 +101,19 @@ pub fn locate(
     target: &Path,
 ) -> Result<Vec<Tablespace>> {
     let original = |link: &TablespaceLink| clean(Path::new(OsStr::from_bytes(&link.path)));
-    let originals: Vec<PathBuf> = map.links.iter().map(original).collect();
-    if let Some(stray) = moves.iter().find(|m| !originals.contains(&m.old)) {
-        return Err(Error::usage(format!("the backup has no tablespace at {}", stray.old.display()))
-            .hint(known(&originals)));
+    let originals: Vec<(u32, PathBuf)> = map.links.iter().map(|link| (link.oid, original(link))).collect();
+    if let Some(stray) = moves.iter().find(|m| !originals.iter().any(|(oid, place)| m.means(*oid, place))) {
+        let which = match &stray.old {
+            Old::Place(place) => format!("at {}", place.display()),
+            Old::Oid(oid) => format!("{oid}"),
+        };
+        return Err(Error::usage(format!("the backup has no tablespace {which}")).hint(known(&originals)));
     }
     let mut found = Vec::new();
-    for (link, original) in map.links.iter().zip(&originals) {
-        let moved = moves.iter().find(|m| m.old == *original).map(|m| m.new.clone());
+    for (oid, original) in &originals {
+        let moved = moves.iter().find(|m| m.means(*oid, original)).map(|m| m.new.clone());
         let place = original.is_absolute().then(|| moved.unwrap_or_else(|| original.clone()));
-        found.push(Tablespace { oid: link.oid, original: original.clone(), place });
+        found.push(Tablespace { oid: *oid, original: original.clone(), place });
     }
     if purpose == Purpose::Copy {
         refuse_originals(&found)?;
@@ -118,19 +140,28 @@ pub fn locate(
 /// A copy must not write where the original's tablespaces are.
 fn refuse_originals(all: &[Tablespace]) -> Result<()> {
     let taken = |t: &&Tablespace| t.place.as_ref().is_some_and(|p| all.iter().any(|o| o.original == *p));
-    let unmapped: Vec<String> = all.iter().filter(taken).map(|t| t.original.display().to_string()).collect();
+    let unmapped: Vec<&Tablespace> = all.iter().filter(taken).collect();
     if unmapped.is_empty() {
         return Ok(());
     }
-    Err(Error::refused(format!("a copy needs new places for the tablespaces at {}", unmapped.join(", ")))
-        .hint(unmapped.iter().map(|p| format!("--tablespace {p}=/new/place")).collect::<Vec<_>>().join(" ")))
+    let listed = |each: &dyn Fn(&Tablespace) -> String, between: &str| {
+        unmapped.iter().map(|one| each(one)).collect::<Vec<_>>().join(between)
+    };
+    let places = listed(&|one| one.original.display().to_string(), ", ");
+    Err(Error::refused(format!("a copy needs new places for the tablespaces at {places}"))
+        .hint(listed(&|one| format!("--tablespace {}=/new/place", handle(one.oid, &one.original)), " ")))
 }
 
-fn known(originals: &[PathBuf]) -> String {
+/// What names a tablespace on a command line: its place, or its OID if the place is no text.
+fn handle(oid: u32, place: &Path) -> String {
+    place.to_str().map_or_else(|| oid.to_string(), |text| text.replace('=', "\\="))
+}
+
+fn known(originals: &[(u32, PathBuf)]) -> String {
     if originals.is_empty() {
         return "it has none".to_owned();
     }
-    let list: Vec<String> = originals.iter().map(|p| p.display().to_string()).collect();
+    let list: Vec<String> = originals.iter().map(|(oid, p)| format!("{} ({oid})", p.display())).collect();
     format!("it has: {}", list.join(", "))
 }
 
@@ -317,16 +348,32 @@ mod tests {
     }
 
     fn moves(texts: &[&str]) -> Vec<Move> {
-        texts.iter().map(|t| Move::parse(t).unwrap()).collect()
+        texts.iter().map(|t| Move::parse(t.as_ref()).unwrap()).collect()
     }
 
     #[test]
     fn a_move_is_two_absolute_paths() {
-        let parsed = Move::parse("/a\\=b/=/c").unwrap();
-        assert_eq!((parsed.old, parsed.new), (PathBuf::from("/a=b"), PathBuf::from("/c")));
-        for bad in ["", "/a", "/a=b", "a=/b", "/a=/b=/c"] {
-            assert_eq!(Move::parse(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
+        let parsed = Move::parse("/a\\=b/=/c".as_ref()).unwrap();
+        assert_eq!((parsed.old, parsed.new), (Old::Place("/a=b".into()), PathBuf::from("/c")));
+        for bad in ["", "/a", "/a=b", "a=/b", "/a=/b=/c", "16385=c", "-1=/c"] {
+            assert_eq!(Move::parse(bad.as_ref()).unwrap_err().kind(), Kind::Usage, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_place_that_is_no_text_is_moved_by_its_bytes_or_its_oid() {
+        let bytes = |text: &[u8]| OsStr::from_bytes(text).to_owned();
+        let links = vec![TablespaceLink { oid: 16385, path: b"/srv/caf\xe9".to_vec() }];
+        let map = TablespaceMap { links };
+        let target = Path::new("/srv/copy");
+        let refused = locate(&map, &[], Purpose::Copy, target).unwrap_err();
+        assert!(refused.report().contains("--tablespace 16385=/new/place"), "{refused}");
+        for flag in [bytes(b"/srv/caf\xe9=/new/\xe9"), bytes(b"16385=/new/\xe9")] {
+            let good = locate(&map, &[Move::parse(&flag).unwrap()], Purpose::Copy, target).unwrap();
+            assert_eq!(map_bytes(&good, PgMajor::V15).unwrap(), b"16385 /new/\xe9\n");
+        }
+        let stray = locate(&map, &moves(&["16386=/x"]), Purpose::Copy, target).unwrap_err();
+        assert_eq!(stray.message(), "the backup has no tablespace 16386");
     }
 
     #[test]
