@@ -14,6 +14,8 @@
 
 mod support;
 
+#[path = "crash/adopt.rs"]
+mod adopt;
 #[path = "crash/archive.rs"]
 mod archive;
 #[path = "crash/backup.rs"]
