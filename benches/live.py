@@ -5,7 +5,8 @@
 
     replay  a base backup of a pgbench database and the WAL that follows it (--wal: of pgbench, or of rows of hashed text); the server is started on a fresh copy each time and ends itself at
             the last record. What is timed is the whole of it, from start to exit. The tools take turns, in one order and then in the other.
-            The last row reads from an S3 server behind a link with a round trip of 20 ms, the others from directories.
+            The last rows read from an S3 server: behind a link with a round trip of 20 ms, and behind the same link without it. The
+            server and its proxies run on the same processors, which the difference of the two leaves out.
     live    bulk inserts of hashed text for some seconds at a time, in pairs A B, B A: A archives with /bin/true, B with pitr and its agent.
             TPS of each, the longest queue, and the CPU seconds of pitr: its clients' and its agent's. "Accounted for" are they by what share
             of the machine they took: a TPS of B is divided by what was left.
@@ -92,12 +93,15 @@ class Replay:
 
     def run(self):
         self.make()
-        rows = [Cp(self), PgBackRest(self, ""), PgBackRest(self, "archive-async=y\n"), Pitr(self), PitrAgent(self)]
+        kinds = [Cp, PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAgentS3, PitrAgentNear]
+        wanted = [kind for kind in kinds if kind is Cp or not self.o.rows or kind.slug in self.o.rows]
         try:
-            self.bench.s3 = S3(self.bench)
-            rows.append(PitrAgentS3(self))
+            if any(issubclass(kind, PitrAgentS3) for kind in wanted):
+                self.bench.s3 = S3(self.bench)
         except Failed as why:
             print(f"S3 is left out: {why}", file=sys.stderr, flush=True)
+            wanted = [kind for kind in wanted if not issubclass(kind, PitrAgentS3)]
+        rows = [kind(self) for kind in wanted]
         samples = {row.name: [] for row in rows}
         self.once(rows[0])
         for number in range(self.o.rounds):
@@ -131,16 +135,14 @@ class Row:
 
 
 class Cp(Row):
-    name = "`cp`"
+    name, slug = "`cp`", "cp"
 
     def command(self):
         return f"cp {self.replay.source.wal}/%f %p"
 
 
 class PgBackRest(Row):
-    def __init__(self, replay, more):
-        self.name, self.more = f"pgBackRest{', async' if more else ''}", more
-        super().__init__(replay)
+    name, slug, more = "pgBackRest", "pgbackrest", ""
 
     def config(self, data):
         text = pgbackrest_conf(self.place, data, f"repo1-path={self.place}/repo\n", self.more)
@@ -160,8 +162,12 @@ class PgBackRest(Row):
         return f"pgbackrest --config={self.config(self.replay.copy)} --stanza=bench archive-get %f \"%p\""
 
 
+class PgBackRestAsync(PgBackRest):
+    name, slug, more = "pgBackRest, async", "pgbackrest-async", "archive-async=y\n"
+
+
 class Pitr(Row):
-    name = "**pitr**"
+    name, slug = "**pitr**", "pitr"
 
     def config(self, data):
         text = pitr_toml(self.place, self.replay.source.dir, data, self.repository())
@@ -191,7 +197,7 @@ class Pitr(Row):
 
 
 class PitrAgent(Pitr):
-    name = "**pitr, agent**"
+    name, slug = "**pitr, agent**", "agent"
 
     def start(self):
         socket = f"{self.place}/agent.sock"
@@ -203,10 +209,10 @@ class PitrAgent(Pitr):
 
 
 class PitrAgentS3(PitrAgent):
-    name = "**pitr, agent**, S3, 20 ms"
+    name, slug, near = "**pitr, agent**, S3, 20 ms", "agent-s3", False
 
     def repository(self):
-        return self.replay.bench.s3.pitr("replay")
+        return self.replay.bench.s3.pitr(f"replay-{self.slug}", self.near)
 
     def init(self, base):
         # s3s-fs honours the condition of a create but lets several racing ones win, which `init` finds out. Nobody races here.
@@ -214,6 +220,10 @@ class PitrAgentS3(PitrAgent):
             config.write("allow_unsafe_store = true\n")
         run([*base, "init"])
         self.config(self.replay.source.data)
+
+
+class PitrAgentNear(PitrAgentS3):
+    name, slug, near = "**pitr, agent**, S3, 0 ms", "agent-s3-near", True
 
 
 class Live:
@@ -311,6 +321,7 @@ def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--segments", type=int, default=100, help="that are recovered, at least")
     parser.add_argument("--wal", choices=("pgbench", "text"), default="pgbench", help="what is replayed")
+    parser.add_argument("--rows", nargs="*", help="slugs of the commands that recover besides cp: pgbackrest, pgbackrest-async, pitr, agent, agent-s3, agent-s3-near")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=20, help="of bulk inserts at a time")

@@ -112,8 +112,8 @@ class S3:
         self.curl = bench.make("s3.curl", f'user = "{KEY}:{SECRET}"\naws-sigv4 = "aws:amz:us-east-1:s3"\n'
                                           f'header = "x-amz-content-sha256: UNSIGNED-PAYLOAD"\ncacert = "{self.keys}/ca.crt"\n'
                                           "silent\nshow-error\nfail\n")
-        ports = [processes.free_port() for _ in range(3)]
-        self.port = ports[2]
+        ports = [processes.free_port() for _ in range(4)]
+        self.port, self.near = ports[2], ports[3]
         # Debian's Python by path: one that root keeps in its home is closed to the server's user.
         proxy = ["/usr/bin/python3", bench.proxy]
         chain = (
@@ -121,6 +121,7 @@ class S3:
             ("the TLS end", [*proxy, "--listen", str(ports[1]), "--to", str(ports[0]), "--cert", f"{self.keys}/server.crt",
                              "--key", f"{self.keys}/server.key"]),
             ("the slow link", [*proxy, "--listen", str(ports[2]), "--to", str(ports[1]), "--round-trip-ms", str(bench.o.round_trip_ms)]),
+            ("the link without a delay", [*proxy, "--listen", str(ports[3]), "--to", str(ports[1]), "--round-trip-ms", "0"]),
         )
         self.daemons = [processes.daemon(what, args, f"{bench.dir}/s3.log", lambda port=port: processes.listens(port))
                         for (what, args), port in zip(chain, ports)]
@@ -139,8 +140,9 @@ class S3:
         os.makedirs(path, exist_ok=True)
         return path
 
-    def pitr(self, slug):
-        return (f'url = "s3://{BUCKET}/{slug}"\nendpoint = "https://127.0.0.1:{self.port}"\nregion = "us-east-1"\n'
+    def pitr(self, slug, near=False):
+        port = self.near if near else self.port
+        return (f'url = "s3://{BUCKET}/{slug}"\nendpoint = "https://127.0.0.1:{port}"\nregion = "us-east-1"\n'
                 f'ca_file = "{self.keys}/ca.crt"\ncredentials_file = "{self.credentials}"\n')
 
     def pgbackrest(self, slug):
