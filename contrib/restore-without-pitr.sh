@@ -2,13 +2,16 @@
 # Restores a full backup and all WAL after it without pitr: with zstd, tar, b3sum, a shell, and for an encrypted
 # repository age. FORMAT.md says what is read here; tests/without_pitr.rs starts PostgreSQL on the result.
 #
-#   restore-without-pitr.sh [-i IDENTITY] [-f FINGERPRINT] [-b BACKUP] FOLDER DIRECTORY
+#   restore-without-pitr.sh [-i IDENTITY] [-f FINGERPRINT] [-b BACKUP] [-T OLD=NEW]... FOLDER DIRECTORY
 #
 #     FOLDER         a copy of <cluster>/<system identifier>/ of the repository on a local disk; it must stay while recovery runs
 #     DIRECTORY      the data directory to make; DIRECTORY.restore/ beside it holds the restore_command and the unwrapped keys
 #     -i IDENTITY    a recipient's identity file (AGE-SECRET-KEY-1...), if the repository is encrypted
 #     -f FINGERPRINT of the seal key, as the recovery kit prints it; without it nothing tells this repository from a forged one
 #     -b BACKUP      which backup; the newest complete full one otherwise
+#     -T OLD=NEW     where a tablespace goes: OLD is its place on the server, or its OID; NEW is an empty directory, or one to be
+#                    made. An equals sign in a path is written \=. Every tablespace needs one; those that WAL makes later go
+#                    where they were made
 #
 # Start PostgreSQL of the same major version on DIRECTORY then. It replays to the end of the WAL in FOLDER: a segment that is
 # not there counts as the end, so look whether one is missing in between. Damage stops recovery.
@@ -18,12 +21,15 @@ umask 077
 die() { printf 'restore-without-pitr: %s\n' "$*" >&2; exit 1; }
 usage() { sed -n '2,/^# Start/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-identity='' fingerprint='' backup=''
-while getopts i:f:b: flag; do
+identity='' fingerprint='' backup='' moves=''
+line_feed='
+'
+while getopts i:f:b:T: flag; do
   case $flag in
     i) identity=$OPTARG ;;
     f) fingerprint=$(printf %s "$OPTARG" | tr -d ' ' | tr A-F a-f) ;;
     b) backup=$OPTARG ;;
+    T) moves=$moves$OPTARG$line_feed ;;
     *) usage ;;
   esac
 done
@@ -116,8 +122,63 @@ fi
 place=backups/$backup
 check_json "$place/backup.json"
 verdict=$folder/$place/backup.json
-grep -q '"tablespaces": \[\]' "$verdict" ||
-  die "backup $backup has tablespaces: FORMAT.md, section 8, says what to do by hand"
+
+# --- Tablespaces: their links are there before the files, and PostgreSQL makes them anew from tablespace_map -------------
+# Their OIDs, and the places as they are: in JSON a quotation mark and a backslash have a backslash before them.
+sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "oid": \([0-9]*\),$/\1/p' "$verdict" >"$work/oids"
+sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "location": "\(.*\)"$/\1/p' "$verdict" |
+  sed 's/\\\(["\\]\)/\1/g' >"$work/locations"
+[ "$(wc -l <"$work/oids")" -eq "$(wc -l <"$work/locations")" ] || die 'the tablespaces in backup.json cannot be read'
+major=$(member "$verdict" major)
+# Nothing was written yet: the next attempt begins anew.
+refuse() { rm -rf "$work" "$data"; die "$*"; }
+# OLD and NEW of each -T, a line each.
+equals=$(printf '\001')
+printf %s "$moves" | sed "s/\\\\=/$equals/g" | while IFS= read -r move; do
+  case $move in
+    *=*=* | =*) refuse "-T $move: it is not OLD=NEW" ;;
+    *=/*) printf '%s\n%s\n' "${move%%=*}" "${move#*=}" | tr "$equals" = ;;
+    *) refuse "-T $move: it is not OLD=NEW with NEW an absolute path" ;;
+  esac
+done >"$work/moves"
+: >"$work/map"
+: >"$work/places"
+wanting=''
+exec 3<"$work/locations"
+while IFS= read -r oid; do
+  IFS= read -r old <&3
+  case $old in
+    /*) ;;
+    *) printf '%s %s\n' "$oid" "$old" >>"$work/map"; continue ;; # it lies inside the data directory
+  esac
+  new=''
+  while IFS= read -r from && IFS= read -r to; do
+    if [ "$from" = "$oid" ] || [ "${from%/}" = "$old" ]; then new=$to; fi
+  done <"$work/moves"
+  if [ -z "$new" ]; then
+    wanting="$wanting -T '$old=/new/place'"
+    continue
+  fi
+  mkdir -p "$new"
+  new=$(cd "$new" && pwd -P)
+  [ -z "$(ls -A "$new")" ] || refuse "$new, for the tablespace at $old, is not empty"
+  case $new/ in "$(cd "$data" && pwd -P)"/*) refuse "$new lies inside the data directory" ;; esac
+  if grep -qxF -e "$new" "$work/places"; then refuse "two tablespaces would be at $new"; fi
+  case $major:$new in 13:*\\) refuse "PostgreSQL 13 reads no path with a backslash at its end: $new" ;; esac
+  chmod 700 "$new"
+  printf '%s\n' "$new" >>"$work/places"
+  mkdir -p "$data/pg_tblspc"
+  ln -s "$new" "$data/pg_tblspc/$oid"
+  # Since 14 a backslash protects itself there.
+  [ "$major" -lt 14 ] || new=$(printf '%s\n' "$new" | sed 's/\\/&&/g')
+  printf '%s %s\n' "$oid" "$new" >>"$work/map"
+done <"$work/oids"
+exec 3<&-
+[ -z "$wanting" ] || refuse "backup $backup has tablespaces; say where they go:$wanting"
+while IFS= read -r from && IFS= read -r to; do
+  grep -qxF -e "$from" -e "${from%/}" "$work/oids" "$work/locations" ||
+    refuse "-T $from=$to: the backup has no tablespace there"
+done <"$work/moves"
 
 suffix='' open=cat
 if [ "$sealed" = true ]; then
@@ -149,9 +210,14 @@ printf 'backup %s: %s packs, all whole\n' "$backup" "$count"
     $open "$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix" || touch "$work/failed"
     number=$((number + 1))
   done
-} | { zstd -qdc || touch "$work/failed"; } | tar x -p -f - -C "$data"
+} | { zstd -qdc || touch "$work/failed"; } |
+  tar x -p -f - -C "$data" --keep-directory-symlink || touch "$work/failed"
 [ ! -e "$work/failed" ] || die 'a pack does not open'
 chmod 700 "$data"
+if [ -s "$work/map" ]; then
+  [ -f "$data/tablespace_map" ] || die 'the backup has tablespaces but no tablespace_map'
+  cat "$work/map" >"$data/tablespace_map"
+fi
 
 # --- WAL: what PostgreSQL calls for each file ------------------------------------------------------------
 cat >"$work/get.sh" <<END

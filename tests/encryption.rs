@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use support::agent::{Agent, configure, own_repository, status};
 use support::cluster::{Cluster, Install, Stop, as_server, give_to_server, scratch};
+use support::meter::Meter;
 use support::restored::walk;
 use support::s3::S3;
 use support::site::{Answer, Site, SiteOptions, open, settle, until};
@@ -480,6 +481,175 @@ fn an_agent_seals_what_it_stores_and_fetches_for_who_believes_its_seal_key() -> 
     get(&"00".repeat(32))?.expect(207, &["another seal key", "fingerprint"])?;
     ensure!(!delivered.exists());
     agent.end(nix::sys::signal::Signal::SIGTERM)?;
+    Ok(())
+}
+
+/// The epoch that a stored segment is sealed with.
+fn epoch_of(site: &Site, segment: &str) -> Result<String> {
+    let object = fs::read(site.object(segment)?)?;
+    let head = String::from_utf8_lossy(object.get(..512).context("a header")?).into_owned();
+    let line = head.lines().find_map(|line| line.strip_prefix("key=")).map(str::to_owned);
+    line.with_context(|| format!("no key in {head}"))
+}
+
+#[test]
+fn a_running_agent_takes_up_a_new_epoch_and_puts_its_wraps_there_first() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    let host_file = site.place().join("main.host");
+    let keys = format!("[keys]\nhost_file = \"{}\"\n", host_file.display());
+    configure(&site, &format!("{}{keys}", own_repository(&site)))?;
+    let agent = Agent::start(&site)?;
+    fill(&site)?;
+    ensure!(epoch_of(&site, &site.switch()?)? == "e0001");
+    let taken_up = |epoch: &str| {
+        let change = || site.cluster.psql("SELECT pg_create_restore_point('x')");
+        let used = || {
+            change()?;
+            Ok(epoch_of(&site, &site.switch()?)? == epoch)
+        };
+        until(used, || format!("{epoch} is not used\n{}", agent.log()))
+    };
+    site.json(&["key", "rotate", "--json"])?;
+    taken_up("e0002")?;
+
+    // Rotated on an operator's machine, and brought here as a file: nobody has put the wraps into the repository.
+    let brought = site.place().join("brought.host");
+    fs::copy(&host_file, &brought)?;
+    fs::set_permissions(&brought, fs::Permissions::from_mode(0o600))?;
+    give_to_server(&brought)?;
+    office
+        .pitr(&["key", "rotate", "--cluster", "main", "--host-file", &brought.display().to_string()])?
+        .expect(0, &[])?;
+    let wrap = site.folder()?.join("keys/e0003/wrap-0001.age");
+    ensure!(!wrap.exists());
+    fs::rename(&brought, &host_file)?;
+    taken_up("e0003")?;
+    ensure!(wrap.exists(), "sealed with an epoch that nobody can open");
+    ensure!(agent.log().contains("lacked") && agent.log().contains("e0003/wrap-0001.age"), "{}", agent.log());
+    let daily = office.daily().display().to_string();
+    site.ask(&["key", "test", "--identity", &daily])?.expect(0, &[])?;
+
+    // Half a host file: the agent goes on, and says so.
+    let good = fs::read(&host_file)?;
+    fs::write(&host_file, good.get(..good.len() / 2).context("half of it")?)?;
+    until(|| Ok(agent.log().contains("cannot be used any more")), || agent.log())?;
+    ensure!(epoch_of(&site, &site.switch()?)? == "e0003");
+    fs::write(&host_file, &good)?;
+    let rows = site.cluster.psql(ROWS)?;
+    site.backup()?;
+    site.switch()?;
+    agent.end(nix::sys::signal::Signal::SIGTERM)?;
+    let (copy, _) = site.restored(&["--identity", &daily])?;
+    ensure!(copy.psql(ROWS)? == rows, "other rows came back");
+    Ok(())
+}
+
+#[test]
+fn the_state_directory_may_go_between_any_two_commands_and_holds_nothing() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    let state = site.place().join("state");
+    let keys = format!("[keys]\nhost_file = \"{}\"\n", site.place().join("main.host").display());
+    let retention = "retention = { window = \"7d\" }\n";
+    configure(&site, &format!("{}{retention}{keys}", own_repository(&site)))?;
+    let text = fs::read_to_string(&site.config)?;
+    fs::write(&site.config, format!("state_dir = \"{}\"\n{text}", state.display()))?;
+    let daily = office.daily().display().to_string();
+    let dest = site.place().join("dest").display().to_string();
+    // There, gone, and impossible to make: a file is in its place.
+    for round in ["made", "gone", "a file"] {
+        let prepare = || -> Result<()> {
+            if state.is_dir() {
+                let left: Vec<_> = fs::read_dir(&state)?.flatten().map(|entry| entry.file_name()).collect();
+                ensure!(left.is_empty(), "docs/encryption.md says that nothing is kept there: {left:?}");
+                fs::remove_dir_all(&state)?;
+            } else if state.exists() {
+                fs::remove_file(&state)?;
+            }
+            match round {
+                "made" => fs::create_dir(&state)?,
+                "gone" => return Ok(()),
+                _ => fs::write(&state, "in the way")?,
+            }
+            give_to_server(&state)
+        };
+        let run = |args: &[&str]| {
+            prepare()?;
+            site.ask(args)?.expect(0, &[]).with_context(|| format!("{round}: {args:?}"))
+        };
+        run(&["init", "--superuser", &site.cluster.conninfo()])?;
+        run(&["key", "rotate"])?;
+        run(&["key", "list"])?;
+        if round == "made" {
+            fill(&site)?;
+        }
+        prepare()?;
+        let alone = site.switch()?;
+        run(&["check"])?;
+        run(&["backup", "--full"])?;
+        prepare()?;
+        let agent = Agent::start(&site)?;
+        site.cluster.psql(&format!("INSERT INTO t VALUES (7000, '{round}')"))?;
+        prepare()?;
+        let segment = site.switch()?;
+        run(&["agent", "--status"])?;
+        ensure!(agent.end(nix::sys::signal::Signal::SIGTERM)?.success());
+        run(&["info"])?;
+        run(&["verify", "--decode", "--identity", &daily])?;
+        run(&["expire"])?;
+        for name in [&alone, &segment] {
+            run(&["--identity", &daily, "archive-get", name, &dest])?;
+        }
+        let rows = site.cluster.psql(ROWS)?;
+        prepare()?;
+        let (copy, _) = site.restore(&["--identity", &daily])?;
+        prepare()?;
+        open(&copy)?;
+        ensure!(copy.psql(ROWS)? == rows, "{round}: other rows came back");
+        prepare()?;
+        ensure!(round != "gone" || !state.exists(), "somebody made it");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_look_at_a_few_files_of_a_large_encrypted_backup_fetches_little() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let Some(s3) = S3::start()? else { return Ok(()) };
+    let meter = Meter::before(&s3.address())?;
+    let (site, office) = sealed(
+        &install,
+        &SiteOptions::default(),
+        |_| "s3://bucket/pg".to_owned(),
+        |place| Ok(s3.settings(place)?.replace(&s3.address(), meter.address())),
+    )?;
+    fill(&site)?;
+    // What does not compress and writes no WAL: a base backup takes every file.
+    let noise = site.cluster.data.join("noise");
+    let mut bytes = vec![0; 160 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    fs::write(&noise, &bytes)?;
+    give_to_server(&noise)?;
+    let backup = site.backup()?;
+    let stored = backup["stored_bytes"].as_u64().context("stored_bytes")?;
+    ensure!(stored > 160 << 20, "{backup}");
+    let daily = office.daily().display().to_string();
+    let target = site.place().join("look").display().to_string();
+    let before = meter.fetched();
+    site.ask(&["restore", "--copy", "--target-dir", &target, "--identity", &daily, "--dry-run"])?
+        .expect(0, &[])?;
+    let fetched = meter.fetched() - before;
+    eprintln!("a plan fetched {fetched} of {stored} bytes");
+    ensure!(fetched < stored / 4, "a plan fetched {fetched} of {stored} bytes");
+    let rows = site.cluster.psql(ROWS)?;
+    let before = meter.fetched();
+    let (copy, _) = site.restored(&["--identity", &daily])?;
+    ensure!(copy.psql(ROWS)? == rows, "other rows came back");
+    ensure!(fs::read(copy.data.join("noise"))? == bytes, "another file came back");
+    let fetched = meter.fetched() - before;
+    eprintln!("a restore fetched {fetched} of {stored} bytes");
+    ensure!(fetched < stored + stored / 3, "packs were fetched more than once: {fetched} of {stored}");
     Ok(())
 }
 

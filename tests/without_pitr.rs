@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use support::cluster::{Cluster, Install, as_server, run, scratch};
+use support::cluster::{Cluster, Install, as_server, give_to_server, run, scratch};
 use support::site::{Answer, Site, SiteOptions, open, settle};
 
 const ROWS: &str = "SELECT count(*) || ' ' || md5(string_agg(said, ',' ORDER BY n)) FROM t";
@@ -31,6 +31,8 @@ fn tools() -> bool {
 /// A copy of the repository's folder, as somebody without pitr would make it.
 struct Rescue {
     place: tempfile::TempDir,
+    /// Where tablespaces were on the server.
+    spaces: Vec<PathBuf>,
     rows: String,
     folder: PathBuf,
     key: Option<PathBuf>,
@@ -39,7 +41,13 @@ struct Rescue {
 
 impl Rescue {
     fn of(install: &Install, sealed: bool) -> Result<Self> {
+        Self::with(install, sealed, &[])
+    }
+
+    /// With tables in tablespaces whose directories have these names.
+    fn with(install: &Install, sealed: bool, spaces: &[&str]) -> Result<Self> {
         let place = scratch("pitr-rescue-")?;
+        let spaces: Vec<PathBuf> = spaces.iter().map(|name| place.path().join(name)).collect();
         let key = place.path().join("offline.key");
         let (site, fingerprint) = if sealed {
             let home = scratch("pitr-sealed-")?;
@@ -68,8 +76,19 @@ impl Rescue {
         };
         site.cluster
             .psql("CREATE TABLE t AS SELECT n, md5(n::text) AS said FROM generate_series(1, 500) n")?;
+        for (n, space) in spaces.iter().enumerate() {
+            fs::create_dir(space)?;
+            give_to_server(space)?;
+            site.cluster.psql(&format!("CREATE TABLESPACE far{n} LOCATION '{}'", space.display()))?;
+            site.cluster.psql(&format!(
+                "CREATE TABLE far{n} TABLESPACE far{n} AS SELECT generate_series(1, 500) n"
+            ))?;
+        }
         site.switch()?;
         site.backup()?;
+        for n in 0..spaces.len() {
+            site.cluster.psql(&format!("INSERT INTO far{n} SELECT generate_series(501, 700)"))?;
+        }
         if sealed {
             // What comes after lies in another epoch.
             site.json(&["key", "rotate", "--json"])?;
@@ -80,7 +99,7 @@ impl Rescue {
         let folder = place.path().join("folder");
         run(as_server("cp")?.arg("-a").arg(site.folder()?).arg(&folder))?;
         let key = sealed.then_some(key);
-        Ok(Self { place, rows, folder, key, fingerprint })
+        Ok(Self { place, spaces, rows, folder, key, fingerprint })
     }
 
     fn restore(&self, target: &Path, more: &[&str]) -> Result<Answer> {
@@ -181,5 +200,61 @@ fn an_encrypted_repository_is_restored_without_pitr() -> Result<()> {
     settle(&copy)?;
     ensure!(copy.start().is_err(), "recovery went over a forged segment");
     ensure!(copy.log_text().contains("forged"), "{}", copy.log_text());
+    Ok(())
+}
+
+#[test]
+fn tablespaces_go_where_they_are_told_to_and_nowhere_else() -> Result<()> {
+    for (version, sealed) in [(13, false), (14, true), (17, true)] {
+        let Some(install) = Install::find_or_skip(version).filter(|_| tools()) else { return Ok(()) };
+        let rescue = Rescue::with(&install, sealed, &["far away\\disk", "a=b"])?;
+        let [odd, equals] = rescue.spaces.as_slice() else { unreachable!("two were asked for") };
+        let (new, other) = (rescue.fresh("new \\ place"), rescue.fresh("c=d"));
+        let escaped = |path: &Path| path.display().to_string().replace('=', "\\=");
+        let moves = [
+            format!("{}={}", escaped(odd), escaped(&new)),
+            format!("{}={}", escaped(equals), escaped(&other)),
+        ];
+        let [first, second] = moves.each_ref().map(String::as_str);
+        // Whoever looks there finds nothing.
+        rescue.spaces.iter().try_for_each(fs::remove_dir_all)?;
+
+        let target = rescue.fresh("refused");
+        let refused = |more: &[&str], says: &str| -> Result<()> {
+            rescue.restore(&target, more)?.expect(1, &[says])?;
+            ensure!(!target.exists(), "{more:?} left a directory");
+            Ok(())
+        };
+        refused(&["-T", first], &equals.display().to_string())?;
+        refused(&["-T", first, "-T", &format!("{}={}", escaped(equals), escaped(&new))], "two tablespaces")?;
+        refused(&["-T", first, "-T", second, "-T", "/none=/x"], "no tablespace there")?;
+        refused(&["-T", first, "-T", "a=b=/c"], "not OLD=NEW")?;
+        refused(&["-T", first, "-T", &format!("{}=c", escaped(equals))], "absolute")?;
+        fs::write(other.join("taken"), b"x")?;
+        refused(&["-T", first, "-T", second], "not empty")?;
+        fs::remove_file(other.join("taken"))?;
+
+        let copy = rescue.restored(&install, &["-T", first, "-T", second])?;
+        ensure!(copy.psql(ROWS)? == rescue.rows, "{version}: other rows came back");
+        for (n, place) in [&new, &other].into_iter().enumerate() {
+            ensure!(
+                copy.psql(&format!("SELECT count(*), max(n) FROM far{n}"))? == "700|700",
+                "{version}: far{n}"
+            );
+            let at = copy.psql(&format!(
+                "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'far{n}'"
+            ))?;
+            ensure!(Path::new(&at) == place.canonicalize()?, "{version}: {at}");
+            ensure!(fs::read_dir(place)?.count() == 1, "{version}: nothing in {}", place.display());
+        }
+        ensure!(rescue.spaces.iter().all(|old| !old.exists()), "{version}: the old place is back");
+        // By its OID, for names that no shell can say.
+        let oid = copy.psql("SELECT oid FROM pg_tablespace WHERE spcname = 'far0'")?;
+        let (by_oid, beside) = (rescue.fresh("by oid"), rescue.fresh("beside"));
+        let moves =
+            [format!("{oid}={}", by_oid.display()), format!("{}={}", escaped(equals), beside.display())];
+        rescue.restore(&rescue.fresh("again"), &["-T", &moves[0], "-T", &moves[1]])?.expect(0, &[])?;
+        ensure!(fs::read_dir(&by_oid)?.count() == 1 && fs::read_dir(&beside)?.count() == 1, "{version}");
+    }
     Ok(())
 }

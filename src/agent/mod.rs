@@ -8,12 +8,13 @@
 //! ```
 //! Invariants: an agent makes things faster and nothing else. No state on disk is trusted, nothing needs it to be there, and killing it at any
 //! moment loses nothing that was said yes to. What it answers is true of the configuration that the asker goes by (its fingerprint);
-//! when that file changes the agent reads it again.
+//! when that file changes, or a file of keys that it names, the agent reads it again.
 
 mod account;
 pub mod client;
 mod effort;
 pub mod fetcher;
+mod keyfiles;
 mod outlook;
 mod pusher;
 mod queue;
@@ -36,9 +37,10 @@ use crate::codec::Compression;
 use crate::error::{Error, Result};
 use crate::ops::archive::{COPY_MARKER, Place};
 use crate::pgdata::ControlFile;
-use crate::repo::Repository;
+use crate::repo::{Keyring, Repository};
 use crate::wal::{SegmentName, SegmentSize, SystemId};
 use fetcher::Fetcher;
+use keyfiles::KeyFiles;
 use outlook::Watch;
 use pusher::Pusher;
 use server::{Desk, Generation, Wish};
@@ -59,12 +61,20 @@ pub struct Setup {
     pub data_dir: PathBuf,
     /// Where WAL goes.
     pub repositories: Vec<Repository>,
+    /// The files that the keys of the repositories were read from.
+    pub key_files: Vec<PathBuf>,
     /// How WAL is compressed when there is time.
     pub compression: Compression,
     /// Files under way at once.
     pub push_ahead: usize,
     /// Longest that a file shall wait.
     pub rpo: Duration,
+}
+
+impl Setup {
+    fn seals(&self) -> bool {
+        self.repositories.iter().any(|repository| repository.keys().and_then(Keyring::host).is_some())
+    }
 }
 
 /// Runs until `cancel`. `load` reads the configuration again; `ready` is called once questions are taken.
@@ -79,11 +89,12 @@ pub async fn run(
 ) -> Result<()> {
     let socket = Socket::bind(&setup.socket)?;
     let (reload, mut wishes) = mpsc::channel(1);
-    let (generation, mut life) = begin(&setup, cancel);
+    let (generation, mut life) = begin(&setup, &reload, cancel);
+    let mut seals = setup.seals();
     let desk = Arc::new(Desk {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         current: RwLock::new(generation),
-        reload,
+        reload: reload.clone(),
     });
     let serving = tokio::spawn(server::serve(socket.listen()?, Arc::clone(&desk)));
     ready();
@@ -101,8 +112,14 @@ pub async fn run(
             }
             // It was the asker who went by another file.
             Ok(Ok(new)) if wish == Some(Wish::Configuration) && new.config == desk.generation().config => {}
+            Ok(Ok(new)) if seals && !new.seals() && new.config == desk.generation().config => {
+                tracing::warn!(
+                    "the host file cannot be used any more: the agent goes on with what it read before"
+                );
+            }
             Ok(Ok(new)) => {
-                let (generation, next) = begin(&new, cancel);
+                let (generation, next) = begin(&new, &reload, cancel);
+                seals = new.seals();
                 std::mem::replace(&mut life, next).cancel();
                 *desk.current.write().unwrap_or_else(PoisonError::into_inner) = generation;
                 tracing::info!("the configuration was read again");
@@ -162,7 +179,12 @@ pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool) -> Result<()> {
 }
 
 /// Starts what works by one configuration; it stops when the token is cancelled.
-fn begin(setup: &Setup, cancel: &CancellationToken) -> (Arc<Generation>, CancellationToken) {
+fn begin(
+    setup: &Setup,
+    reload: &mpsc::Sender<Wish>,
+    cancel: &CancellationToken,
+) -> (Arc<Generation>, CancellationToken) {
+    let keys = KeyFiles::read(&setup.key_files, SystemClock.now());
     let places = setup.repositories.iter().cloned().map(Place::remembering).collect();
     let segment = control_of(&setup.data_dir).map_or(SegmentSize::DEFAULT, |control| control.segment_size);
     let watch = Watch::new(segment.bytes(), setup.rpo);
@@ -171,8 +193,20 @@ fn begin(setup: &Setup, cancel: &CancellationToken) -> (Arc<Generation>, Cancell
     let fetcher = Arc::new(Fetcher::new(setup.repositories.clone(), setup.data_dir.clone()));
     let life = cancel.child_token();
     tokio::spawn(store_ahead(Arc::clone(&pusher), Arc::clone(&fetcher), life.clone()));
+    tokio::spawn(life.clone().run_until_cancelled_owned(watch_keys(keys, reload.clone())));
     pusher.keep_up(&life);
     (Arc::new(Generation { config: setup.config.clone(), pusher: Some(pusher), fetcher }), life)
+}
+
+/// Asks for the configuration to be read again whenever a file of keys was replaced.
+async fn watch_keys(mut keys: KeyFiles, reload: mpsc::Sender<Wish>) {
+    loop {
+        crate::clock::sleep(LOOK).await;
+        // A full channel may hold a wish of which nothing comes.
+        if keys.have_changed() && reload.try_send(Wish::Keys).is_ok() {
+            keys.note();
+        }
+    }
 }
 
 /// Looks at the queue and stores what is in it, for as long as it lives.

@@ -52,6 +52,8 @@ pub(super) enum Wish {
     Configuration,
     /// A store refused the credentials, which may lie in another file.
     Credentials,
+    /// A file of keys was replaced.
+    Keys,
 }
 
 /// What all conversations share.

@@ -69,11 +69,13 @@ fn needed(context: &Context) -> Result<&Path> {
 
 fn setup(context: &Context) -> Result<Setup> {
     let (config, data_dir) = (&context.config, needed(context)?);
+    let keys = config.keys.iter().flat_map(|keys| [keys.host_file.clone(), keys.identity_file.clone()]);
     Ok(Setup {
         config: config.fingerprint.clone(),
         socket: config.agent.socket.clone(),
         data_dir: data_dir.to_owned(),
         repositories: context.repositories()?,
+        key_files: keys.flatten().collect(),
         compression: compression(&config.archive),
         push_ahead: usize::try_from(config.archive.push_ahead).unwrap_or(usize::MAX),
         rpo: config.promise.rpo,

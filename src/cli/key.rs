@@ -228,9 +228,8 @@ async fn rotate(common: &Common, args: &KeyArgs) -> Result<Ended> {
     let mut held = Held::read(common, args)?;
     let epoch = key::rotate(&mut held.host, SystemClock.now())?;
     let done = held.store().await?;
-    let said = format!(
-        "epoch {epoch} begins; nothing is rewritten. A running `pitr agent` takes it up when it is restarted"
-    );
+    let said =
+        format!("epoch {epoch} begins; nothing is rewritten. A running `pitr agent` takes it up by itself");
     held.show("pitr.key-rotate.v1", &done, &said);
     Ok(Ended::Well)
 }

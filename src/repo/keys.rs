@@ -9,6 +9,7 @@
 //! says which one is right. The wraps are read when the first secret is needed. Source of truth: REPOSITORY.md 5, FORMAT.md "Sealed folders".
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,9 +19,11 @@ use super::objects::{Ancestry, Closing, Identity as FolderIdentity};
 use super::path::{BackupObject, SystemKeys, SystemObject};
 use super::walobject::{Lock, Sealer};
 use super::{RepoError, Repository, System};
+use crate::seal::parts::Held;
 use crate::seal::wrap::MAX_WRAP;
 use crate::seal::{
-    AGE_MAGIC, Epoch, Fingerprint, HostFile, Identity, Opened, Opener, SealError, SealKey, Wrap, body,
+    AGE_MAGIC, Epoch, Fingerprint, HostEpoch, HostFile, Identity, Opened, Opener, SealError, SealKey, Wrap,
+    body,
 };
 use crate::store::Payload;
 use crate::wal::{SystemId, TimelineHistory, TimelineId};
@@ -172,6 +175,13 @@ impl Repository {
         Ok(Some(Arc::new(FolderSeal { key: seal, wrapped: AtomicBool::new(false) })))
     }
 
+    /// What all that is put here will be sealed with, where the keys alone say so, whatever the folder says.
+    pub fn seals_with(&self) -> Option<Sealer> {
+        let host = self.keys().filter(|_| self.is_to_be_sealed()).and_then(Keyring::host)?;
+        let epoch = host.current()?;
+        Some(Sealer { key: host.seal.clone(), epoch: epoch.epoch, recipient: epoch.recipient.clone() })
+    }
+
     async fn seal_key(&self, system: SystemId) -> Result<SealKey, RepoError> {
         let missing =
             |what: &str| RepoError::NoKeys { repository: self.name().to_owned(), what: what.to_owned() };
@@ -298,15 +308,34 @@ impl System {
         let host = host.ok_or_else(|| lacking(&format!("writing takes the host file; {lack}")))?;
         let epoch = host.current().ok_or_else(|| lacking("the host file names no epoch"))?;
         if !seal.wrapped.load(Ordering::Acquire) {
-            // Nobody must be able to store what nobody can ever read.
-            let last = u32::try_from(epoch.wraps.len()).unwrap_or(u32::MAX);
-            let key = self.keys.key(&SystemObject::Wrap(epoch.epoch, last));
-            if self.store().head(&key).await?.is_none() {
-                self.repository.put_wraps(self.identity.system, host).await?;
-            }
+            self.make_sure_of_wraps(host, epoch).await?;
             seal.wrapped.store(true, Ordering::Release);
         }
         Ok(Some(Sealer { key: seal.key.clone(), epoch: epoch.epoch, recipient: epoch.recipient.clone() }))
+    }
+
+    /// Nobody must be able to store what nobody can ever read: the newest wrap of `epoch` is here, and it is the host file's. One that is not
+    /// here is put back, since the host file has it; an epoch that began a moment ago is no reason to stop the archiver. It is said aloud:
+    /// of an older epoch, somebody deleted it.
+    async fn make_sure_of_wraps(&self, host: &HostFile, epoch: &HostEpoch) -> Result<(), RepoError> {
+        let last = u32::try_from(epoch.wraps.len()).unwrap_or(u32::MAX);
+        let key = self.keys.key(&SystemObject::Wrap(epoch.epoch, last));
+        let wanted = epoch.wraps.last();
+        let mut stored = self.store().get_limited(&key, MAX_WRAP).await?;
+        if stored.is_none() {
+            self.repository.put_wraps(self.identity.system, host).await?;
+            tracing::warn!(
+                "repository {} lacked {key}: it was put there from the host file. If epoch {} is not new, somebody deleted it",
+                self.repository.name(),
+                epoch.epoch
+            );
+            stored = self.store().get_limited(&key, MAX_WRAP).await?;
+        }
+        if wanted.is_some_and(|wrap| Some(&wrap.0) == stored.as_ref()) {
+            return Ok(());
+        }
+        let what = format!("{key} is not the wrap that the host file holds");
+        Err(RepoError::Untrusted { repository: self.repository.name().to_owned(), what })
     }
 
     /// Why nothing can be opened here, in words.
@@ -366,14 +395,30 @@ impl System {
         if self.seal.is_none() {
             return Ok(stored);
         }
-        let epochs = self.epochs(None).await?;
-        let first = self.open_data(Arc::clone(&epochs), stored.clone()).await;
-        let opened = match first {
+        self.opened(key, move |opener| opener.plain(&stored)).await
+    }
+
+    /// Some plain bytes of an object of a backup, of which those parts are at hand that [`Opener::range`] needs. No digest was looked at:
+    /// the caller holds what comes back against one.
+    ///
+    /// # Errors
+    /// [`RepoError::Sealed`] if no key at hand opens it, and if it was changed: parts do not tell one from the other.
+    pub async fn unsealed_range(&self, key: &str, held: Held, plain: Range<u64>) -> Result<Bytes, RepoError> {
+        self.opened(key, move |opener| opener.range(held.clone(), &plain)).await
+    }
+
+    /// What `open` makes with the secrets at hand.
+    async fn opened<F>(&self, key: &str, open: F) -> Result<Bytes, RepoError>
+    where
+        F: Fn(Opener<'_>) -> Result<Vec<u8>, SealError> + Send + Sync + 'static,
+    {
+        let (epochs, open) = (self.epochs(None).await?, Arc::new(open));
+        let opened = match open_data(Arc::clone(&epochs), Arc::clone(&open)).await {
             // An epoch that began after the wraps were read.
             Err(SealError::NoKey) if !epochs.is_empty() => {
                 let newest = epochs.keys().next_back().and_then(|epoch| epoch.next());
                 match self.epochs(newest).await {
-                    Ok(more) => self.open_data(more, stored).await,
+                    Ok(more) => open_data(more, open).await,
                     Err(_) => Err(SealError::NoKey),
                 }
             }
@@ -383,15 +428,6 @@ impl System {
             let what = if epochs.is_empty() { self.lack() } else { e.to_string() };
             RepoError::Sealed { repository: self.repository.name().to_owned(), key: key.to_owned(), what }
         })
-    }
-
-    async fn open_data(&self, epochs: Arc<Epochs>, stored: Bytes) -> Result<Bytes, SealError> {
-        let work = tokio::task::spawn_blocking(move || {
-            let identities: Vec<Identity> = epochs.values().rev().cloned().collect();
-            Opener(&identities).plain(&stored)
-        });
-        let opened = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
-        opened.map(Bytes::from)
     }
 
     /// The last guard: nothing of a backup's data is put into a sealed folder as it is.
@@ -441,6 +477,19 @@ impl System {
             super::document::Put::Theirs(theirs) => Ok(theirs == ours),
         }
     }
+}
+
+/// Opening takes a processor for long: not on the reactor.
+async fn open_data<F>(epochs: Arc<Epochs>, open: Arc<F>) -> Result<Bytes, SealError>
+where
+    F: Fn(Opener<'_>) -> Result<Vec<u8>, SealError> + Send + Sync + 'static,
+{
+    let work = tokio::task::spawn_blocking(move || {
+        let identities: Vec<Identity> = epochs.values().rev().cloned().collect();
+        open(Opener(&identities))
+    });
+    let opened = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+    opened.map(Bytes::from)
 }
 
 #[cfg(test)]

@@ -271,12 +271,33 @@ pub struct PackInfo {
     pub frames: u32,
     /// BLAKE3 of the object's bytes as stored.
     pub digest: Digest,
+    /// BLAKE3 of the table's bytes. Through the table it vouches for every frame, also of a pack that is read in parts.
+    pub table: Digest,
 }
 
 impl PackInfo {
     /// Where the table lies in the object; `None` if the numbers contradict each other.
     pub fn table_range(&self) -> Option<Range<u64>> {
         Some(self.stored.checked_sub(table_bytes(self.frames))?..self.stored)
+    }
+
+    /// The table at the end of `tail`, the last plain bytes of the pack; the very one that this records.
+    ///
+    /// # Errors
+    /// [`PackError::Table`].
+    pub fn vouched_table(&self, tail: &[u8]) -> Result<PackTable, PackError> {
+        let size = usize::try_from(table_bytes(self.frames)).ok();
+        let bytes = size.and_then(|size| tail.get(tail.len().checked_sub(size)?..));
+        let bytes = bytes.ok_or(PackError::Table("it is cut off"))?;
+        if Digest::of(bytes) != self.table {
+            return Err(PackError::Table("its digest is not the one in the manifest"));
+        }
+        let table = PackTable::parse(bytes)?;
+        if table.plain_len() == self.plain {
+            Ok(table)
+        } else {
+            Err(PackError::Table("it and the manifest differ about the pack's size"))
+        }
     }
 }
 
@@ -351,9 +372,14 @@ impl PackBuilder {
         }
         let table = Bytes::from(self.table.encode());
         self.hasher.update(&table);
-        let stored = self.table.stored_len().saturating_add(len_u64(&table));
+        let info = PackInfo {
+            stored: self.table.stored_len().saturating_add(len_u64(&table)),
+            plain: self.table.plain_len(),
+            frames,
+            digest: self.hasher.digest(),
+            table: Digest::of(&table),
+        };
         self.chunks.push(table);
-        let info = PackInfo { stored, plain: self.table.plain_len(), frames, digest: self.hasher.digest() };
         Ok(Pack { chunks: self.chunks, info })
     }
 }
@@ -382,8 +408,22 @@ mod tests {
         let start = usize::try_from(info.table_range().unwrap().start).unwrap();
         let table = PackTable::parse(&object[start..]).unwrap();
         assert_eq!(PackTable::parse(&object), Ok(table.clone()));
+        assert_eq!(info.vouched_table(&object), Ok(table.clone()));
         assert_eq!(PackTable::count(&object[object.len() - TRAILER..]), Ok(2));
         assert_eq!((table.plain_len(), table.stored_len()), (11, u64::try_from(start).unwrap()));
+    }
+
+    #[test]
+    fn a_table_other_than_the_recorded_one_is_refused_however_good_it_is() {
+        let (object, info) = pack(&[b"first".to_vec(), b"second".to_vec()]);
+        // As many frames, as many bytes, another content: what somebody could put there who may write.
+        let (other, _) = pack(&[b"First".to_vec(), b"second".to_vec()]);
+        assert!(PackTable::parse(&other).is_ok());
+        let refused = |tail: &[u8], info: PackInfo| info.vouched_table(tail).unwrap_err().to_string();
+        assert!(refused(&other, info).contains("its digest"));
+        assert!(refused(&object[object.len() - 20..], info).contains("cut off"));
+        assert!(refused(&object, PackInfo { plain: 12, ..info }).contains("differ"));
+        assert!(refused(&object, PackInfo { frames: u32::MAX, ..info }).contains("cut off"));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 
+use age::stream::StreamReader;
 use age::{DecryptError, Decryptor, Encryptor};
 use bytes::Bytes;
 
@@ -21,11 +22,11 @@ pub const AGE_MAGIC: &[u8] = b"age-encryption.org/v1\n";
 /// Longest header that is accepted: one recipient and the random lines that age adds take less than 1 KiB.
 pub const MAX_HEADER: usize = 8 << 10;
 /// Plain bytes of a chunk.
-const CHUNK: usize = 64 << 10;
+pub(super) const CHUNK: usize = 64 << 10;
 /// Bytes of a chunk as stored.
-const STORED_CHUNK: usize = CHUNK + 16;
+pub(super) const STORED_CHUNK: usize = CHUNK + 16;
 /// Bytes of the nonce before the first chunk.
-const NONCE: usize = 16;
+pub(super) const NONCE: usize = 16;
 /// Size of the pieces in which encrypted bytes are handed out.
 const PIECE: usize = 256 << 10;
 
@@ -81,7 +82,7 @@ pub fn encrypt(
 }
 
 /// Bytes of the header and the nonce at the start of an age file.
-fn preamble(file: &[u8]) -> Result<usize, SealError> {
+pub(super) fn preamble(file: &[u8]) -> Result<usize, SealError> {
     let head = file.get(..file.len().min(MAX_HEADER)).unwrap_or_default();
     if !head.starts_with(AGE_MAGIC) {
         return Err(SealError::Malformed("it does not begin as one"));
@@ -104,8 +105,8 @@ pub fn bytes_for_start(plain: usize) -> usize {
 pub struct Opener<'a>(pub &'a [Identity]);
 
 impl Opener<'_> {
-    fn reader<'f>(&self, file: &'f [u8]) -> Result<impl Read + use<'f>, SealError> {
-        preamble(file)?;
+    /// What reads the plain bytes of `file`, whose header was found to be of bounded length.
+    pub(super) fn reader<R: Read>(&self, file: R) -> Result<StreamReader<R>, SealError> {
         let malformed = |_| SealError::Malformed("its header cannot be read");
         let decryptor = Decryptor::new(file).map_err(malformed)?;
         if decryptor.is_scrypt() {
@@ -123,6 +124,7 @@ impl Opener<'_> {
     /// # Errors
     /// [`SealError`].
     pub fn open(&self, file: &[u8], mut plain: impl FnMut(&[u8])) -> Result<(), SealError> {
+        preamble(file)?;
         let mut reader = self.reader(file)?;
         let mut block = vec![0; CHUNK];
         loop {

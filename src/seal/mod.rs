@@ -15,6 +15,7 @@ pub mod epoch;
 pub mod host;
 pub mod identity;
 pub mod key;
+pub mod parts;
 pub mod wrap;
 
 pub use body::{AGE_MAGIC, Opener};

@@ -110,6 +110,8 @@ struct State {
     /// Each rule with the calls that matched it so far.
     rules: Vec<(Rule, u64)>,
     calls: Vec<String>,
+    /// Bytes of the bodies that were opened.
+    read: u64,
     /// The key created last, for stale listings.
     newest: Option<String>,
 }
@@ -145,6 +147,11 @@ impl Faults {
     /// The calls so far, as `create KEY`.
     pub fn calls(&self) -> Vec<String> {
         self.state().calls.clone()
+    }
+
+    /// Bytes of the bodies that were opened so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.state().read
     }
 
     /// Counts a call, and says what is to happen to it: the first rule that it hits.
@@ -254,7 +261,11 @@ impl Backend for FaultStore {
                 Ok(Some(Opened { body: opened.body.take(1).map_ok(halve).boxed(), ..opened }))
             }
             (_, Some(Effect::Lie)) => Ok(None),
-            (opened, _) => Ok(opened),
+            (opened, _) => {
+                let range = opened.as_ref().map_or(0..0, |opened| opened.range.clone());
+                self.faults.state().read += range.end - range.start;
+                Ok(opened)
+            }
         }
     }
 

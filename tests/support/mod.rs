@@ -12,6 +12,7 @@ pub mod clock;
 pub mod cluster;
 pub mod gcs_double;
 pub mod log;
+pub mod meter;
 pub mod restored;
 pub mod s3;
 pub mod site;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
 
-use super::file::{WalContent, WalSource, small_object};
+use super::file::{WalContent, WalSource, small_object, unbuildable};
 use super::place::{Ready, missing_ancestors};
 use super::{COPY_MARKER, Place, data_directories};
 use super::{accept, conflict};
@@ -26,6 +26,7 @@ use crate::pgdata::ControlFile;
 use crate::repo::archive::Stored;
 use crate::repo::objects::AcceptedGap;
 use crate::repo::path::ClusterName;
+use crate::repo::walobject::Sealer;
 use crate::repo::{Repository, System};
 use crate::wal::{SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
 
@@ -172,13 +173,15 @@ pub async fn store_each(
     };
     let cluster = cluster_of(places.iter().map(Place::repository))?;
     let Packing { compression, turns } = packing;
+    let sealer = origin.and_then(|_| common_sealer(places));
     let reading = async move {
         let turn = match turns {
             Some(turns) => turns.acquire_owned().await.ok(),
             None => None,
         };
         let reading = tokio::task::spawn_blocking(move || {
-            let content = source.read(&cluster, system, compression);
+            let content =
+                source.read(&cluster, system, compression).and_then(|content| sealed(content, sealer));
             drop(turn);
             content
         });
@@ -186,6 +189,21 @@ pub async fn store_each(
     };
     let offer = Offer { path, name, system, segment_size: origin.map(|(_, size)| size), compression };
     offer.to_each(places, reading, None, told).await
+}
+
+/// What every place will seal with, if they all do and with the same key: then the plain form is needed by nobody.
+fn common_sealer(places: &[Place]) -> Option<Sealer> {
+    let mut sealers = places.iter().map(|place| place.repository().seals_with());
+    let first = sealers.next()??;
+    sealers.all(|other| other.as_ref() == Some(&first)).then_some(first)
+}
+
+fn sealed(content: WalContent, sealer: Option<Sealer>) -> Result<WalContent> {
+    let Some(sealer) = sealer else { return Ok(content) };
+    let WalContent { object, scan } = content;
+    let name = object.header.name;
+    let object = object.into_sealed(&sealer).map_err(|e| unbuildable(name, e))?;
+    Ok(WalContent { object, scan })
 }
 
 /// The cluster that all of `repositories` are opened for.
@@ -268,13 +286,28 @@ impl Offer<'_> {
         if let Some(gap) = gap {
             system.record_gap(gap).await?;
         }
-        match system.put_wal(&content.object).await? {
+        let stored = match system.put_wal(&content.object).await? {
+            // Whether one goes on where the other ends cannot be seen in what was sealed ahead: the file is read once more.
+            Stored::Conflict(_) if content.object.header.key.is_some() => {
+                system.put_wal(&self.read_again(&system).await?.object).await?
+            }
+            stored => stored,
+        };
+        match stored {
             Stored::Conflict(stored) => {
                 Err(conflict::describe(&system, self.path, content, &stored, system.repository().name())
                     .await)
             }
             stored => Ok(stored),
         }
+    }
+
+    async fn read_again(&self, from: &System) -> Result<WalContent> {
+        let Self { name, system, compression, .. } = *self;
+        let (path, cluster) = (self.path.to_owned(), from.repository().cluster().clone());
+        let reading =
+            tokio::task::spawn_blocking(move || WalSource::open(&path)?.read(&cluster, system, compression));
+        reading.await.map_err(|e| Error::failed(format!("reading {name} was cut off")).source(e))?
     }
 }
 

@@ -28,26 +28,34 @@ use crate::repo::manifest::PackLine;
 use crate::repo::pack::{FrameEntry, PackTable};
 
 use super::image::{File, Image, Piece, Pieces};
+use super::share::Scout;
+pub use super::share::Share;
 
 /// Stored bytes of one ranged read. Two frames of the size that backups write; one larger frame is a group of its own.
 const GROUP_BYTES: u64 = 8 << 20;
-/// Packs that are announced ahead of the one that is read.
+/// Packs that are announced ahead of the one that is read next.
 pub(super) const PACKS_AHEAD: usize = 2;
 /// Plain bytes of one: what compresses well would else make groups of countless small files.
 const GROUP_PLAIN: u64 = 64 << 20;
 
-/// Where packs come from.
+/// Where packs come from. `share` is the same in all calls about a pack.
 pub trait Packs: Send + Sync {
-    /// The frames of a pack.
-    fn table(&self, pack: &PackLine) -> impl Future<Output = Result<PackTable>> + Send;
+    /// The frames of a pack; the manifest vouches for them.
+    fn table(&self, pack: &PackLine, share: Share) -> impl Future<Output = Result<PackTable>> + Send;
     /// Bytes of a pack, exactly as many as asked for; of an encrypted one, of what it holds.
-    fn read(&self, pack: &PackLine, range: Range<u64>) -> impl Future<Output = Result<Bytes>> + Send;
-    /// Whether the digest of the whole object was right before [`Self::read`] answers.
+    fn read(
+        &self,
+        pack: &PackLine,
+        share: Share,
+        range: Range<u64>,
+    ) -> impl Future<Output = Result<Bytes>> + Send;
+    /// Whether a pack of which most is wanted is fetched whole, and its digest found right before [`Self::read`] answers.
     fn are_whole(&self) -> bool {
         false
     }
-    /// These will be read next. Whoever fetches packs whole begins now: one after the other the store would be waited for each time.
-    fn soon(&self, _packs: &[PackLine]) {}
+    /// This pack will be read soon. Where packs are fetched whole, that begins now: one after the other the store would be waited for each
+    /// time.
+    fn soon(&self, _pack: &PackLine, _share: Share) {}
 }
 
 /// Where bytes of files go. Called by many threads at a time.
@@ -81,6 +89,7 @@ pub(in crate::ops) enum Frames {
 #[derive(Debug, Clone)]
 pub(in crate::ops) struct Group {
     pack: PackLine,
+    share: Share,
     frames: Vec<FrameEntry>,
     pieces: Vec<Piece>,
 }
@@ -100,7 +109,8 @@ pub async fn fetch<P: Packs, S: Sink>(
     progress: &dyn Progress,
 ) -> Result<()> {
     let asked = AtomicU64::new(0);
-    let cut = Cut { packs, image, wanted, asked: &asked, pieces: image.pieces(), pack: None };
+    let scout = packs.are_whole().then(|| Scout::new(image.pieces()));
+    let cut = Cut { packs, image, wanted, asked: &asked, pieces: image.pieces(), scout, pack: None };
     let groups = stream::try_unfold(cut, |mut cut| async move {
         let group = cut.next().await?;
         Ok(group.map(|group| (group, cut)))
@@ -137,6 +147,8 @@ struct Cut<'a, P> {
     /// Bytes of the pieces so far.
     asked: &'a AtomicU64,
     pieces: Pieces<'a>,
+    /// Looks ahead, where it matters how much of a pack is wanted.
+    scout: Option<Scout<'a>>,
     /// Index and frames of the pack that is being cut.
     pack: Option<(u32, Cutter)>,
 }
@@ -163,11 +175,15 @@ impl<P: Packs> Cut<'_, P> {
             let pack = usize::try_from(index).ok().and_then(|i| self.image.packs().get(i));
             let pack =
                 pack.ok_or_else(|| Error::corrupt("the manifest names a pack that it does not list"))?;
-            let next = usize::try_from(index).unwrap_or(usize::MAX).saturating_add(1);
-            let end = next.saturating_add(PACKS_AHEAD).min(self.image.packs().len());
-            self.packs.soon(self.image.packs().get(next..end).unwrap_or_default());
-            let table = self.packs.table(pack).await?;
-            self.pack = Some((index, Cutter::new(table, pack.clone(), Frames::Wanted)));
+            let share = match &mut self.scout {
+                None => None,
+                Some(scout) => scout.next(self.wanted, self.image.packs(), PACKS_AHEAD, |pack, share| {
+                    self.packs.soon(pack, share);
+                })?,
+            };
+            let share = share.unwrap_or(Share::Little);
+            let table = self.packs.table(pack, share).await?;
+            self.pack = Some((index, Cutter::new(table, pack.clone(), share, Frames::Wanted)));
         }
     }
 }
@@ -177,6 +193,7 @@ impl<P: Packs> Cut<'_, P> {
 pub(in crate::ops) struct Cutter {
     table: PackTable,
     pack: PackLine,
+    share: Share,
     frames: Frames,
     /// The next frame.
     at: usize,
@@ -186,8 +203,8 @@ pub(in crate::ops) struct Cutter {
 
 impl Cutter {
     /// From the first frame of `pack` on.
-    pub(in crate::ops) fn new(table: PackTable, pack: PackLine, frames: Frames) -> Self {
-        Self { table, pack, frames, at: 0, crossing: None }
+    pub(in crate::ops) fn new(table: PackTable, pack: PackLine, share: Share, frames: Frames) -> Self {
+        Self { table, pack, share, frames, at: 0, crossing: None }
     }
 
     /// The next group. `more` gives the next piece of the pack that begins before an offset.
@@ -212,7 +229,10 @@ impl Cutter {
             self.crossing = found.last().filter(|piece| piece.end() > held.end).cloned();
             match &mut group {
                 None if found.is_empty() && self.frames == Frames::Wanted => {}
-                None => group = Some(Group { pack: self.pack.clone(), frames: vec![frame], pieces: found }),
+                None => {
+                    let (pack, share) = (self.pack.clone(), self.share);
+                    group = Some(Group { pack, share, frames: vec![frame], pieces: found });
+                }
                 Some(_) if found.is_empty() && self.frames == Frames::Wanted => break,
                 Some(group) => {
                     // A piece that crosses from the frame before is there already.
@@ -323,7 +343,7 @@ async fn perform<P: Packs, S: Sink>(
     let mut written = Written::default();
     let mut again = true;
     loop {
-        let stored = packs.read(&group.pack, group.range()).await?;
+        let stored = packs.read(&group.pack, group.share, group.range()).await?;
         let _worker = workers.acquire().await;
         let (work, into) = (Arc::clone(&group), Arc::clone(&sink));
         // Decompressing takes a processor for long: not on the reactor.

@@ -333,7 +333,13 @@ mod tests {
     type Told<'a> = (&'a str, u64, &'a [(u32, u64, u64)]);
 
     fn pushed(files: &[Told<'_>]) -> Result<Image> {
-        let info = PackInfo { stored: 9000, plain: 8000, frames: 1, digest: Digest::of(b"") };
+        let info = PackInfo {
+            stored: 9000,
+            plain: 8000,
+            frames: 1,
+            digest: Digest::of(b""),
+            table: Digest::of(b""),
+        };
         let backup = || "20251017-103000-1a2b3c4d".parse().unwrap();
         let packs: Vec<_> = (0..4).map(|number| PackLine { backup: backup(), number, info }).collect();
         let entry = |(path, size, extents): &Told<'_>| FileEntry {

@@ -21,9 +21,9 @@ use crate::repo::pack::PackTable;
 use crate::repo::path::BackupObject;
 use crate::store::Store;
 
-use super::fetch::{self, Packs, Sink};
+use super::fetch::{self, Packs, Share, Sink};
 use super::image::{File, Image};
-use super::whole::WholePacks;
+use super::sealed::SealedPacks;
 
 /// Reads in flight while small files are looked at.
 const SMALL_JOBS: usize = 4;
@@ -33,13 +33,13 @@ const SMALL_JOBS: usize = 4;
 pub struct StoredBackup {
     system: System,
     verdict: Arc<Backup>,
-    whole: Arc<WholePacks>,
+    pub(super) sealed: Arc<SealedPacks>,
 }
 
 impl StoredBackup {
     /// The backup with this verdict, in the folder of `system`.
     pub fn new(system: System, verdict: Backup) -> Self {
-        Self { system, verdict: Arc::new(verdict), whole: Arc::default() }
+        Self { system, verdict: Arc::new(verdict), sealed: Arc::default() }
     }
 
     /// Its verdict.
@@ -126,7 +126,7 @@ impl StoredBackup {
         self.vouched(&key, wanted).await.map(drop)
     }
 
-    async fn vouched(&self, key: &str, wanted: &ObjectRef) -> Result<Bytes> {
+    pub(super) async fn vouched(&self, key: &str, wanted: &ObjectRef) -> Result<Bytes> {
         let found = self.store().get_limited(key, wanted.stored).await?;
         let Some(bytes) = found else { return Err(self.gone(key).await) };
         // Megabytes take a processor for long: not on the reactor.
@@ -139,17 +139,6 @@ impl StoredBackup {
         Ok(bytes)
     }
 
-    /// The plain bytes of a pack of an encrypted folder.
-    async fn whole(&self, pack: &PackLine) -> Result<Bytes> {
-        let key = self.pack_key(pack);
-        let wanted = ObjectRef { stored: pack.info.stored, digest: pack.info.digest };
-        let fetch = || async {
-            let stored = self.vouched(&key, &wanted).await?;
-            Ok(self.system.unsealed(&key, stored).await?)
-        };
-        self.whole.get(&key, fetch).await
-    }
-
     /// The error for an object that is not there: expired meanwhile, or lost.
     async fn gone(&self, key: &str) -> Error {
         self.system.gone(&self.verdict.id, key).await.into()
@@ -159,11 +148,11 @@ impl StoredBackup {
         self.system.repository().store()
     }
 
-    fn pack_key(&self, pack: &PackLine) -> String {
+    pub(super) fn pack_key(&self, pack: &PackLine) -> String {
         self.system.keys().backup(&pack.backup, BackupObject::Pack(pack.number))
     }
 
-    async fn range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+    pub(super) async fn range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
         let wanted = range.end.saturating_sub(range.start);
         let found = self.store().get_range(key, range).await?;
         let Some(bytes) = found else { return Err(self.gone(key).await) };
@@ -174,36 +163,27 @@ impl StoredBackup {
     }
 }
 
-const ELSEWHERE: &str = "restore from another backup (--backup) or another repository (--repository)";
+pub(super) const ELSEWHERE: &str =
+    "restore from another backup (--backup) or another repository (--repository)";
 
 impl Packs for StoredBackup {
-    async fn table(&self, pack: &PackLine) -> Result<PackTable> {
+    async fn table(&self, pack: &PackLine, share: Share) -> Result<PackTable> {
+        if self.are_whole() {
+            return self.sealed_table(pack, share).await;
+        }
         let key = self.pack_key(pack);
         let damaged = |what: String| Error::corrupt(format!("{key} is damaged: {what}")).hint(ELSEWHERE);
-        let tail = if self.are_whole() {
-            self.whole(pack).await?
-        } else {
-            let place = pack.info.table_range();
-            self.range(&key, place.ok_or_else(|| damaged("the manifest contradicts itself".to_owned()))?)
-                .await?
-        };
-        let table = PackTable::parse(&tail).map_err(|e| damaged(e.to_string()))?;
-        if table.plain_len() != pack.info.plain {
-            return Err(damaged("its table and the manifest differ".to_owned()));
-        }
-        Ok(table)
+        let place = pack.info.table_range();
+        let place = place.ok_or_else(|| damaged("the manifest contradicts itself".to_owned()))?;
+        let tail = self.range(&key, place).await?;
+        pack.info.vouched_table(&tail).map_err(|e| damaged(e.to_string()))
     }
 
-    async fn read(&self, pack: &PackLine, range: Range<u64>) -> Result<Bytes> {
-        if !self.are_whole() {
-            return self.range(&self.pack_key(pack), range).await;
-        }
-        let whole = self.whole(pack).await?;
-        let end = |n: u64| usize::try_from(n).ok().filter(|n| *n <= whole.len());
-        match (end(range.start), end(range.end)) {
-            (Some(start), Some(end)) if start <= end => Ok(whole.slice(start..end)),
-            _ => Err(Error::corrupt(format!("{} is shorter than its manifest says", self.pack_key(pack)))
-                .hint(ELSEWHERE)),
+    async fn read(&self, pack: &PackLine, share: Share, range: Range<u64>) -> Result<Bytes> {
+        if self.are_whole() {
+            self.sealed_read(pack, share, range).await
+        } else {
+            self.range(&self.pack_key(pack), range).await
         }
     }
 
@@ -211,11 +191,9 @@ impl Packs for StoredBackup {
         self.system.seal_key().is_some()
     }
 
-    fn soon(&self, packs: &[PackLine]) {
-        for pack in packs.iter().filter(|_| self.are_whole()) {
-            let (backup, pack) = (self.clone(), pack.clone());
-            // A failure is not kept: whoever reads the pack meets it again.
-            tokio::spawn(async move { backup.whole(&pack).await.ok() });
+    fn soon(&self, pack: &PackLine, share: Share) {
+        if self.are_whole() {
+            self.begin_sealed(pack, share);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::codec::Hasher;
 use crate::error::{Error, Result};
-use crate::ops::restore::fetch::{Cutter, Frames, Packs, Part, Sink, Written};
+use crate::ops::restore::fetch::{Cutter, Frames, Packs, Part, Share, Sink, Written};
 use crate::ops::restore::image::{File, Piece};
 use crate::repo::manifest::PackLine;
 
@@ -28,12 +28,13 @@ impl Sink for Nowhere {
 /// # Errors
 /// Kind `Corrupt` for damage, `NotFound` if the backup expired meanwhile, else as the store answers.
 pub(super) async fn check<P: Packs>(packs: &P, pack: &PackLine, pieces: &[Piece]) -> Result<Vec<Part>> {
-    let table = packs.table(pack).await?;
+    let table = packs.table(pack, Share::Most).await?;
     let (mut hasher, mut parts) = (Hasher::new(), Vec::new());
     let end = table.stored_len();
-    let (mut cutter, mut pieces) = (Cutter::new(table, pack.clone(), Frames::All), pieces.iter().peekable());
+    let mut cutter = Cutter::new(table, pack.clone(), Share::Most, Frames::All);
+    let mut pieces = pieces.iter().peekable();
     while let Some(group) = cutter.next(&mut |end| Ok(pieces.next_if(|p| p.offset < end).cloned()))? {
-        let stored = packs.read(pack, group.range()).await?;
+        let stored = packs.read(pack, Share::Most, group.range()).await?;
         // Decompressing takes a processor for long: not on the reactor.
         let work = tokio::task::spawn_blocking(move || {
             hasher.update(&stored);
@@ -48,7 +49,7 @@ pub(super) async fn check<P: Packs>(packs: &P, pack: &PackLine, pieces: &[Piece]
     if packs.are_whole() {
         return Ok(parts);
     }
-    let rest = packs.read(pack, end..pack.info.stored).await?;
+    let rest = packs.read(pack, Share::Most, end..pack.info.stored).await?;
     hasher.update(&rest);
     if hasher.digest() == pack.info.digest {
         return Ok(parts);

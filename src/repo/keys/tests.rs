@@ -189,6 +189,43 @@ async fn a_host_stores_without_a_secret_and_a_recipient_reads_it_back() {
 }
 
 #[tokio::test]
+async fn a_wrap_that_was_deleted_is_put_back_and_one_that_was_exchanged_stops_the_push() {
+    let mut world = World::new();
+    world.system().await;
+    let wrap = format!("main/{SYSTEM}/keys/e0001/wrap-0001.age");
+    let good = world.get(&wrap).await;
+    // Whoever writes to the bucket takes the way to read away, or thinks so.
+    world.store.delete(&wrap).await.unwrap();
+    let host = world.on_host().open(SYSTEM).await.unwrap();
+    assert_eq!(host.put_wal(&segment(&host, 3, MIB, 7)).await.unwrap(), Stored::New);
+    assert_eq!(world.get(&wrap).await, good);
+    let reader = world.with_identity(&world.daily).open(SYSTEM).await.unwrap();
+    assert_eq!(reader.fetch_wal(file(3)).await.unwrap().unwrap().plain().unwrap(), vec![7; 1 << 20]);
+
+    let (other, ..) = keys_of("main");
+    let other = other.wraps().next().unwrap().2.0.clone();
+    for planted in [Bytes::from_static(b"nothing"), Bytes::new(), other] {
+        world.replace(&wrap, planted).await;
+        let host = world.on_host().open(SYSTEM).await.unwrap();
+        let refused = host.put_wal(&segment(&host, 4, MIB, 7)).await;
+        assert!(
+            matches!(&refused, Err(RepoError::Untrusted { what, .. }) if what.contains(&wrap)),
+            "{refused:?}"
+        );
+        assert!(host.seal_data(vec![Bytes::from_static(b"pack")]).await.is_err());
+        assert!(!world.listing().await.iter().any(|key| key.contains("000000000004")), "it was stored");
+    }
+    world.replace(&wrap, good).await;
+
+    // An epoch that began elsewhere, whose wraps never got here.
+    rotate(&mut world.host, Epoch::new(2).unwrap());
+    let host = world.on_host().open(SYSTEM).await.unwrap();
+    assert_eq!(host.put_wal(&segment(&host, 5, MIB, 7)).await.unwrap(), Stored::New);
+    let stored = world.listing().await;
+    assert!(stored.iter().any(|key| key == "keys/e0002/wrap-0001.age"), "{stored:?}");
+}
+
+#[tokio::test]
 async fn longer_copies_are_told_without_a_secret_and_what_cannot_be_told_is_a_conflict() {
     let world = World::new();
     let system = world.system().await;

@@ -41,6 +41,8 @@ struct PackText {
     frames: u32,
     /// BLAKE3 of the object.
     digest: Digest,
+    /// BLAKE3 of its table.
+    table: Digest,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -113,13 +115,14 @@ pub(super) fn parse_header(line: &[u8]) -> Result<(ManifestHeader, u32), Manifes
 }
 
 pub(super) fn pack(pack: &PackLine) -> String {
-    let PackInfo { stored, plain, frames, digest } = pack.info;
-    json(&PackText { backup: pack.backup.clone(), pack: pack.number, stored, plain, frames, digest })
+    let PackInfo { stored, plain, frames, digest, table } = pack.info;
+    json(&PackText { backup: pack.backup.clone(), pack: pack.number, stored, plain, frames, digest, table })
 }
 
 pub(super) fn parse_pack(line: &[u8]) -> Result<PackLine, ManifestError> {
     let line: PackText = read(line)?;
-    let info = PackInfo { stored: line.stored, plain: line.plain, frames: line.frames, digest: line.digest };
+    let PackText { stored, plain, frames, digest, table, .. } = line;
+    let info = PackInfo { stored, plain, frames, digest, table };
     if info.table_range().is_none() {
         return Err(ManifestError::Line(format!("pack {} is smaller than its table", line.pack)));
     }

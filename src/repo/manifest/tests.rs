@@ -21,7 +21,8 @@ fn header() -> ManifestHeader {
 }
 
 fn packs() -> Vec<PackLine> {
-    let info = PackInfo { stored: 40_000, plain: 1 << 30, frames: 300, digest: Digest::of(b"pack") };
+    let (digest, table) = (Digest::of(b"pack"), Digest::of(b"table"));
+    let info = PackInfo { stored: 40_000, plain: 1 << 30, frames: 300, digest, table };
     (0..2).map(|number| PackLine { backup: id(), number, info }).collect()
 }
 
@@ -110,6 +111,15 @@ fn neighbouring_extents_are_joined() {
         vec![extent(0, 0, 8), extent(0, 8, 8), extent(0, 16, 1), extent(0, 18, 1), extent(1, 19, 1)];
     coalesce(&mut extents);
     assert_eq!(extents, [extent(0, 0, 17), extent(0, 18, 1), extent(1, 19, 1)]);
+}
+
+#[test]
+fn a_pack_without_the_digest_of_its_table_is_refused_by_name() {
+    let told = line::pack(&packs()[0]);
+    assert_eq!(line::parse_pack(told.as_bytes()), Ok(packs().remove(0)));
+    let (rest, _) = told.split_once(",\"table\"").unwrap();
+    let error = line::parse_pack(format!("{rest}}}").as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("missing field `table`"), "{error}");
 }
 
 #[test]

@@ -273,25 +273,40 @@ impl WalObject {
         if let Some(cached) = cache.as_ref().filter(|cached| cached.by == by) {
             return Ok(cached.object.clone());
         }
-        let object = self.seal(sealer)?;
+        let body = self.chunks.iter().skip(1).cloned();
+        let object = Self::seal(&self.header, body, self.prefix.as_ref(), sealer)?;
         *cache = Some(Cached { by, object: object.clone() });
         Ok(object)
     }
 
-    fn seal(&self, sealer: &Sealer) -> Result<Self, WalObjectError> {
-        let plain = &self.header;
+    /// As [`Self::sealed`], for who needs the plain form no more: its bytes are let go of while they are encrypted, so that the object is not
+    /// held twice.
+    ///
+    /// # Errors
+    /// As [`Self::sealed`].
+    pub fn into_sealed(self, sealer: &Sealer) -> Result<Self, WalObjectError> {
+        let Self { header, chunks, prefix, .. } = self;
+        Self::seal(&header, chunks.into_iter().skip(1), prefix.as_ref(), sealer)
+    }
+
+    fn seal(
+        plain: &WalHeader,
+        body: impl Iterator<Item = Bytes>,
+        prefix: Option<&Digest>,
+        sealer: &Sealer,
+    ) -> Result<Self, WalObjectError> {
         if plain.key.is_some() {
             return Err(HeaderError::Field("key").into());
         }
         let (key, epoch) = (&sealer.key, sealer.epoch);
-        let valid = match (plain.valid, &self.prefix) {
+        let valid = match (plain.valid, prefix) {
             (Some(valid), Some(prefix)) => {
                 Some(Valid { head: key.head(&plain.system, &plain.name, &valid.to, prefix), ..valid })
             }
             (None, _) => None,
             (Some(_), None) => return Err(HeaderError::Field("head").into()),
         };
-        let body = body::encrypt(self.chunks.iter().skip(1).cloned(), &[&sealer.recipient])
+        let body = body::encrypt(body, &[&sealer.recipient])
             .map_err(|cause| WalObjectError::Age { epoch, cause })?;
         let mut digest = Hasher::new();
         body.iter().for_each(|chunk| digest.update(chunk));

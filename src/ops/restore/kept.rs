@@ -1,0 +1,85 @@
+//! What was fetched of packs and is wanted again soon: a few at a time, each fetched once, however many ask.
+//!
+//! Packs of an encrypted repository that are fetched whole, and the two ends of those that are read in parts. Invariant: a failure is never
+//! kept.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::OnceCell;
+
+use crate::error::Result;
+
+/// A pack's place, and what is kept of it once it is there.
+type Slot<T> = (String, Arc<OnceCell<T>>);
+
+/// The last `N` that were asked for first.
+#[derive(Debug)]
+pub(super) struct Kept<T, const N: usize>(Mutex<VecDeque<Slot<T>>>);
+
+impl<T, const N: usize> Default for Kept<T, N> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone, const N: usize> Kept<T, N> {
+    /// What is kept of the pack at `key`, or what `fetch` brings. Whoever asks while it is fetched waits for it.
+    pub(super) async fn get<F: Future<Output = Result<T>>>(
+        &self,
+        key: &str,
+        fetch: impl FnOnce() -> F,
+    ) -> Result<T> {
+        let cell = self.slot(key);
+        cell.get_or_try_init(fetch).await.cloned()
+    }
+
+    /// What is kept of the pack at `key`; nothing is waited for.
+    pub(super) fn at_hand(&self, key: &str) -> Option<T> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().find(|(known, _)| known == key).and_then(|(_, cell)| cell.get().cloned())
+    }
+
+    fn slot(&self, key: &str) -> Arc<OnceCell<T>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, cell)) = kept.iter().find(|(known, _)| known == key) {
+            return Arc::clone(cell);
+        }
+        if kept.len() >= N {
+            kept.pop_front();
+        }
+        let cell = Arc::new(OnceCell::new());
+        kept.push_back((key.to_owned(), Arc::clone(&cell)));
+        cell
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[tokio::test]
+    async fn a_pack_is_fetched_once_while_it_is_kept_and_a_failure_is_forgotten() {
+        let (packs, fetched) = (Kept::<String, 4>::default(), AtomicU32::new(0));
+        let get = |key: &'static str| {
+            packs.get(key, || async {
+                fetched.fetch_add(1, Ordering::Relaxed);
+                Ok(key.to_owned())
+            })
+        };
+        for key in ["a", "b", "a", "b", "c", "d", "a"] {
+            assert_eq!(get(key).await.unwrap(), key);
+        }
+        assert_eq!(fetched.load(Ordering::Relaxed), 4);
+        get("e").await.unwrap();
+        assert_eq!((packs.at_hand("a"), packs.at_hand("e")), (None, Some("e".to_owned())));
+        get("a").await.unwrap();
+        assert_eq!(fetched.load(Ordering::Relaxed), 6);
+        let failed = packs.get("f", || async { Err(Error::failed("the store is gone")) }).await;
+        assert!(failed.is_err() && packs.at_hand("f").is_none());
+        assert_eq!(get("f").await.unwrap(), "f");
+    }
+}
