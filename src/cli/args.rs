@@ -198,6 +198,9 @@ pub struct CheckArgs {
     /// Leave the server out; check configuration and repositories only
     #[arg(long)]
     pub offline: bool,
+    /// Instead: try to overwrite and delete with these credentials, on objects made for that. Exit 2: what is stored could be destroyed
+    #[arg(long, conflicts_with = "offline")]
+    pub attack: bool,
 }
 
 /// Arguments of `archive-push`.

@@ -1,11 +1,12 @@
 //! `pitr check`: a line per finding, and an exit code that cron can act on.
 //!
 //! 0: all is well; 2: at risk; 1: something does not work. `--offline` leaves the server out, for a host that only reads the
-//! repository. `--json` adds the numbers that the live findings are made of, for monitoring.
+//! repository. `--attack` asks another question ([`super::attack`]). `--json` adds the numbers that the live findings are made of, for monitoring.
 
 use serde_json::{Value, json};
 
 use crate::cli::args::{CheckArgs, Common};
+use crate::cli::attack;
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
 use crate::cli::{operator, output};
@@ -21,6 +22,9 @@ use crate::pgwire::{Deadlines, Sql};
 /// Kind `Failed` if something does not work; the findings were printed.
 pub async fn run(common: &Common, args: &CheckArgs) -> Result<Ended> {
     let context = operator(common)?;
+    if args.attack {
+        return attack::run(&context, common).await;
+    }
     let repositories = context.repositories()?;
     let mut findings = Vec::new();
     let (mut session, mut numbers) = (None, Value::Null);

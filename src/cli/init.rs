@@ -385,6 +385,9 @@ fn print_text(done: &Done) {
             "repository     {} {} ({state}{sealed}{degraded})\n",
             repository.name, repository.url
         ));
+        if let Some(key) = &repository.left_behind {
+            text.push_str(&format!("{:14} nothing can be deleted there: {key} stays, and may go\n", ""));
+        }
     }
     if let Some(histories) = &done.adopted {
         let names: Vec<String> = histories.iter().map(ToString::to_string).collect();
@@ -436,7 +439,7 @@ fn print_json(done: &Done) {
     let repositories: Vec<_> = done
         .repositories
         .iter()
-        .map(|r| serde_json::json!({ "name": r.name, "url": r.url, "created": r.created, "encrypted": r.sealed, "degraded": r.degraded }))
+        .map(|r| serde_json::json!({ "name": r.name, "url": r.url, "created": r.created, "encrypted": r.sealed, "degraded": r.degraded, "left_behind": r.left_behind }))
         .collect();
     output::json(&serde_json::json!({
         "schema": "pitr.init.v1",

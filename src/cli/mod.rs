@@ -11,6 +11,7 @@ pub mod agent;
 pub mod ahead;
 pub mod archive;
 pub mod args;
+pub mod attack;
 pub mod backup;
 pub mod check;
 pub mod context;

@@ -9,6 +9,7 @@
 //! Every finding names the thing and the next command. "At risk" is what works now and will not for long; "failed" is what does not
 //! work. Nothing is changed but one WAL switch on an idle server, and probe objects that are deleted again.
 
+pub mod attack;
 mod keys;
 pub mod live;
 pub mod room;
@@ -93,18 +94,22 @@ pub async fn repository(repository: &Repository, facts: Option<&ServerFacts>) ->
         }
     };
     match init::probe(repository).await {
-        Ok(()) if repository.store().is_unsafe() => {
+        Ok(_) if repository.store().is_unsafe() => {
             found.push(Finding::new(
                 Grade::Risk,
                 &what,
                 "DEGRADED: it keeps no conditional creates, a second writer could go unseen",
             ));
         }
-        Ok(()) => found.push(Finding::new(
-            Grade::Good,
-            &what,
-            format!("{}: writes, reads, one winner of a race", repository.store().url()),
-        )),
+        Ok(left) => {
+            let stays = left.map_or_else(String::new, |key| {
+                format!("; nothing can be deleted, so {key} stays, which may go")
+            });
+            let url = repository.store().url();
+            let text = format!("{url}: writes, reads, one winner of a race{stays}");
+            found.push(Finding::new(Grade::Good, &what, text));
+            found.extend(bucket(repository).await);
+        }
         Err(e) => found.push(Finding::failed(&what, &e)),
     }
     if system.seal_key().is_some() {
@@ -121,6 +126,15 @@ pub async fn repository(repository: &Repository, facts: Option<&ServerFacts>) ->
         Err(e) => found.push(Finding::failed(&what, &e)),
     }
     found
+}
+
+/// What a bucket does with what is overwritten or deleted. Who may not ask for its settings is none the worse for it.
+async fn bucket(repository: &Repository) -> Option<Finding> {
+    let text = match repository.store().protection().await {
+        Ok(protection) => attack::protection_text(&protection?),
+        Err(e) => format!("versions and object lock are not known: {}", e.cause),
+    };
+    Some(Finding::new(Grade::Good, &format!("bucket of {}", repository.name()), text))
 }
 
 /// The segments that were accepted with damage in them, and behind which no backup begins: listings from the newest backup on.

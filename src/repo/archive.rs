@@ -26,7 +26,7 @@ use super::{RepoError, System};
 use crate::clock;
 use crate::codec::Digest;
 use crate::seal::SealKey;
-use crate::store::{Created, ObjectInfo};
+use crate::store::{Created, ObjectInfo, StoreError, StoreErrorKind};
 use crate::wal::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 
 /// Copies of one segment: each is longer than the one before, so more than a few mean that something is wrong.
@@ -621,8 +621,8 @@ impl System {
     /// [`RepoError::Store`].
     pub async fn later_wal(&self, name: SegmentName) -> Result<Option<SegmentName>, RepoError> {
         let dir = self.keys.timeline_dir(name.timeline());
-        // `~` sorts behind every suffix of the segment's own objects.
-        let mut after = format!("{}{name}~", self.keys.segment_dir(name));
+        // `0` sorts behind the dot that every suffix of the segment's own objects begins with. Servers disagree on how `~` is signed.
+        let mut after = format!("{}{name}0", self.keys.segment_dir(name));
         loop {
             let page = self.store().list_after(&dir, Some(&after), Some(FEW)).await?;
             let Some(last) = page.last() else { return Ok(None) };
@@ -670,8 +670,11 @@ impl System {
             return Ok(Absence::Proven);
         }
         self.repository.open(self.identity.system).await?;
-        if self.store().head(&self.keys.wal(name)).await?.is_some() {
-            return Ok(Absence::Present);
+        match self.store().head(&self.keys.wal(name)).await {
+            Ok(Some(_)) => return Ok(Absence::Present),
+            Ok(None) => {}
+            Err(error) if self.expired_by_marker(name, &error).await? => return Ok(Absence::Expired),
+            Err(error) => return Err(error.into()),
         }
         match name {
             WalFileName::Segment(segment) => self.segment_absence(segment).await,
@@ -679,6 +682,16 @@ impl System {
             // Recovery asks for neither.
             WalFileName::Partial(_) | WalFileName::BackupHistory(..) => Ok(Absence::Proven),
         }
+    }
+
+    /// Whether `error` is the marker that expiry leaves where a bucket keeps versions. Any other marker is doubt.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn expired_by_marker(&self, name: WalFileName, error: &StoreError) -> Result<bool, RepoError> {
+        let WalFileName::Segment(segment) = name else { return Ok(false) };
+        let hidden = error.kind == StoreErrorKind::Hidden;
+        Ok(hidden && self.floor().await?.is_some_and(|floor| !floor.keeps(segment)))
     }
 
     async fn segment_absence(&self, name: SegmentName) -> Result<Absence, RepoError> {

@@ -13,6 +13,7 @@ use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 
 use super::error::Fault;
+use super::s3::Bucket;
 
 /// The body of an object, in pieces that need not be joined.
 #[derive(Debug, Clone, Default)]
@@ -150,4 +151,9 @@ pub(super) trait Backend: fmt::Debug + Send + Sync {
 
     /// Makes the place of the store, where pitr may (a local directory).
     async fn make_root(&self) -> Result<(), Fault>;
+
+    /// The requests that only S3 has.
+    fn bucket(&self) -> Option<&Bucket> {
+        None
+    }
 }

@@ -21,26 +21,35 @@ use super::credentials::static_profile_keys;
 use super::error::{Fault, StoreErrorKind};
 use super::http::{Connector, Names};
 use super::options::{Settings, StoreOptions};
+use super::s3::Bucket;
 use super::tls;
 use super::url::StoreUrl;
 
 /// What a connection may take to be there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// object_store's own, where nothing names one.
+const DEFAULT_REGION: &str = "us-east-1";
 const USER_AGENT: &str = concat!("pitr/", env!("CARGO_PKG_VERSION"));
 
-/// The two faces of one client.
+/// The faces of one client.
 pub(super) struct Clients {
     pub(super) objects: Arc<dyn ObjectStore>,
     pub(super) pages: Arc<dyn PaginatedListStore>,
+    /// What only S3 has.
+    pub(super) bucket: Option<Bucket>,
 }
 
 /// The bucket is set last: a variable such as `AWS_BUCKET` or `AZURE_CONTAINER_NAME` must not lead elsewhere than the URL.
 pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, Fault> {
     tls::install_provider();
     match url {
-        StoreUrl::S3 { bucket, .. } => {
+        StoreUrl::S3 { bucket, prefix } => {
             let settings = s3_settings(options)?;
-            Ok(pair(s3(bucket, options, &settings)?))
+            let client = client_options(options)?;
+            let (store, region) = s3(bucket, options, &settings, client.clone())?;
+            let clients = pair(store.clone());
+            let bucket = Bucket::new(Arc::new(store), region, bucket, client, prefix);
+            Ok(Clients { bucket: Some(bucket), ..clients })
         }
         StoreUrl::Gcs { bucket, .. } => {
             let given = given(options, "google_", "GOOGLE_");
@@ -77,12 +86,18 @@ pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, F
 fn pair<S: ObjectStore + PaginatedListStore>(store: S) -> Clients {
     let store = Arc::new(store);
     let objects: Arc<dyn ObjectStore> = Arc::<S>::clone(&store);
-    Clients { objects, pages: store }
+    Clients { objects, pages: store, bucket: None }
 }
 
-fn s3(bucket: &str, options: &StoreOptions, settings: &Settings) -> Result<AmazonS3, Fault> {
+/// The client, and the region that it signs for.
+fn s3(
+    bucket: &str,
+    options: &StoreOptions,
+    settings: &Settings,
+    client: ClientOptions,
+) -> Result<(AmazonS3, String), Fault> {
     let mut builder = AmazonS3Builder::new()
-        .with_client_options(client_options(options)?)
+        .with_client_options(client)
         .with_retry(no_repetition())
         .with_http_connector(Connector::new(bucket))
         // The store then checks what it received; the digest is computed for the signature anyway. A bucket with object
@@ -99,7 +114,9 @@ fn s3(bucket: &str, options: &StoreOptions, settings: &Settings) -> Result<Amazo
     if let Some(region) = &options.region {
         builder = builder.with_region(region);
     }
-    builder.with_bucket_name(bucket).build().map_err(|error| refused(&error))
+    let region = builder.get_config_value(&AmazonS3ConfigKey::Region);
+    let store = builder.with_bucket_name(bucket).build().map_err(|error| refused(&error))?;
+    Ok((store, region.unwrap_or_else(|| DEFAULT_REGION.to_owned())))
 }
 
 /// Credentials file, else variables, else the static keys of a profile.

@@ -86,7 +86,9 @@ impl StoreError {
             StoreErrorKind::Unsupported => {
                 "use a store that supports conditional writes, or see allow_unsafe_store"
             }
-            StoreErrorKind::Hidden => "remove the delete marker to bring the object back",
+            StoreErrorKind::Hidden => {
+                "somebody deleted it, and the bucket keeps its versions: remove the delete marker to bring the object back (docs/roles.md)"
+            }
             StoreErrorKind::Other => "mend the cause, then repeat the command; `pitr check` tests the store",
         }
     }
@@ -117,7 +119,7 @@ const CREDENTIALS_HINTS: [(&[&str], &str); 5] = [
             "AuthorizationPermissionMismatch",
             "UnauthorizedBlobOverwrite",
         ],
-        "the store knows these credentials, and they may not do this: docs/stores.md says what they must permit; then run `pitr check`",
+        "the store knows these credentials, and they may not do this: docs/roles.md says what each role must permit; then run `pitr check`",
     ),
 ];
 

@@ -20,6 +20,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::backend::{Backend, Created, Listing, ObjectInfo, Opened, Page, Payload};
 use super::error::{Fault, StoreErrorKind};
+use super::s3::Bucket;
 use super::{Policy, Store};
 use crate::durable;
 
@@ -285,6 +286,10 @@ impl Backend for FaultStore {
 
     async fn delete(&self, key: &str) -> Result<(), Fault> {
         self.around("delete", key, self.inner.delete(key)).await.map(|((), _)| ())
+    }
+
+    fn bucket(&self) -> Option<&Bucket> {
+        self.inner.bucket()
     }
 
     async fn make_root(&self) -> Result<(), Fault> {

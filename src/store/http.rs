@@ -209,7 +209,7 @@ fn clock_apart(told: &str, now: Timestamp) -> Option<SignedDuration> {
 }
 
 /// The beginning of a body, as far as it comes.
-async fn read_some(body: HttpResponseBody) -> String {
+pub(super) async fn read_some(body: HttpResponseBody) -> String {
     let mut bytes = Vec::new();
     let mut stream = body.bytes_stream();
     while bytes.len() < BODY_LIMIT
@@ -222,7 +222,7 @@ async fn read_some(body: HttpResponseBody) -> String {
 }
 
 /// The text of the first element of this name.
-fn element(xml: &str, name: &str) -> Option<String> {
+pub(super) fn element(xml: &str, name: &str) -> Option<String> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     let (text, _) = rest.split_once(&format!("</{name}>"))?;
     Some(shown(text))

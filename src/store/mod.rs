@@ -10,6 +10,7 @@
 //! created again with the same bytes; memory is bounded by the caller's limit; every call ends.
 //! Source of truth: REPOSITORY.md section 2. Every kind of store passes the same suite, tests/store_conformance.rs.
 
+mod attack;
 mod backend;
 mod builder;
 mod credentials;
@@ -23,6 +24,7 @@ mod options;
 mod policy;
 mod probe;
 mod remote;
+mod s3;
 #[cfg(any(test, feature = "testing"))]
 pub mod schedule;
 mod tls;
@@ -39,12 +41,14 @@ use backend::{Backend, Listing, Opened, Page};
 use error::Fault;
 use policy::within;
 
+pub use attack::{Attack, Attempt, Content, Outcome, Tried};
 pub use backend::{Created, ObjectInfo, Payload};
 pub use credentials::{CredentialsError, parse_credentials_file, static_profile_keys};
 pub use error::{Class, StoreError, StoreErrorKind};
 pub use options::{Settings, StoreOptions};
 pub use policy::Policy;
 pub use probe::ProbeReport;
+pub use s3::{Protection, Versions};
 pub use url::{KEY_LIMIT, KeyError, StoreUrl, UrlError, check_key};
 
 /// The largest object [`Store::get`] returns: a segment of 1 GiB that does not compress, with its header and annex.
@@ -300,6 +304,19 @@ impl Store {
             return Err(self.failed("remove", key, Fault::usage("it is no probe")));
         }
         self.delete(key).await
+    }
+
+    /// What the bucket does with an object that is overwritten or deleted; `None` if that is nothing this kind of store can be
+    /// asked.
+    pub async fn protection(&self) -> Result<Option<Protection>, StoreError> {
+        let Some(bucket) = self.0.backend.bucket() else { return Ok(None) };
+        // Nothing depends on it: it is asked once.
+        match within(self.0.policy.attempt(0), bucket.protection()).await {
+            Ok(protection) => Ok(Some(protection)),
+            // Servers that keep no versions do not know the question.
+            Err(fault) if fault.kind == StoreErrorKind::Unsupported => Ok(None),
+            Err(fault) => Err(self.failed("ask for the settings of", "", fault)),
+        }
     }
 
     fn check(&self, key: &str, action: &'static str) -> Result<(), StoreError> {

@@ -25,6 +25,7 @@ use super::builder::{self, Clients};
 use super::error::{Class, Fault, StoreErrorKind};
 use super::http::{NoCredentials, Refusal, innermost};
 use super::options::StoreOptions;
+use super::s3::Bucket;
 use super::url::{KEY_LIMIT, StoreUrl};
 
 /// How Azure refuses a create of a key that is taken to credentials that may create and not replace: the first to a token, the
@@ -36,6 +37,7 @@ const OVERWRITES: [&str; 2] = ["UnauthorizedBlobOverwrite", "AuthorizationPermis
 pub(super) struct Remote {
     objects: Arc<dyn ObjectStore>,
     pages: PageStore,
+    bucket: Option<Bucket>,
     /// Empty, or ends with `/`.
     prefix: String,
 }
@@ -56,9 +58,9 @@ impl Remote {
             }
             StoreUrl::File(_) | StoreUrl::Memory(_) => return Err(Fault::usage("it is not in a cloud")),
         };
-        let Clients { objects, pages } = builder::build(url, options)?;
+        let Clients { objects, pages, bucket } = builder::build(url, options)?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { objects, pages: PageStore(pages), prefix })
+        Ok(Self { objects, pages: PageStore(pages), bucket, prefix })
     }
 
     fn path(&self, key: &str) -> Result<Path, Fault> {
@@ -149,7 +151,7 @@ fn find<'a, E: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 
 
 /// What the store answered. Azure deletes in batches, and object_store tells of a refused part of one in words alone:
 /// "... BlobNotFound (code: 404)".
-fn refusal_of(error: &object_store::Error) -> Option<Cow<'_, Refusal>> {
+pub(super) fn refusal_of(error: &object_store::Error) -> Option<Cow<'_, Refusal>> {
     if let Some(refusal) = find::<Refusal>(error) {
         return Some(Cow::Borrowed(refusal));
     }
@@ -163,7 +165,7 @@ fn refusal_of(error: &object_store::Error) -> Option<Cow<'_, Refusal>> {
 }
 
 /// What a failed call means for a caller that only reads.
-fn judge(error: &object_store::Error) -> Fault {
+pub(super) fn judge(error: &object_store::Error) -> Fault {
     if let Some(missing) = find::<NoCredentials>(error) {
         // A service that is not there may be on another machine tomorrow; one that says no means it.
         let final_no = missing.status.is_some_and(|status| (400..500).contains(&status) && status != 429);
@@ -300,6 +302,10 @@ impl Backend for Remote {
             Ok(()) => Ok(()),
             Err(error) => self.prove_absent(key, &error).await,
         }
+    }
+
+    fn bucket(&self) -> Option<&Bucket> {
+        self.bucket.as_ref()
     }
 
     async fn make_root(&self) -> Result<(), Fault> {

@@ -24,6 +24,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::backend::{Backend, Created, Listing, ObjectInfo, Opened, Page, Payload};
 use super::error::Fault;
+use super::s3::Bucket;
 use super::{Policy, Store};
 
 /// Keys on a page of a listing, where nobody says otherwise.
@@ -339,6 +340,10 @@ impl Backend for Scheduled {
         self.inner.delete(key).await?;
         self.schedule.state().times.remove(key);
         self.reply("delete")
+    }
+
+    fn bucket(&self) -> Option<&Bucket> {
+        self.inner.bucket()
     }
 
     async fn make_root(&self) -> Result<(), Fault> {

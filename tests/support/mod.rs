@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod gcs_double;
 pub mod log;
 pub mod meter;
+pub mod moto;
 pub mod restored;
 pub mod s3;
 pub mod site;

@@ -37,6 +37,7 @@ pub(super) fn done(prepared: &Prepared, report: &Report, question: &PlanRequest,
             ("bytes_restored", json!(report.bytes)),
             ("moved_aside", json!(report.aside)),
             ("written_outside", json!(report.outside)),
+            ("unpinned", json!(report.unpinned)),
             ("next", json!(next(prepared))),
         ] {
             set(&mut value, name, more);

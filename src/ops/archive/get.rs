@@ -232,6 +232,11 @@ async fn find(
         {
             opened.fetch_wal(name).await?
         }
+        Err(RepoError::Store(error)) if opened.expired_by_marker(name, &error).await? => {
+            return Err(
+                RepoError::BelowFloor { repository: opened.repository().name().to_owned(), name }.into()
+            );
+        }
         fetched => fetched?,
     };
     Ok(fetched.map(|fetched| (fetched, cut)))

@@ -208,7 +208,7 @@ fn refused(error: crate::store::StoreError) -> Error {
     let error = Error::from(error);
     if error.kind() == Kind::Key {
         return error
-            .hint("run expire with credentials that may delete; what is marked stays marked until then");
+            .hint("run expire with credentials that may delete (S3: s3:DeleteObject; the expirer of docs/roles.md); what is marked stays marked until then");
     }
     error
 }

@@ -26,12 +26,12 @@ use jiff::{SignedDuration, Timestamp};
 pub use delete::Deleted;
 pub use one::{One, OneRequest, one};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::repo::objects::{Floor, Identity, TimelineFloor};
 use crate::repo::path::{BackupId, BackupObject};
 use crate::repo::retention::{DEFAULT_GRACE, Plan, Policy, StoredWal, above, plan};
-use crate::repo::{Repository, System};
+use crate::repo::{RepoError, Repository, System};
 use crate::store::StoreErrorKind;
 use delete::Remover;
 use look::{Look, Mark, Stored};
@@ -112,12 +112,25 @@ pub async fn expire(
 /// The store's time. A dry run may have credentials that cannot create: then this host's time serves, as nothing depends on it.
 async fn store_time(repository: &Repository, request: &ExpireRequest) -> Result<Timestamp> {
     match repository.store_time().await {
-        Err(crate::repo::RepoError::Store(e))
+        Err(RepoError::Store(e))
             if request.dry_run && matches!(e.kind, StoreErrorKind::Credentials | StoreErrorKind::Denied) =>
         {
             Ok(request.now)
         }
-        other => Ok(other?),
+        other => other.map_err(denied),
+    }
+}
+
+/// Who may not create what gives something up is told who may.
+fn denied(error: RepoError) -> Error {
+    let refused = matches!(&error, RepoError::Store(e)
+        if matches!(e.kind, StoreErrorKind::Credentials | StoreErrorKind::Denied));
+    let error = Error::from(error);
+    match refused {
+        true => error.hint(
+            "run expire with credentials that may give something up, the expirer of docs/roles.md; nothing was deleted without them",
+        ),
+        false => error,
     }
 }
 
@@ -189,13 +202,13 @@ impl Run<'_> {
             }
             // A verdict without its intent is nobody's backup, and its key is taken.
             if info.files.has(BackupObject::Verdict) {
-                self.system.expire(&info.id, "its intent is missing", now).await?;
+                self.system.expire(&info.id, "its intent is missing", now).await.map_err(denied)?;
             } else {
-                self.system.abandon(&info.id, "no new object for 24 hours", now).await?;
+                self.system.abandon(&info.id, "no new object for 24 hours", now).await.map_err(denied)?;
             }
         }
         for going in report.plan.iter().flat_map(|plan| &plan.go).filter(|_| !self.request.dry_run) {
-            self.system.expire(&going.id, &going.why, now).await?;
+            self.system.expire(&going.id, &going.why, now).await.map_err(denied)?;
         }
         Ok(())
     }
@@ -210,7 +223,7 @@ impl Run<'_> {
         report.notes.extend(owed.notes);
         let lines = |before: Option<&Floor>| plan.floor(before, &stored.wal);
         if !self.request.dry_run {
-            return Ok(self.system.raise_floor(lines, self.request.now).await?);
+            return self.system.raise_floor(lines, self.request.now).await.map_err(denied);
         }
         let planned =
             |timelines| Ok(Floor { nonce: crate::repo::nonce()?, created: self.request.now, timelines });

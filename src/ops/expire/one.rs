@@ -94,7 +94,7 @@ async fn mark(system: &System, look: &Look, request: &OneRequest) -> Result<One>
         }
     };
     if !request.dry_run {
-        system.expire(id, "chosen by an operator", now).await?;
+        system.expire(id, "chosen by an operator", now).await.map_err(super::denied)?;
     }
     Ok(One::Marked { breaks_window })
 }

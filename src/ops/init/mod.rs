@@ -34,6 +34,8 @@ pub struct RepositoryReport {
     pub sealed: bool,
     /// The operator accepted a store that keeps no conditional create.
     pub degraded: bool,
+    /// The key of the object that the race left, where nothing can be deleted.
+    pub left_behind: Option<String>,
     /// Other system identifiers under the same name: what was there before pg_upgrade or initdb.
     pub others: Vec<SystemId>,
 }
@@ -74,7 +76,7 @@ pub async fn repository(
             )));
         }
     }
-    probe(repository).await?;
+    let left_behind = probe(repository).await?;
     let new = NewIdentity {
         system: facts.system,
         major: facts.major,
@@ -92,19 +94,20 @@ pub async fn repository(
         created: novelty == Novelty::New,
         sealed: system.seal_key().is_some(),
         degraded: store.is_unsafe(),
+        left_behind,
         others: others.into_iter().map(|i| i.system).collect(),
     })
 }
 
-/// Races creates of one key: a store that lets two of them win would lose WAL silently.
+/// Races creates of one key: a store that lets two of them win would lose WAL silently. The key of what could not be deleted again.
 ///
 /// # Errors
 /// Kind `Refused` unless the operator accepted it.
-pub async fn probe(repository: &Repository) -> Result<()> {
+pub async fn probe(repository: &Repository) -> Result<Option<String>> {
     let store = repository.store();
     let report = store.probe_create_race(&crate::repo::path::cluster_dir(repository.cluster())).await?;
     if report.is_safe() || store.is_unsafe() {
-        return Ok(());
+        return Ok(report.left_behind);
     }
     Err(Error::refused(format!(
         "{} does not keep conditional creates: {} of 8 racing creates of one key won",

@@ -34,6 +34,7 @@ use crate::ops::plan::Window;
 use crate::repo::objects::Identity;
 use crate::repo::path::{self, BackupId, BackupObject, Sealing, SystemObject};
 use crate::repo::{Keyring, RepoError, Repository};
+use crate::store::StoreErrorKind;
 use crate::wal::SystemId;
 
 use survey::Survey;
@@ -238,9 +239,23 @@ async fn look(
         });
         if let Some(folder) = report.folders.last_mut() {
             folder::look(repository, request, listed, folder, progress).await?;
+            name_markers(repository, &mut folder.findings).await;
         }
     }
     Ok(())
+}
+
+/// Of what is missing, says what a delete marker hides: its version may be brought back.
+async fn name_markers(repository: &Repository, findings: &mut Findings) {
+    let missing = findings.kept.iter_mut().filter(|finding| finding.fault != Fault::Damaged);
+    for finding in missing {
+        let found = repository.store().head(&finding.object).await;
+        if found.is_err_and(|error| error.kind == StoreErrorKind::Hidden) {
+            finding
+                .what
+                .push_str("; deleted by a delete marker, its version may be brought back: docs/roles.md");
+        }
+    }
 }
 
 /// The marks that keep a pitr away which would not understand what is here.

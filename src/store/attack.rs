@@ -1,0 +1,268 @@
+//! What somebody with these credentials could destroy, found out by trying it on objects made for that.
+//!
+//! ```text
+//!  for each attempt:   create probe-attack-… ─► overwrite | delete | delete its version | shorten its retention, then delete its version
+//!                                            └► is the first content still there?   as it is, by its version, or not at all
+//! ```
+//! Nothing is touched that this process did not create in the same call, and the names say what they are: `verify` passes
+//! them over, and they may go. What the credentials may do with the bucket itself (its policy, its lifecycle, its settings)
+//! is not tried: that cannot be undone.
+//! Source of truth: REPOSITORY.md 2 (create-only), the S3 API on versions and object lock.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::error::{Fault, StoreErrorKind};
+use super::policy::within;
+use super::s3::Bucket;
+use super::{Payload, Store, StoreError};
+use crate::clock;
+
+/// How long a retention lasts that was shortened, so that its end can be waited for. The store wants it in the future.
+const SHORTENED: Duration = Duration::from_secs(3);
+/// Times of retentions have whole seconds, and clocks of a store's parts differ.
+const MARGIN: Duration = Duration::from_secs(2);
+/// An object of an attack is small.
+const READ_LIMIT: u64 = 4096;
+
+/// What is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// Other content under the same name, without a condition.
+    Overwrite,
+    /// Deleting, as `expire` does.
+    Delete,
+    /// Deleting the version that has the content, past a retention in governance mode if the credentials may.
+    DeleteVersion,
+    /// Ending a retention early, and then deleting the version.
+    ShortenRetention,
+}
+
+impl Attempt {
+    /// All of them, in the order in which they are tried.
+    pub const ALL: [Self; 4] = [Self::Overwrite, Self::Delete, Self::DeleteVersion, Self::ShortenRetention];
+
+    /// A name for JSON and for the object's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Overwrite => "overwrite",
+            Self::Delete => "delete",
+            Self::DeleteVersion => "delete-version",
+            Self::ShortenRetention => "shorten-retention",
+        }
+    }
+}
+
+/// What the store said to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// No, and why.
+    Refused(String),
+    /// Yes.
+    Done,
+    /// It does not apply here, and why.
+    NotTried(String),
+    /// Neither yes nor no.
+    Unclear(String),
+}
+
+/// What became of the content that was there before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// It is read under its name.
+    Intact,
+    /// It is read by its version, and no longer by its name alone.
+    ByVersion,
+    /// It cannot be read any more.
+    Gone,
+    /// That could not be found out, and why.
+    Unknown(String),
+}
+
+/// One attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// What was tried.
+    pub attempt: Attempt,
+    /// The object's key.
+    pub key: String,
+    /// What the store said.
+    pub outcome: Outcome,
+    /// What is left of the object.
+    pub content: Content,
+}
+
+/// All attempts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attack {
+    /// One by one, in order.
+    pub tried: Vec<Tried>,
+    /// Keys of the objects that could not be removed afterwards.
+    pub left_behind: Vec<String>,
+}
+
+/// The object that one attempt is made on.
+struct Victim {
+    key: String,
+    body: Bytes,
+    /// It could be created.
+    made: bool,
+    /// Its version, or why that is not known. `None`: no versions are kept.
+    version: Result<Option<String>, String>,
+    born: Instant,
+    /// When the store says that it was created.
+    store_time: Timestamp,
+}
+
+impl Store {
+    /// Tries to destroy objects of its own below `prefix` (empty, or ending with `/`), with the credentials of this store.
+    ///
+    /// Dropped, it leaves objects whose text says that they may go.
+    ///
+    /// # Errors
+    /// If the store does not answer. That it refuses is a result.
+    pub async fn attack(&self, prefix: &str) -> Result<Attack, StoreError> {
+        let nonce =
+            clock::nonce().map_err(|error| self.failed("attack", prefix, Fault::usage(error.to_string())))?;
+        let mut attack = Attack { tried: Vec::new(), left_behind: Vec::new() };
+        for attempt in Attempt::ALL {
+            let victim = self.victim(format!("{prefix}probe-attack-{nonce}-{}", attempt.name())).await?;
+            let outcome = self.attempt(attempt, &victim).await;
+            let content = self.content(&victim).await;
+            // Where it is hidden, another delete would only add a marker.
+            let shown = content == Content::Intact || attempt == Attempt::Overwrite;
+            if victim.made && shown && self.remove_probe(&victim.key).await.is_err() {
+                attack.left_behind.push(victim.key.clone());
+            }
+            attack.tried.push(Tried { attempt, key: victim.key, outcome, content });
+        }
+        Ok(attack)
+    }
+
+    async fn victim(&self, key: String) -> Result<Victim, StoreError> {
+        let body = Bytes::from(format!("pitr check --attack: made to be attacked, safe to delete: {key}\n"));
+        let made = match self.create(&key, body.clone()).await {
+            Ok(_) => true,
+            Err(error) if is_refusal(error.kind) => false,
+            Err(error) => return Err(error),
+        };
+        let (mut version, mut store_time) = (Ok(None), Timestamp::UNIX_EPOCH);
+        if made {
+            if let Ok(Some(info)) = self.head(&key).await {
+                store_time = info.modified;
+            }
+            if let Some(bucket) = self.0.backend.bucket() {
+                let asked = self.0.policy.run(0, || within(self.0.policy.attempt(0), bucket.version(&key)));
+                version = asked.await.map_err(|fault| fault.cause);
+            }
+        }
+        Ok(Victim { key, body, made, version, born: Instant::now(), store_time })
+    }
+
+    async fn attempt(&self, attempt: Attempt, victim: &Victim) -> Outcome {
+        let deadline = self.0.policy.attempt(0);
+        let done = match attempt {
+            Attempt::Overwrite => {
+                let other: Payload = Bytes::from_static(b"pitr check --attack: other content\n").into();
+                let overwrite = || within(deadline, self.0.backend.overwrite(&victim.key, &other));
+                self.0.policy.run(other.len(), overwrite).await
+            }
+            Attempt::Delete => {
+                self.0.policy.run(0, || within(deadline, self.0.backend.delete(&victim.key))).await
+            }
+            Attempt::DeleteVersion => match self.0.backend.bucket() {
+                Some(bucket) => self.delete_version(bucket, victim).await,
+                None => return Outcome::NotTried("only S3 is asked by version".to_owned()),
+            },
+            Attempt::ShortenRetention => match self.0.backend.bucket() {
+                Some(bucket) => return self.shorten(bucket, victim).await,
+                None => return Outcome::NotTried("only S3's object lock is known".to_owned()),
+            },
+        };
+        outcome(done)
+    }
+
+    async fn delete_version(&self, bucket: &Bucket, victim: &Victim) -> Result<(), Fault> {
+        // Where none are kept, an object still has a version that is called so.
+        let version = match &victim.version {
+            Ok(version) => version.as_deref().unwrap_or("null"),
+            Err(cause) => return Err(Fault::permanent(StoreErrorKind::Other, cause.clone())),
+        };
+        let delete = || within(self.0.policy.attempt(0), bucket.delete(&victim.key, version));
+        self.0.policy.run(0, delete).await
+    }
+
+    async fn shorten(&self, bucket: &Bucket, victim: &Victim) -> Outcome {
+        let Ok(Some(version)) = &victim.version else {
+            return Outcome::NotTried("no version of it is known".to_owned());
+        };
+        match self.protection().await {
+            Ok(Some(protection)) if !protection.lock => {
+                return Outcome::NotTried("the bucket has no object lock".to_owned());
+            }
+            Ok(Some(protection)) if protection.retention.is_none() => {
+                return Outcome::NotTried("the bucket gives new objects no retention".to_owned());
+            }
+            // Who may not ask for the settings may still be able to shorten.
+            Ok(_) | Err(_) => {}
+        }
+        let until = victim.store_time.checked_add(victim.born.elapsed() + SHORTENED + MARGIN);
+        let until = until.unwrap_or(Timestamp::MAX);
+        let shorten = || within(self.0.policy.attempt(0), bucket.shorten(&victim.key, version, until));
+        match self.0.policy.run(0, shorten).await {
+            Ok(()) => {}
+            Err(fault) if fault.kind == StoreErrorKind::Other => return Outcome::NotTried(fault.cause),
+            Err(fault) => return outcome(Err(fault)),
+        }
+        clock::sleep(SHORTENED + MARGIN + MARGIN).await;
+        match outcome(self.delete_version(bucket, victim).await) {
+            Outcome::Refused(why) => Outcome::Refused(format!("shortened, and its version stays: {why}")),
+            other => other,
+        }
+    }
+
+    /// Whether the first content can still be read, under its name or by its version.
+    async fn content(&self, victim: &Victim) -> Content {
+        if !victim.made {
+            return Content::Unknown("no object could be made to try it on".to_owned());
+        }
+        let current = self.get_limited(&victim.key, READ_LIMIT).await;
+        if let Ok(Some(bytes)) = &current
+            && *bytes == victim.body
+        {
+            return Content::Intact;
+        }
+        let (bucket, version) = match (self.0.backend.bucket(), &victim.version) {
+            (Some(bucket), Ok(Some(version))) => (bucket, version),
+            (Some(_), Err(cause)) => return Content::Unknown(cause.clone()),
+            // Nothing keeps a version.
+            (_, _) => {
+                return match current {
+                    Ok(_) => Content::Gone,
+                    Err(error) => Content::Unknown(error.cause),
+                };
+            }
+        };
+        let read = || within(self.0.policy.attempt(0), bucket.read(&victim.key, version));
+        match self.0.policy.run(0, read).await {
+            Ok(Some(bytes)) if bytes == victim.body => Content::ByVersion,
+            Ok(_) => Content::Gone,
+            Err(fault) => Content::Unknown(fault.cause),
+        }
+    }
+}
+
+fn is_refusal(kind: StoreErrorKind) -> bool {
+    matches!(kind, StoreErrorKind::Credentials | StoreErrorKind::Denied)
+}
+
+fn outcome(done: Result<(), Fault>) -> Outcome {
+    match done {
+        Ok(()) => Outcome::Done,
+        Err(fault) if is_refusal(fault.kind) => Outcome::Refused(fault.cause),
+        Err(fault) if fault.kind == StoreErrorKind::Unsupported => Outcome::NotTried(fault.cause),
+        Err(fault) => Outcome::Unclear(fault.cause),
+    }
+}

@@ -1,0 +1,218 @@
+//! What only S3 has: versions of an object, and object lock.
+//!
+//! object_store reads a version and tells the version of the current object; it can neither delete one nor ask for the
+//! bucket's settings. Those requests are made here and signed by object_store's own signer, with the credentials of the
+//! store, and go through the same client, so that a refusal means the same as elsewhere.
+//! Invariants: nothing here is called while data is stored or read; what is deleted or unlocked is a probe
+//! ([`super::attack`]); at most a few KiB of an answer are read.
+//! Source of truth: the S3 API, `DeleteObject`, `PutObjectRetention`, `GetBucketVersioning`, `GetObjectLockConfiguration`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use jiff::Timestamp;
+use object_store::aws::{AmazonS3, AwsAuthorizer};
+use object_store::client::{HttpConnector as _, HttpError, HttpRequest};
+use object_store::path::Path;
+use object_store::signer::{HeaderValue, Method, Signer as _, Url};
+use object_store::{ClientOptions, GetOptions, ObjectStore as _, ObjectStoreExt as _};
+use sha2::{Digest as _, Sha256};
+
+use super::error::Fault;
+use super::http::{Connector, element, read_some};
+use super::remote::{judge, refusal_of};
+
+/// Permits what a retention in governance mode forbids, to who has the right to bypass it.
+const BYPASS: &str = "x-amz-bypass-governance-retention";
+/// A URL that is signed only to learn where an object is.
+const PASSING: Duration = Duration::from_secs(60);
+
+/// What a bucket does with an object that is overwritten or deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Versions {
+    /// It keeps the version before.
+    Kept,
+    /// It kept versions once, and replaces now.
+    Suspended,
+    /// It replaces and deletes.
+    None,
+}
+
+/// What a bucket itself does against the loss of objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Protection {
+    /// Whether versions are kept.
+    pub versions: Versions,
+    /// Object lock is on.
+    pub lock: bool,
+    /// What every new object gets without being asked: `COMPLIANCE, 30 days`.
+    pub retention: Option<String>,
+}
+
+/// A bucket of S3, for the requests that object_store does not have.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    s3: Arc<AmazonS3>,
+    region: String,
+    name: String,
+    options: ClientOptions,
+    /// Empty, or ends with `/`.
+    prefix: String,
+}
+
+impl Bucket {
+    pub(super) fn new(
+        s3: Arc<AmazonS3>,
+        region: String,
+        name: &str,
+        options: ClientOptions,
+        prefix: &str,
+    ) -> Self {
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        Self { s3, region, name: name.to_owned(), options, prefix }
+    }
+
+    fn path(&self, key: &str) -> Result<Path, Fault> {
+        Path::parse(format!("{}{key}", self.prefix)).map_err(|error| Fault::usage(error.to_string()))
+    }
+
+    /// The version of the object that a plain read gets; `None` where no versions are kept.
+    pub(super) async fn version(&self, key: &str) -> Result<Option<String>, Fault> {
+        let meta = self.s3.head(&self.path(key)?).await.map_err(|error| judge(&error))?;
+        Ok(meta.version)
+    }
+
+    /// A version of an object; `None` if there is no such version.
+    pub(super) async fn read(&self, key: &str, version: &str) -> Result<Option<Bytes>, Fault> {
+        let options = GetOptions { version: Some(version.to_owned()), ..GetOptions::default() };
+        let error = match self.s3.get_opts(&self.path(key)?, options).await {
+            Ok(found) => match found.bytes().await {
+                Ok(bytes) => return Ok(Some(bytes)),
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        match refusal_of(&error) {
+            Some(refusal) if refusal.status == 404 => Ok(None),
+            _ => Err(judge(&error)),
+        }
+    }
+
+    /// Deletes a version for good, past a retention in governance mode if the credentials may.
+    pub(super) async fn delete(&self, key: &str, version: &str) -> Result<(), Fault> {
+        let url = self.object_url(key).await?;
+        let mut request = request(Method::DELETE, url, &[("versionId", version)], Bytes::new())?;
+        request.headers_mut().insert(BYPASS, HeaderValue::from_static("true"));
+        self.send(request).await.map(drop)
+    }
+
+    /// Ends the retention of a version at `until`, which the store requires to be in the future.
+    pub(super) async fn shorten(&self, key: &str, version: &str, until: Timestamp) -> Result<(), Fault> {
+        let date = until.strftime("%Y-%m-%dT%H:%M:%SZ");
+        let body = Bytes::from(format!(
+            "<Retention xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Mode>GOVERNANCE</Mode>\
+             <RetainUntilDate>{date}</RetainUntilDate></Retention>"
+        ));
+        let sum = BASE64_STANDARD.encode(Sha256::digest(&body));
+        let sum = HeaderValue::from_str(&sum).map_err(|error| Fault::usage(error.to_string()))?;
+        let url = self.object_url(key).await?;
+        let mut request = request(Method::PUT, url, &[("retention", ""), ("versionId", version)], body)?;
+        let headers = request.headers_mut();
+        headers.insert(BYPASS, HeaderValue::from_static("true"));
+        headers.insert("x-amz-checksum-sha256", sum);
+        headers.insert("x-amz-sdk-checksum-algorithm", HeaderValue::from_static("SHA256"));
+        self.send(request).await.map(drop)
+    }
+
+    /// What the bucket does with what is overwritten or deleted.
+    pub(super) async fn protection(&self) -> Result<Protection, Fault> {
+        let lock = match self.ask("object-lock").await {
+            Ok(answer) => answer,
+            Err(fault) if fault.cause.contains("ObjectLockConfigurationNotFoundError") => String::new(),
+            Err(fault) => return Err(fault),
+        };
+        let on = element(&lock, "ObjectLockEnabled").as_deref() == Some("Enabled");
+        let kept = self.ask("versioning").await?;
+        let versions = match element(&kept, "Status").as_deref() {
+            Some("Enabled") => Versions::Kept,
+            Some(_) => Versions::Suspended,
+            None => Versions::None,
+        };
+        Ok(Protection { versions, lock: on, retention: retention(&lock).filter(|_| on) })
+    }
+
+    async fn ask(&self, what: &str) -> Result<String, Fault> {
+        let mut url = self.object_url("x").await?;
+        // The bucket, wherever its name is: what is above the prefix.
+        let below = self.path("x")?.parts().count();
+        if let Ok(mut parts) = url.path_segments_mut() {
+            for _ in 0..below {
+                parts.pop();
+            }
+        }
+        self.send(request(Method::GET, url, &[(what, "")], Bytes::new())?).await
+    }
+
+    async fn object_url(&self, key: &str) -> Result<Url, Fault> {
+        let signed = self.s3.signed_url(Method::GET, &self.path(key)?, PASSING).await;
+        let mut url = signed.map_err(|error| judge(&error))?;
+        url.set_query(None);
+        Ok(url)
+    }
+
+    /// Signs and sends; the beginning of the body of a success.
+    async fn send(&self, mut request: HttpRequest) -> Result<String, Fault> {
+        let credentials = self.s3.credentials().get_credential().await.map_err(|error| judge(&error))?;
+        let signer = AwsAuthorizer::new(&credentials, "s3", &self.region);
+        signer.try_authorize(&mut request, None).map_err(|error| judge(&error))?;
+        let client = Connector::new(&self.name).connect(&self.options).map_err(|error| judge(&error))?;
+        match client.execute(request).await {
+            Ok(response) => Ok(read_some(response.into_body()).await),
+            Err(error) => Err(judged(error)),
+        }
+    }
+}
+
+fn judged(error: HttpError) -> Fault {
+    judge(&object_store::Error::Generic { store: "S3", source: Box::new(error) })
+}
+
+fn request(method: Method, mut url: Url, query: &[(&str, &str)], body: Bytes) -> Result<HttpRequest, Fault> {
+    url.query_pairs_mut().extend_pairs(query);
+    let mut request = HttpRequest::new(body.into());
+    *request.method_mut() = method;
+    *request.uri_mut() =
+        url.as_str().parse().map_err(|_| Fault::usage("the URL of the bucket is impossible"))?;
+    Ok(request)
+}
+
+/// `COMPLIANCE, 30 days`, of an object lock configuration that gives new objects a retention.
+fn retention(configuration: &str) -> Option<String> {
+    let mode = element(configuration, "Mode").filter(|mode| !mode.is_empty())?;
+    let span = |name: &str, unit: &str| {
+        let count = element(configuration, name).filter(|count| !matches!(count.as_str(), "" | "0"))?;
+        Some(format!("{count} {unit}"))
+    };
+    let span = span("Days", "days").or_else(|| span("Years", "years"))?;
+    Some(format!("{mode}, {span}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_retention_is_read_from_the_configuration_and_nothing_else() {
+        let of = |rule: &str| retention(&format!("<Rule><DefaultRetention>{rule}</DefaultRetention></Rule>"));
+        assert_eq!(of("<Mode>COMPLIANCE</Mode><Days>30</Days>").as_deref(), Some("COMPLIANCE, 30 days"));
+        assert_eq!(
+            of("<Mode>GOVERNANCE</Mode><Days>0</Days><Years>2</Years>").as_deref(),
+            Some("GOVERNANCE, 2 years")
+        );
+        assert_eq!(of("<Mode>GOVERNANCE</Mode>"), None);
+        assert_eq!(retention("<ObjectLockConfiguration/>"), None);
+    }
+}
