@@ -331,10 +331,8 @@ fn attack(place: &std::path::Path, url: &str, settings: &str) -> Result<(i32, St
 }
 
 fn expect(found: (i32, String, Vec<String>), code: i32, verdict: &str, attempts: &[&str]) -> Result<()> {
-    ensure!(
-        found == (code, verdict.to_owned(), attempts.iter().map(|&a| a.to_owned()).collect()),
-        "{found:?}"
-    );
+    let (ended, said, tried) = found;
+    ensure!((ended, said.as_str()) == (code, verdict) && tried == attempts, "{ended} {said}: {tried:?}");
     Ok(())
 }
 

@@ -246,7 +246,9 @@ mod tests {
         let chunk = Layout::of(&file, len_u64(&file)).unwrap().chunks(&(0..9)).unwrap();
         moved.parts[2].1 = file.slice(at(chunk.start)..at(chunk.end));
         assert_eq!(open(moved, &range), Err(SealError::Broken));
-        for beyond in [wide(plain.len())..wide(plain.len()) + 1, u64::MAX - 1..u64::MAX, 9..8] {
+        for beyond in
+            [wide(plain.len())..wide(plain.len()) + 1, u64::MAX - 1..u64::MAX, Range { start: 9, end: 8 }]
+        {
             assert_eq!(open(good.clone(), &beyond), Err(SealError::Broken), "{beyond:?}");
         }
         // Shorter than it is said to be, and said to be shorter than it is.
