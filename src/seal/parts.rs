@@ -121,7 +121,8 @@ impl Read for Held {
             bytes.get(skip..).filter(|rest| !rest.is_empty())
         });
         let here = here.ok_or_else(|| Error::new(ErrorKind::NotFound, "that part was not fetched"))?;
-        let read = here.len().min(into.len());
+        let left = usize::try_from(self.len.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let read = here.len().min(into.len()).min(left);
         into.iter_mut().zip(here).for_each(|(to, from)| *to = *from);
         self.at = self.at.saturating_add(wide(read));
         Ok(read)

@@ -1,4 +1,6 @@
-//! A relay on loopback that counts what comes back through it: how many bytes a command really fetched.
+//! A relay on loopback that counts what comes back through it.
+//!
+//! How many bytes a command really fetched is what its user pays for; what it says of itself is no oracle.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
