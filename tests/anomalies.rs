@@ -80,7 +80,7 @@ trait Command {
 
 /// Deadlines of a store that never repeats, short: a stalled call must end the command.
 fn once() -> Policy {
-    Policy { base: Duration::from_millis(300), ..Policy::default().once() }
+    Policy { base: Duration::from_secs(1), ..Policy::default().once() }
 }
 
 /// Repetition without long waits.

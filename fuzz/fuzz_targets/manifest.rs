@@ -13,7 +13,8 @@ const HEAD: &str = concat!(
     r#"{"pitr":"manifest 1","backup":"20251017-103000-1a2b3c4d","system":"1","packs":1}"#,
     "\n",
     r#"{"backup":"20251017-103000-1a2b3c4d","pack":0,"stored":400,"plain":1000000,"frames":3,"#,
-    r#""digest":"71047057ef49a19e7bcc4909e21736465fe184e80b743f581b744a466ca17a8b"}"#,
+    r#""digest":"71047057ef49a19e7bcc4909e21736465fe184e80b743f581b744a466ca17a8b","#,
+    r#""table":"71047057ef49a19e7bcc4909e21736465fe184e80b743f581b744a466ca17a8b"}"#,
     "\n",
 );
 

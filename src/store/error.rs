@@ -66,6 +66,11 @@ impl StoreError {
         self.class
     }
 
+    /// Whether the store knows the credentials, and they may not do this.
+    pub fn is_forbidden(&self) -> bool {
+        self.kind == StoreErrorKind::Credentials && FORBIDDEN.iter().any(|word| self.cause.contains(word))
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         let has = |text: &str| self.cause.contains(text);
@@ -94,6 +99,10 @@ impl StoreError {
     }
 }
 
+/// Words of a store that knows the credentials and does not let them do this.
+const FORBIDDEN: &[&str] =
+    &["AccessDenied", "AllAccessDisabled", "AuthorizationPermissionMismatch", "UnauthorizedBlobOverwrite"];
+
 /// Words of refusals, and what each calls for: the first that is found counts. S3's codes, Azure's, Google's.
 const CREDENTIALS_HINTS: [(&[&str], &str); 5] = [
     (
@@ -113,12 +122,7 @@ const CREDENTIALS_HINTS: [(&[&str], &str); 5] = [
         "the secret key does not belong to the access key: put both of one pair into credentials_file, then repeat the command",
     ),
     (
-        &[
-            "AccessDenied",
-            "AllAccessDisabled",
-            "AuthorizationPermissionMismatch",
-            "UnauthorizedBlobOverwrite",
-        ],
+        FORBIDDEN,
         "the store knows these credentials, and they may not do this: docs/roles.md says what each role must permit; then run `pitr check`",
     ),
 ];

@@ -123,8 +123,7 @@ async fn store_time(repository: &Repository, request: &ExpireRequest) -> Result<
 
 /// Who may not create what gives something up is told who may.
 fn denied(error: RepoError) -> Error {
-    let refused = matches!(&error, RepoError::Store(e)
-        if matches!(e.kind, StoreErrorKind::Credentials | StoreErrorKind::Denied));
+    let refused = matches!(&error, RepoError::Store(e) if e.is_forbidden());
     let error = Error::from(error);
     match refused {
         true => error.hint(

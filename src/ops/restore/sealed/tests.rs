@@ -47,11 +47,16 @@ fn filling(pack: u64, frame: u64, salt: u8) -> Vec<u8> {
     plain
 }
 
-/// The chunks of a pack that is not encrypted. Nothing is compressed, so that sizes are known.
-fn plain_pack(pack: u64, salt: u8) -> (Vec<Bytes>, PackInfo) {
+/// Frames as long as what they hold.
+const LARGE: Compression = Compression::Stored;
+/// Packs of some KiB.
+const TINY: Compression = Compression::Zstd { level: 1 };
+
+/// The chunks of a pack that is not encrypted.
+fn plain_pack(pack: u64, salt: u8, how: Compression) -> (Vec<Bytes>, PackInfo) {
     let mut builder = PackBuilder::new(u64::MAX);
     for frame in 0..FRAMES {
-        builder.push(compress_frame(&filling(pack, frame, salt), Compression::Stored).unwrap()).unwrap();
+        builder.push(compress_frame(&filling(pack, frame, salt), how).unwrap()).unwrap();
     }
     let pack = builder.finish().unwrap();
     (pack.chunks, pack.info)
@@ -71,7 +76,7 @@ fn entry(path: &str, pack: u32, offset: u64, len: u64) -> FileEntry {
 }
 
 impl World {
-    async fn new() -> Self {
+    async fn new(how: Compression) -> Self {
         let store = Store::open(&"memory:".parse::<StoreUrl>().unwrap(), &StoreOptions::default()).unwrap();
         let (counted, calls) = store.with_faults(Policy::default().once());
         let (daily, key) = (Identity::generate(), EpochKey::generate(Epoch::FIRST));
@@ -98,7 +103,7 @@ impl World {
         let (system, _) = repository.create_identity(facts, now).await.unwrap();
         let (mut packs, mut entries) = (Vec::new(), Vec::new());
         for number in 0..2_u32 {
-            let (chunks, mut info) = plain_pack(number.into(), 0);
+            let (chunks, mut info) = plain_pack(number.into(), 0, how);
             let sealed = system.seal_data(chunks).await.unwrap();
             let whole = sealed.concat();
             (info.stored, info.digest) = (len_u64(&whole), Digest::of(&whole));
@@ -182,7 +187,7 @@ impl Sink for Everything {
 
 #[tokio::test]
 async fn a_small_file_takes_its_frame_and_two_ends_of_its_pack_and_nothing_of_another() {
-    let world = World::new().await;
+    let world = World::new(LARGE).await;
     let backup = world.backup();
     let mark = world.mark();
     assert_eq!(world.small(&backup).await.unwrap(), b"small");
@@ -198,7 +203,7 @@ async fn a_small_file_takes_its_frame_and_two_ends_of_its_pack_and_nothing_of_an
 
 #[tokio::test]
 async fn who_wants_most_of_a_pack_fetches_it_once() {
-    let world = World::new().await;
+    let world = World::new(LARGE).await;
     let mark = world.mark();
     let sink = std::sync::Arc::new(Everything(Default::default()));
     fetch::fetch(&world.backup(), &world.image, &|_| true, 2, &sink, &Silent).await.unwrap();
@@ -209,16 +214,17 @@ async fn who_wants_most_of_a_pack_fetches_it_once() {
 
 #[tokio::test]
 async fn a_pack_that_somebody_made_for_the_same_key_is_refused_in_part_too() {
-    let world = World::new().await;
+    // Small ones: a forger tries a hundred times.
+    let world = World::new(TINY).await;
     let good = world.object(0).await;
     // His own rows, and a table that fits them.
-    world.forge(plain_pack(0, 1).0).await;
+    world.forge(plain_pack(0, 1, TINY).0).await;
     let said = world.refusal().await;
     assert!(said.contains("pack-00000") && said.contains("digest"), "{said}");
     // His own rows under the very table of the pack, if he should know it.
-    let (mut chunks, _) = plain_pack(0, 1);
+    let (mut chunks, _) = plain_pack(0, 1, TINY);
     let last = chunks.len() - 1;
-    chunks[last] = plain_pack(0, 0).0[last].clone();
+    chunks[last] = plain_pack(0, 0, TINY).0[last].clone();
     world.forge(chunks).await;
     let said = world.refusal().await;
     assert!(said.contains("pack 00000") && said.contains("other bytes"), "{said}");
@@ -231,7 +237,7 @@ async fn a_pack_that_somebody_made_for_the_same_key_is_refused_in_part_too() {
 
 #[tokio::test]
 async fn what_was_changed_or_cut_is_named_as_damage_wherever_it_lies() {
-    let world = World::new().await;
+    let world = World::new(LARGE).await;
     let good = world.object(0).await;
     let len = good.len();
     // Magic, recipient, mac of the header, nonce, the frame, the last chunk.
@@ -258,7 +264,7 @@ async fn what_was_changed_or_cut_is_named_as_damage_wherever_it_lies() {
 
 #[tokio::test]
 async fn without_the_right_key_it_is_the_key_that_is_missed() {
-    let world = World::new().await;
+    let world = World::new(LARGE).await;
     let host = world.system.repository().keys().and_then(Keyring::host).unwrap().clone();
     let ring = Keyring::new(Some(host), vec![Identity::generate()], None).unwrap();
     let repository = world.system.repository().with_keys(std::sync::Arc::new(ring), false);
