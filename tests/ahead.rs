@@ -240,6 +240,26 @@ fn who_is_left_behind_holds_nothing_of_the_server() -> Result<()> {
 }
 
 #[test]
+fn who_is_left_behind_ends_with_recovery_and_with_the_server() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 1000)?;
+    for server_ends in [false, true] {
+        let mut at = Recovering::new(&site, &format!("recovering-{server_ends}"))?;
+        at.ask(&site, &names[0], &[])?.expect(0, &[])?;
+        until(|| Ok(at.data.join(SPOOL).join("socket").exists()), || "nobody listens".to_owned())?;
+        if server_ends {
+            at.server.kill()?;
+            at.server.wait()?;
+        } else {
+            fs::remove_file(at.data.join("recovery.signal"))?;
+        }
+        until(|| Ok(owner_of(&at.data).is_none()), || format!("it lives on, server ends: {server_ends}"))?;
+        ensure!(!at.data.join(SPOOL).exists(), "its spool is left");
+    }
+    Ok(())
+}
+
+#[test]
 fn nothing_is_fetched_ahead_onto_a_disk_that_replay_needs() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let (site, names) = archived(&install, 20_000)?;

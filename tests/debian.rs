@@ -24,7 +24,7 @@ impl Debian {
     fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("pitr-debian-").tempdir_in("/tmp").expect("a directory");
         Command::new("chmod").arg("755").arg(dir.path()).status().expect("chmod");
-        drop_cluster();
+        let _ = drop_cluster();
         sh(&format!("pg_createcluster {VERSION} {CLUSTER} -- -k"));
         sh(&format!("pg_ctlcluster {VERSION} {CLUSTER} start"));
         let bin = dir.path().join("pitr");
@@ -84,7 +84,7 @@ impl Debian {
 
 impl Drop for Debian {
     fn drop(&mut self) {
-        drop_cluster();
+        let _ = drop_cluster();
         let aside = format!("/var/lib/postgresql/{VERSION}");
         for entry in std::fs::read_dir(aside).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(&format!("{CLUSTER}.before-")) {
@@ -94,8 +94,8 @@ impl Drop for Debian {
     }
 }
 
-fn drop_cluster() {
-    let _ = Command::new("pg_dropcluster").args(["--stop", VERSION, CLUSTER]).output();
+fn drop_cluster() -> Output {
+    Command::new("pg_dropcluster").args(["--stop", VERSION, CLUSTER]).output().expect("pg_dropcluster")
 }
 
 fn sh(command: &str) -> String {
@@ -199,7 +199,9 @@ fn the_primary_itself_comes_back(debian: &Debian, moment: &str) {
 /// Data directory and configuration are gone: all there is are the repository and pitr's own configuration.
 fn a_lost_host_comes_back(debian: &Debian) {
     let before = layout();
-    drop_cluster();
+    // Nothing of ours gets into the way of its `rm -r`.
+    let dropped = drop_cluster();
+    assert!(dropped.status.success(), "{dropped:?}");
     assert!(!Path::new(&format!("/etc/postgresql/{VERSION}/{CLUSTER}")).exists());
     let said = debian.ok(&["restore", "--replace"]);
     assert!(

@@ -47,6 +47,9 @@ use server::{Desk, Generation, Wish};
 
 /// Between two looks at the queue when nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks whether the server lives. Whoever stops a server may remove its directory next, and would meet a spool that is being
+/// removed: `pg_ctl` looks every 100 ms whether the server has stopped.
+const WATCH: Duration = Duration::from_millis(20);
 /// Least time between two readings of the configuration.
 const RELOAD: Duration = Duration::from_secs(2);
 
@@ -154,7 +157,7 @@ pub struct Prefetch {
     pub errand: wire::Errand,
 }
 
-/// Fetches ahead until recovery has asked for nothing for a minute, or `lives` says that its server is gone.
+/// Fetches ahead until recovery has asked for nothing for a minute, or `lives` says that it is over or its server gone.
 ///
 /// # Errors
 /// If another process fetches ahead already, or the socket cannot be made.
@@ -170,7 +173,7 @@ pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool) -> Result<()> {
     let desk = Arc::new(Desk { version, current: RwLock::new(generation), reload });
     let serving = tokio::spawn(server::serve(socket.listen()?, desk));
     while lives() && !fetcher.rest() {
-        crate::clock::sleep(LOOK).await;
+        crate::clock::sleep(WATCH).await;
     }
     serving.abort();
     drop(socket);

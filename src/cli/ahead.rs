@@ -4,8 +4,8 @@
 //!  restore_command #1 ─► archive-get works alone, delivers, and leaves a process behind ─► it fetches what follows into pg_wal/pitr-spool
 //!  restore_command #2 ─► asks that process (`thin`)
 //! ```
-//! The process is its own session, holds nothing that PostgreSQL had open, and ends with the server, or when nothing was asked of it for a
-//! minute (RECOVERY.md 19). It is a help only: whatever keeps it from starting keeps nobody from recovering.
+//! The process is its own session, holds nothing that PostgreSQL had open, and ends with recovery, with the server, or when nothing was asked
+//! of it for a minute (RECOVERY.md 19). It is a help only: whatever keeps it from starting keeps nobody from recovering.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::wal::SegmentName;
 pub fn leave_behind(common: &Common, args: &GetArgs) {
     let recovers = args.destination.starts_with("pg_wal")
         && SegmentName::parse(&args.file).is_ok()
-        && ["recovery.signal", "standby.signal"].iter().any(|name| Path::new(name).exists())
+        && is_recovering()
         && postmaster().is_some()
         && common.repository.len() <= 1;
     if !recovers {
@@ -64,6 +64,11 @@ pub fn leave_behind(common: &Common, args: &GetArgs) {
     if let Err(e) = command.spawn() {
         tracing::info!("nothing is fetched ahead: {e}");
     }
+}
+
+/// Whether the server in the working directory has still to recover; `xlogrecovery.c` removes the file when recovery ends.
+fn is_recovering() -> bool {
+    ["recovery.signal", "standby.signal"].iter().any(|name| Path::new(name).exists())
 }
 
 /// The process of the server in the working directory.
@@ -104,7 +109,7 @@ pub fn run(common: &Common, args: &AheadArgs) -> Result<Ended> {
         },
     };
     let server = postmaster();
-    let lives = move || server.is_some() && postmaster() == server && is_alive(server);
+    let lives = move || is_recovering() && server.is_some() && postmaster() == server && is_alive(server);
     with_threads(|_| async move {
         prefetch(setup, lives).await?;
         Ok(Ended::Well)
