@@ -4,8 +4,8 @@
     tests/setup.sh && cargo build --release && benches/encryption.py [--segments 16] [--rounds 4] [--scale 40] [--json FILE]
 
 Root or not: as root, everything is done as user postgres. Every command is a process of its own, from its start to its end, on a directory; CPU is user + system of all of it.
-A round runs plain, encrypted, encrypted, plain, the next one the other way round, so that what drifts hits both alike. Figures are medians, a ratio is the median of the
-ratios of the rounds. Two kinds of data: of pgbench, which compress 12 to 36 times, and rows of hashed text (about 2.6 : 1), where there is more to encrypt.
+The sides take turns, plain first and then encrypted first, with every segment, backup and restore; a round does each twice. Figures are medians of the rounds, a ratio is
+the median of the ratios of the rounds. Two kinds of data: of pgbench, which compress 12 to 36 times, and rows of hashed text (about 2.6 : 1), where there is more to encrypt.
 
     push      archive-push of one segment after the other
     get       archive-get of them
@@ -60,22 +60,24 @@ url = "file://{self.dir}/{side}"
         # After init, which does not touch a server that archives elsewhere.
         self.archive_with(f"cp %p {self.wal}/%f")
 
-    def compare(self, title, act, reset=lambda: None):
-        """act: a function of the side; (wall s, CPU s, peak MiB). The first round is not counted."""
+    def compare(self, title, acts, reset=lambda: None):
+        """acts: functions of the side; each gives (wall s, CPU s, peak MiB). Both sides do one before either does the next, so that a load of a
+        second hits both alike. The first round is not counted."""
         rounds = []
         for index in range(self.o.rounds + 1):
-            order = (*SIDES, *reversed(SIDES)) if index % 2 == 0 else (*reversed(SIDES), *SIDES)
             seen = {side: [] for side in SIDES}
-            for side in order:
+            for turn in range(2):
                 reset()
                 os.sync()
-                seen[side].append(act(side))
+                for number, act in enumerate(acts):
+                    for side in SIDES if (index + turn + number) % 2 == 0 else reversed(SIDES):
+                        seen[side].append(act(side))
             if index:
                 rounds.append(seen)
         rows = {}
         for side in SIDES:
-            of = lambda seen, figure: statistics.mean(sample[figure] for sample in seen[side])
-            beside = lambda seen, figure: of(seen, figure) / statistics.mean(sample[figure] for sample in seen["plain"])
+            of = lambda seen, figure: sum(sample[figure] for sample in seen[side]) / 2
+            beside = lambda seen, figure: of(seen, figure) / (sum(sample[figure] for sample in seen["plain"]) / 2)
             rows[side] = {
                 "wall_s": statistics.median(of(seen, 0) for seen in rounds),
                 "wall_ratio": statistics.median(beside(seen, 0) for seen in rounds),
@@ -89,10 +91,6 @@ url = "file://{self.dir}/{side}"
             print(f"| {side} | {r['wall_s']:.3f} | {r['wall_ratio']:.2f} | {r['cpu_s']:.3f} | {r['cpu_ratio']:.2f} | {r['peak_mib']:.0f} |", flush=True)
         return rows["encrypted"]["cpu_ratio"]
 
-    def total(self, samples):
-        walls, cpus, peaks = zip(*samples)
-        return sum(walls), sum(cpus), max(peaks)
-
     def forget(self, paths):
         """The segments are new to both repositories again."""
         names = {os.path.basename(path) for path in paths}
@@ -103,8 +101,8 @@ url = "file://{self.dir}/{side}"
                         os.unlink(f"{folder}/{name}")
 
     def push(self, kind, paths):
-        each = lambda side: self.total(run(self.command(side, "archive-push", path)) for path in paths)
-        ratio = self.compare(f"archive-push of {len(paths)} segments, {kind}", each, lambda: self.forget(paths))
+        acts = [lambda side, path=path: run(self.command(side, "archive-push", path)) for path in paths]
+        ratio = self.compare(f"archive-push of {len(paths)} segments, {kind}", acts, lambda: self.forget(paths))
         print(f"\nCPU of an encrypted push, {kind}: {ratio:.2f} of a plain one; the aim is {MOST:.2f} at most")
 
     def get(self, kind, paths):
@@ -115,13 +113,12 @@ url = "file://{self.dir}/{side}"
         for side in SIDES:
             for path in paths:
                 run(self.command(side, "archive-push", path))
-        each = lambda side: self.total(
-            run(self.command(side, "archive-get", os.path.basename(path), f"{out}/x"), cwd=self.data) for path in paths)
-        self.compare(f"archive-get of {len(paths)} segments, {kind}", each)
+        get = lambda side, path: run(self.command(side, "archive-get", os.path.basename(path), f"{out}/x"), cwd=self.data)
+        self.compare(f"archive-get of {len(paths)} segments, {kind}", [lambda side, path=path: get(side, path) for path in paths])
 
     def backup(self):
         self.archive_in_both()
-        self.compare("backup", lambda side: run(self.command(side, "backup", "--full")))
+        self.compare("backup", [lambda side: run(self.command(side, "backup", "--full"))])
 
     def restore(self):
         if "backup" not in self.o.only:
@@ -129,8 +126,12 @@ url = "file://{self.dir}/{side}"
             for side in SIDES:
                 run(self.command(side, "backup", "--full"))
         out = f"{self.dir}/restored"
-        clean = lambda: shutil.rmtree(out, ignore_errors=True)
-        self.compare("restore", lambda side: run(self.command(side, "restore", "--immediate", "--copy", "--target-dir", out)), clean)
+
+        def restore(side):
+            shutil.rmtree(out, ignore_errors=True)
+            return run(self.command(side, "restore", "--immediate", "--copy", "--target-dir", out))
+
+        self.compare("restore", [restore])
 
     def archive_in_both(self):
         both = " && ".join(f"{self.pitr} --config {self.configs[side]} archive-push %p" for side in SIDES)
