@@ -28,34 +28,22 @@ use crate::repo::manifest::PackLine;
 use crate::repo::pack::{FrameEntry, PackTable};
 
 use super::image::{File, Image, Piece, Pieces};
-use super::share::Scout;
-pub use super::share::Share;
 
 /// Stored bytes of one ranged read. Two frames of the size that backups write; one larger frame is a group of its own.
 const GROUP_BYTES: u64 = 8 << 20;
-/// Packs that are announced ahead of the one that is read next.
-pub(super) const PACKS_AHEAD: usize = 2;
 /// Plain bytes of one: what compresses well would else make groups of countless small files.
 const GROUP_PLAIN: u64 = 64 << 20;
 
-/// Where packs come from. `share` is the same in all calls about a pack.
+/// Where packs come from.
 pub trait Packs: Send + Sync {
     /// The frames of a pack; the manifest vouches for them.
-    fn table(&self, pack: &PackLine, share: Share) -> impl Future<Output = Result<PackTable>> + Send;
+    fn table(&self, pack: &PackLine) -> impl Future<Output = Result<PackTable>> + Send;
     /// Bytes of a pack, exactly as many as asked for; of an encrypted one, of what it holds.
-    fn read(
-        &self,
-        pack: &PackLine,
-        share: Share,
-        range: Range<u64>,
-    ) -> impl Future<Output = Result<Bytes>> + Send;
-    /// Whether a pack of which most is wanted is fetched whole, and its digest found right before [`Self::read`] answers.
-    fn are_whole(&self) -> bool {
-        false
+    fn read(&self, pack: &PackLine, range: Range<u64>) -> impl Future<Output = Result<Bytes>> + Send;
+    /// What an encrypted pack holds, once its own digest was found right; `None` of one that is not encrypted.
+    fn whole(&self, _pack: &PackLine) -> impl Future<Output = Result<Option<Bytes>>> + Send {
+        std::future::ready(Ok(None))
     }
-    /// This pack will be read soon. Where packs are fetched whole, that begins now: one after the other the store would be waited for each
-    /// time.
-    fn soon(&self, _pack: &PackLine, _share: Share) {}
 }
 
 /// Where bytes of files go. Called by many threads at a time.
@@ -89,7 +77,6 @@ pub(in crate::ops) enum Frames {
 #[derive(Debug, Clone)]
 pub(in crate::ops) struct Group {
     pack: PackLine,
-    share: Share,
     frames: Vec<FrameEntry>,
     pieces: Vec<Piece>,
 }
@@ -109,8 +96,7 @@ pub async fn fetch<P: Packs, S: Sink>(
     progress: &dyn Progress,
 ) -> Result<()> {
     let asked = AtomicU64::new(0);
-    let scout = packs.are_whole().then(|| Scout::new(image.pieces()));
-    let cut = Cut { packs, image, wanted, asked: &asked, pieces: image.pieces(), scout, pack: None };
+    let cut = Cut { packs, image, wanted, asked: &asked, pieces: image.pieces(), pack: None };
     let groups = stream::try_unfold(cut, |mut cut| async move {
         let group = cut.next().await?;
         Ok(group.map(|group| (group, cut)))
@@ -147,8 +133,6 @@ struct Cut<'a, P> {
     /// Bytes of the pieces so far.
     asked: &'a AtomicU64,
     pieces: Pieces<'a>,
-    /// Looks ahead, where it matters how much of a pack is wanted.
-    scout: Option<Scout<'a>>,
     /// Index and frames of the pack that is being cut.
     pack: Option<(u32, Cutter)>,
 }
@@ -175,15 +159,8 @@ impl<P: Packs> Cut<'_, P> {
             let pack = usize::try_from(index).ok().and_then(|i| self.image.packs().get(i));
             let pack =
                 pack.ok_or_else(|| Error::corrupt("the manifest names a pack that it does not list"))?;
-            let share = match &mut self.scout {
-                None => None,
-                Some(scout) => scout.next(self.wanted, self.image.packs(), PACKS_AHEAD, |pack, share| {
-                    self.packs.soon(pack, share);
-                })?,
-            };
-            let share = share.unwrap_or(Share::Little);
-            let table = self.packs.table(pack, share).await?;
-            self.pack = Some((index, Cutter::new(table, pack.clone(), share, Frames::Wanted)));
+            let table = self.packs.table(pack).await?;
+            self.pack = Some((index, Cutter::new(table, pack.clone(), Frames::Wanted)));
         }
     }
 }
@@ -193,7 +170,6 @@ impl<P: Packs> Cut<'_, P> {
 pub(in crate::ops) struct Cutter {
     table: PackTable,
     pack: PackLine,
-    share: Share,
     frames: Frames,
     /// The next frame.
     at: usize,
@@ -203,8 +179,8 @@ pub(in crate::ops) struct Cutter {
 
 impl Cutter {
     /// From the first frame of `pack` on.
-    pub(in crate::ops) fn new(table: PackTable, pack: PackLine, share: Share, frames: Frames) -> Self {
-        Self { table, pack, share, frames, at: 0, crossing: None }
+    pub(in crate::ops) fn new(table: PackTable, pack: PackLine, frames: Frames) -> Self {
+        Self { table, pack, frames, at: 0, crossing: None }
     }
 
     /// The next group. `more` gives the next piece of the pack that begins before an offset.
@@ -230,8 +206,7 @@ impl Cutter {
             match &mut group {
                 None if found.is_empty() && self.frames == Frames::Wanted => {}
                 None => {
-                    let (pack, share) = (self.pack.clone(), self.share);
-                    group = Some(Group { pack, share, frames: vec![frame], pieces: found });
+                    group = Some(Group { pack: self.pack.clone(), frames: vec![frame], pieces: found });
                 }
                 Some(_) if found.is_empty() && self.frames == Frames::Wanted => break,
                 Some(group) => {
@@ -317,6 +292,11 @@ impl Group {
     }
 }
 
+/// These bytes of `whole`, if it has them.
+pub(in crate::ops) fn part_of(whole: &Bytes, range: &Range<u64>) -> Option<Bytes> {
+    cut(whole, range.start, range.end).map(|part| whole.slice_ref(part))
+}
+
 fn cut(bytes: &[u8], from: u64, to: u64) -> Option<&[u8]> {
     bytes.get(usize::try_from(from).ok()?..usize::try_from(to).ok()?)
 }
@@ -343,7 +323,7 @@ async fn perform<P: Packs, S: Sink>(
     let mut written = Written::default();
     let mut again = true;
     loop {
-        let stored = packs.read(&group.pack, group.share, group.range()).await?;
+        let stored = packs.read(&group.pack, group.range()).await?;
         let _worker = workers.acquire().await;
         let (work, into) = (Arc::clone(&group), Arc::clone(&sink));
         // Decompressing takes a processor for long: not on the reactor.

@@ -24,7 +24,6 @@ pub mod prepare;
 pub mod purpose;
 mod sealed;
 pub mod settings;
-pub mod share;
 pub mod stored;
 pub mod tablespaces;
 pub mod trees;

@@ -1,19 +1,22 @@
-//! Packs of an encrypted repository: most of one is fetched whole, little of one in parts.
+//! Packs of an encrypted repository: a restore reads them in parts, as plain ones; `verify`, and who is in doubt, whole.
 //!
 //! ```text
-//!  most    GET pack ─► digest of the manifest ─► age ─► kept for the reads that follow
-//!  little  GET head, GET tail ─► age ─► table, whose digest is in the manifest ─► GET the chunks of some frames ─► age ─► each frame's digest
+//!  parts  GET head, GET tail ─► age ─► table, whose digest is in the manifest ─► GET the chunks of some frames ─► age ─► each frame's digest
+//!  whole  GET pack ─► digest of the manifest ─► age
 //! ```
+//! Where all of a pack is wanted, parts come to its bytes and a chunk of 64 KiB for each read; they take the memory of the reads in flight,
+//! not of packs, and one connection brings only a part of what a store can give.
+//!
 //! age accepts every pack that was made for the same key, so what comes back is held against digests for which the verdict's mac vouches:
 //! that of the whole pack, or that of its table, in which each frame has one. A part that fails does not say whether the pack is damaged, is
-//! another one, or takes a key that is not at hand. All of the pack does: in doubt it is fetched. Invariant: a pack that is kept whole was
-//! checked; nothing else is believed before its digest was right.
+//! another one, or takes a key that is not at hand. All of the pack does: in doubt it is fetched. Invariant: nothing is
+//! believed before its digest was right.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::fetch::{PACKS_AHEAD, Share};
+use super::fetch::part_of;
 use super::kept::Kept;
 use super::stored::{ELSEWHERE, StoredBackup};
 use crate::error::{Error, Kind, Result};
@@ -22,16 +25,12 @@ use crate::repo::objects::ObjectRef;
 use crate::repo::pack::{PackTable, table_bytes};
 use crate::seal::parts::{self, Held, Layout};
 
-/// Packs kept whole: those that reads are in, the last of one and the first of the next, and those announced.
-const WHOLE: usize = 2 + PACKS_AHEAD;
 /// Packs of which the ends are kept, some 140 KB each: more than reads are in flight.
 const ENDS: usize = 16;
 
 /// What was fetched of encrypted packs.
 #[derive(Debug, Default)]
 pub(super) struct SealedPacks {
-    /// Plain bytes.
-    whole: Kept<Bytes, WHOLE>,
     ends: Kept<Ends, ENDS>,
 }
 
@@ -44,76 +43,37 @@ struct Ends {
 
 impl StoredBackup {
     /// The frames of a pack, vouched for.
-    pub(super) async fn sealed_table(&self, pack: &PackLine, share: Share) -> Result<PackTable> {
-        if let Some(table) = sure(self.table_in_parts(pack, share).await)? {
+    pub(super) async fn sealed_table(&self, pack: &PackLine) -> Result<PackTable> {
+        if let Some(table) = sure(self.table_in_parts(pack).await)? {
             return Ok(table);
         }
-        let whole = self.whole(pack).await?;
+        let whole = self.sealed_whole(pack).await?;
         pack.info.vouched_table(&whole).map_err(|e| self.damaged(pack, &e))
     }
 
     /// Bytes of what a pack holds.
-    pub(super) async fn sealed_read(
-        &self,
-        pack: &PackLine,
-        share: Share,
-        range: Range<u64>,
-    ) -> Result<Bytes> {
-        if let Some(bytes) = sure(self.read_in_parts(pack, share, range.clone()).await)? {
+    pub(super) async fn sealed_read(&self, pack: &PackLine, range: Range<u64>) -> Result<Bytes> {
+        if let Some(bytes) = sure(self.part(pack, range.clone()).await)? {
             return Ok(bytes);
         }
-        let whole = self.whole(pack).await?;
-        let at = |n: u64| usize::try_from(n).ok().filter(|n| *n <= whole.len());
-        match (at(range.start), at(range.end)) {
-            (Some(start), Some(end)) if start <= end => Ok(whole.slice(start..end)),
-            _ => Err(self.damaged(pack, &"it is shorter than its manifest says")),
-        }
+        let whole = self.sealed_whole(pack).await?;
+        part_of(&whole, &range).ok_or_else(|| self.damaged(pack, &"it is shorter than its manifest says"))
     }
 
-    /// Begins to fetch what will be read of a pack first.
-    pub(super) fn begin_sealed(&self, pack: &PackLine, share: Share) {
-        let (backup, pack) = (self.clone(), pack.clone());
-        // A failure is not kept: whoever reads the pack meets it again.
-        tokio::spawn(async move {
-            match share {
-                Share::Most => backup.whole(&pack).await.map(drop).ok(),
-                Share::Little => backup.ends(&pack).await.map(drop).ok(),
-            }
-        });
+    /// What a pack holds, all of it, vouched for.
+    pub(super) async fn sealed_whole(&self, pack: &PackLine) -> Result<Bytes> {
+        let key = self.pack_key(pack);
+        let wanted = ObjectRef { stored: pack.info.stored, digest: pack.info.digest };
+        let stored = self.vouched(&key, &wanted).await?;
+        Ok(self.system().unsealed(&key, stored).await?)
     }
 
-    /// `None` if it is better to have the whole pack.
-    async fn table_in_parts(&self, pack: &PackLine, share: Share) -> Result<Option<PackTable>> {
-        if self.is_better_whole(pack, share) {
-            return Ok(None);
-        }
+    async fn table_in_parts(&self, pack: &PackLine) -> Result<PackTable> {
         let len = self.ends(pack).await?.layout.plain_len();
         let start = len.checked_sub(table_bytes(pack.info.frames));
         let start = start.ok_or_else(|| self.damaged(pack, &"it is shorter than its table"))?;
         let tail = self.part(pack, start..len).await?;
-        pack.info.vouched_table(&tail).map(Some).map_err(|e| self.damaged(pack, &e))
-    }
-
-    async fn read_in_parts(&self, pack: &PackLine, share: Share, range: Range<u64>) -> Result<Option<Bytes>> {
-        if self.is_better_whole(pack, share) {
-            return Ok(None);
-        }
-        self.part(pack, range).await.map(Some)
-    }
-
-    fn is_better_whole(&self, pack: &PackLine, share: Share) -> bool {
-        share == Share::Most || self.sealed.whole.at_hand(&self.pack_key(pack)).is_some()
-    }
-
-    /// The plain bytes of a pack, all of them, vouched for.
-    async fn whole(&self, pack: &PackLine) -> Result<Bytes> {
-        let key = self.pack_key(pack);
-        let wanted = ObjectRef { stored: pack.info.stored, digest: pack.info.digest };
-        let fetch = || async {
-            let stored = self.vouched(&key, &wanted).await?;
-            Ok(self.system().unsealed(&key, stored).await?)
-        };
-        self.sealed.whole.get(&key, fetch).await
+        pack.info.vouched_table(&tail).map_err(|e| self.damaged(pack, &e))
     }
 
     /// Plain bytes of a pack, from the chunks that hold them. Nothing vouches for them yet.
@@ -153,10 +113,10 @@ impl StoredBackup {
 }
 
 /// What parts say for sure: `None` where they cannot tell damage from a key that is not at hand.
-fn sure<T>(found: Result<Option<T>>) -> Result<Option<T>> {
+fn sure<T>(found: Result<T>) -> Result<Option<T>> {
     match found {
         Err(error) if matches!(error.kind(), Kind::Corrupt | Kind::Key) => Ok(None),
-        found => found,
+        found => found.map(Some),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::repo::pack::PackTable;
 use crate::repo::path::BackupObject;
 use crate::store::Store;
 
-use super::fetch::{self, Packs, Share, Sink};
+use super::fetch::{self, Packs, Sink};
 use super::image::{File, Image};
 use super::sealed::SealedPacks;
 
@@ -45,6 +45,11 @@ impl StoredBackup {
     /// Its verdict.
     pub fn verdict(&self) -> &Backup {
         &self.verdict
+    }
+
+    /// Whether its objects are age files.
+    pub(in crate::ops) fn is_encrypted(&self) -> bool {
+        self.system.seal_key().is_some()
     }
 
     /// The folder it is in.
@@ -167,9 +172,9 @@ pub(super) const ELSEWHERE: &str =
     "restore from another backup (--backup) or another repository (--repository)";
 
 impl Packs for StoredBackup {
-    async fn table(&self, pack: &PackLine, share: Share) -> Result<PackTable> {
-        if self.are_whole() {
-            return self.sealed_table(pack, share).await;
+    async fn table(&self, pack: &PackLine) -> Result<PackTable> {
+        if self.is_encrypted() {
+            return self.sealed_table(pack).await;
         }
         let key = self.pack_key(pack);
         let damaged = |what: String| Error::corrupt(format!("{key} is damaged: {what}")).hint(ELSEWHERE);
@@ -179,22 +184,16 @@ impl Packs for StoredBackup {
         pack.info.vouched_table(&tail).map_err(|e| damaged(e.to_string()))
     }
 
-    async fn read(&self, pack: &PackLine, share: Share, range: Range<u64>) -> Result<Bytes> {
-        if self.are_whole() {
-            self.sealed_read(pack, share, range).await
+    async fn read(&self, pack: &PackLine, range: Range<u64>) -> Result<Bytes> {
+        if self.is_encrypted() {
+            self.sealed_read(pack, range).await
         } else {
             self.range(&self.pack_key(pack), range).await
         }
     }
 
-    fn are_whole(&self) -> bool {
-        self.system.seal_key().is_some()
-    }
-
-    fn soon(&self, pack: &PackLine, share: Share) {
-        if self.are_whole() {
-            self.begin_sealed(pack, share);
-        }
+    async fn whole(&self, pack: &PackLine) -> Result<Option<Bytes>> {
+        if self.is_encrypted() { self.sealed_whole(pack).await.map(Some) } else { Ok(None) }
     }
 }
 

@@ -18,7 +18,7 @@ use super::folder::{Look, Read};
 use super::packs::{PACK_BYTES, check_twice};
 use super::twice;
 use crate::error::{Error, Result};
-use crate::ops::restore::fetch::{Begun, Packs as _};
+use crate::ops::restore::fetch::Begun;
 use crate::ops::restore::image::{Image, Piece, Pieces};
 use crate::ops::restore::stored::StoredBackup;
 use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
@@ -198,7 +198,7 @@ async fn check_packs(
         async move {
             // An encrypted pack is held whole, as it is stored and opened.
             let whole = due.line.info.stored.saturating_mul(2);
-            let _share = budget.take(if packs.are_whole() { whole } else { PACK_BYTES }).await;
+            let _share = budget.take(if packs.is_encrypted() { whole } else { PACK_BYTES }).await;
             let read = match pieces {
                 Ok(pieces) => check_twice(packs, &due.line, &pieces).await,
                 Err(error) => Err(error),

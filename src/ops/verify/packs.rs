@@ -1,13 +1,13 @@
 //! One pack, read whole: its digest, its table, every frame; and, if the files in it are wanted, their checksums.
 //!
-//! In groups of frames, one after another, so that a pack of 128 MiB takes no more memory than one of 8. The readers are those of
+//! In groups of frames, one after another, so that a pack of 128 MiB takes no more memory than one of 8; an encrypted one is held. The readers are those of
 //! `restore`: what passes here is what a restore would write.
 
 use std::sync::Arc;
 
 use crate::codec::Hasher;
 use crate::error::{Error, Result};
-use crate::ops::restore::fetch::{Cutter, Frames, Packs, Part, Share, Sink, Written};
+use crate::ops::restore::fetch::{Cutter, Frames, Packs, Part, Sink, Written, part_of};
 use crate::ops::restore::image::{File, Piece};
 use crate::repo::manifest::PackLine;
 
@@ -28,13 +28,22 @@ impl Sink for Nowhere {
 /// # Errors
 /// Kind `Corrupt` for damage, `NotFound` if the backup expired meanwhile, else as the store answers.
 pub(super) async fn check<P: Packs>(packs: &P, pack: &PackLine, pieces: &[Piece]) -> Result<Vec<Part>> {
-    let table = packs.table(pack, Share::Most).await?;
+    let whole = packs.whole(pack).await?;
+    let table = match &whole {
+        Some(whole) => pack.info.vouched_table(whole).map_err(|e| damaged(pack, &e.to_string()))?,
+        None => packs.table(pack).await?,
+    };
     let (mut hasher, mut parts) = (Hasher::new(), Vec::new());
     let end = table.stored_len();
-    let mut cutter = Cutter::new(table, pack.clone(), Share::Most, Frames::All);
+    let mut cutter = Cutter::new(table, pack.clone(), Frames::All);
     let mut pieces = pieces.iter().peekable();
     while let Some(group) = cutter.next(&mut |end| Ok(pieces.next_if(|p| p.offset < end).cloned()))? {
-        let stored = packs.read(pack, Share::Most, group.range()).await?;
+        let stored = match &whole {
+            Some(whole) => {
+                part_of(whole, &group.range()).ok_or_else(|| damaged(pack, "it ends before a frame"))?
+            }
+            None => packs.read(pack, group.range()).await?,
+        };
         // Decompressing takes a processor for long: not on the reactor.
         let work = tokio::task::spawn_blocking(move || {
             hasher.update(&stored);
@@ -46,18 +55,19 @@ pub(super) async fn check<P: Packs>(packs: &P, pack: &PackLine, pieces: &[Piece]
         hasher = hashed;
         parts.extend(found);
     }
-    if packs.are_whole() {
+    if whole.is_some() {
         return Ok(parts);
     }
-    let rest = packs.read(pack, Share::Most, end..pack.info.stored).await?;
+    let rest = packs.read(pack, end..pack.info.stored).await?;
     hasher.update(&rest);
     if hasher.digest() == pack.info.digest {
         return Ok(parts);
     }
-    Err(Error::corrupt(format!(
-        "pack {:05} of backup {} is damaged: its digest is not the one in the manifest",
-        pack.number, pack.backup
-    )))
+    Err(damaged(pack, "its digest is not the one in the manifest"))
+}
+
+fn damaged(pack: &PackLine, what: &str) -> Error {
+    Error::corrupt(format!("pack {:05} of backup {} is damaged: {what}", pack.number, pack.backup))
 }
 
 /// As [`check`]; damage is read a second time.

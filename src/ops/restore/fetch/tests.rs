@@ -22,9 +22,6 @@ struct Held {
     objects: Vec<(Vec<u8>, PackTable)>,
     infos: Vec<PackInfo>,
     reads: AtomicUsize,
-    /// Packs that were announced, if they are to be.
-    looks_ahead: bool,
-    announced: Mutex<Vec<(u32, Share)>>,
     /// Damage that shows in the first read only.
     flaky: bool,
 }
@@ -49,11 +46,11 @@ impl Held {
 }
 
 impl Packs for Held {
-    async fn table(&self, pack: &PackLine, _share: Share) -> Result<PackTable> {
+    async fn table(&self, pack: &PackLine) -> Result<PackTable> {
         Ok(self.objects[usize::try_from(pack.number).unwrap()].1.clone())
     }
 
-    async fn read(&self, pack: &PackLine, _share: Share, range: Range<u64>) -> Result<Bytes> {
+    async fn read(&self, pack: &PackLine, range: Range<u64>) -> Result<Bytes> {
         let object = &self.objects[usize::try_from(pack.number).unwrap()].0;
         let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
         let mut bytes = object[range].to_vec();
@@ -61,14 +58,6 @@ impl Packs for Held {
             *bytes.last_mut().unwrap() ^= 1;
         }
         Ok(bytes.into())
-    }
-
-    fn are_whole(&self) -> bool {
-        self.looks_ahead
-    }
-
-    fn soon(&self, pack: &PackLine, share: Share) {
-        self.announced.lock().unwrap().push((pack.number, share));
     }
 }
 
@@ -170,32 +159,6 @@ fn only_frames_that_hold_wanted_bytes_are_read() {
     block(fetch(&held, &image, &|path| path == b"base/5/000004", 2, &sink, &Silent)).unwrap();
     assert_eq!(sink.content(4), files[4]);
     assert_eq!((sink.0.lock().unwrap().len(), held.reads.load(Ordering::Relaxed)), (1, 1));
-}
-
-#[test]
-fn the_packs_that_hold_wanted_bytes_are_announced_with_how_much_is_wanted() {
-    const MIB: usize = 1 << 20;
-    // Five packs of four frames of 4 MiB; files of 2 MiB.
-    let files: Vec<Vec<u8>> = (0..40).map(|n| vec![n; 2 * MIB]).collect();
-    let (image, mut held) = world(&files, 4 * MIB, 4);
-    held.looks_ahead = true;
-    let announced = |wanted: &[usize]| {
-        held.announced.lock().unwrap().clear();
-        let paths: Vec<_> = wanted.iter().map(|n| format!("base/5/{n:06}").into_bytes()).collect();
-        let wanted = |path: &[u8]| paths.iter().any(|wanted| wanted == path);
-        block(fetch(&held, &image, &wanted, 2, &Arc::new(Files::default()), &Silent)).unwrap();
-        held.announced.lock().unwrap().clone()
-    };
-    use Share::{Little, Most};
-    let all: Vec<usize> = (0..40).collect();
-    assert_eq!(announced(&all), [(0, Most), (1, Most), (2, Most), (3, Most), (4, Most)]);
-    // Both files of a frame are one frame of four; one file in each of two frames are two.
-    assert_eq!(announced(&[0, 1, 16, 18, 39]), [(0, Little), (2, Most), (4, Little)]);
-    held.looks_ahead = false;
-    let sink = Arc::new(Files::default());
-    held.announced.lock().unwrap().clear();
-    block(fetch(&held, &image, &|_| true, 2, &sink, &Silent)).unwrap();
-    assert!(held.announced.lock().unwrap().is_empty(), "what is not encrypted is read as it comes");
 }
 
 #[test]
