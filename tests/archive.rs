@@ -20,7 +20,8 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pitr::wal::{Keep, Lsn, Scanner, SegmentName, SegmentSize};
-use support::cluster::{Install, Stop, as_server, give_to_server, scratch};
+use support::cluster::{Install, Stop, give_to_server, scratch};
+use support::keys;
 use support::site::{Answer, Site, SiteOptions, until};
 
 const PAGE: usize = 8192;
@@ -42,13 +43,10 @@ impl Bench {
     /// One whose repository is encrypted, and whose configuration names an identity.
     fn sealed() -> Result<Option<Self>> {
         Self::with(|place| {
-            let path = |name: &str| place.join(name).display().to_string();
-            let (host, daily, offline) = (path("main.host"), path("daily.key"), path("offline.key"));
-            let mut init = as_server(env!("CARGO_BIN_EXE_pitr"))?;
-            init.current_dir(place).args(["key", "init", "--cluster", "main", "--host-file", &host]);
-            init.args(["--generate", &format!("daily={daily}"), "--generate", &format!("offline={offline}")]);
-            Answer::of(&mut init)?.expect(0, &[])?;
-            Ok(Some(format!("[keys]\nhost_file = \"{host}\"\nidentity_file = \"{daily}\"\n")))
+            let host = place.join("main.host");
+            keys::init(&host, place, &[])?;
+            let (host, daily) = (host.display(), keys::daily(place));
+            Ok(Some(format!("[keys]\nhost_file = \"{host}\"\nidentity_file = \"{}\"\n", daily.display())))
         })
     }
 

@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use support::agent::{Agent, configure, own_repository, status};
 use support::cluster::{Cluster, Install, Stop, as_server, give_to_server, scratch};
+use support::keys;
 use support::meter::Meter;
 use support::restored::walk;
 use support::s3::S3;
@@ -32,19 +33,7 @@ impl Office {
     fn new(host_file: &Path) -> Result<Self> {
         let place = scratch("pitr-office-")?;
         let office = Self { place };
-        let made = office.pitr(&[
-            "key",
-            "init",
-            "--cluster",
-            "main",
-            "--host-file",
-            &host_file.display().to_string(),
-            "--generate",
-            &format!("daily={}", office.daily().display()),
-            "--generate",
-            &format!("offline={}", office.offline().display()),
-        ])?;
-        made.expect(0, &[])?;
+        let made = keys::init(host_file, office.place.path(), &[])?;
         for file in [host_file, &office.daily(), &office.offline()] {
             let mode = fs::metadata(file)?.permissions().mode() & 0o7777;
             ensure!(mode == 0o600, "{} has mode {mode:o}", file.display());
@@ -55,11 +44,11 @@ impl Office {
     }
 
     fn daily(&self) -> PathBuf {
-        self.place.path().join("daily.key")
+        keys::daily(self.place.path())
     }
 
     fn offline(&self) -> PathBuf {
-        self.place.path().join("offline.key")
+        keys::offline(self.place.path())
     }
 
     fn pitr(&self, args: &[&str]) -> Result<Answer> {

@@ -13,6 +13,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use support::cluster::{Cluster, Install, as_server, give_to_server, run, scratch};
+use support::keys;
 use support::site::{Answer, Site, SiteOptions, open, settle};
 
 const ROWS: &str = "SELECT count(*) || ' ' || md5(string_agg(said, ',' ORDER BY n)) FROM t";
@@ -48,25 +49,12 @@ impl Rescue {
     fn with(install: &Install, sealed: bool, spaces: &[&str]) -> Result<Self> {
         let place = scratch("pitr-rescue-")?;
         let spaces: Vec<PathBuf> = spaces.iter().map(|name| place.path().join(name)).collect();
-        let key = place.path().join("offline.key");
+        let key = keys::offline(place.path());
         let (site, fingerprint) = if sealed {
             let home = scratch("pitr-sealed-")?;
             let host = home.path().join("main.host");
-            let generate = |name: &str, file: &Path| format!("{name}={}", file.display());
-            let made = run(as_server(env!("CARGO_BIN_EXE_pitr"))?.current_dir(home.path()).args([
-                "key",
-                "init",
-                "--json",
-                "--cluster",
-                "main",
-                "--host-file",
-                &host.display().to_string(),
-                "--generate",
-                &generate("daily", &home.path().join("daily.key")),
-                "--generate",
-                &generate("offline", &key),
-            ]))?;
-            let made: serde_json::Value = serde_json::from_str(&made)?;
+            let made = keys::init(&host, place.path(), &["--json"])?;
+            let made: serde_json::Value = serde_json::from_str(&made.out)?;
             let url = format!("file://{}", home.path().join("repo").display());
             let more = format!("[keys]\nhost_file = \"{}\"\n", host.display());
             let site = Site::at(install, &SiteOptions::default(), home, &url, Some(&more))?;

@@ -11,6 +11,7 @@ pub mod azurite;
 pub mod clock;
 pub mod cluster;
 pub mod gcs_double;
+pub mod keys;
 pub mod log;
 pub mod meter;
 pub mod moto;
