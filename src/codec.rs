@@ -15,7 +15,7 @@ use bytes::Bytes;
 use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
 
 /// Size of the chunks in which encoders hand out their bytes.
-const CHUNK: usize = 256 * 1024;
+pub(crate) const CHUNK: usize = 256 * 1024;
 /// Most a zstd block can hold (RFC 8878, 3.1.1.2.4).
 const MAX_BLOCK: usize = 128 * 1024;
 /// Largest window a decoder will allocate, as a power of two: what `zstd -d` accepts without being asked for more.

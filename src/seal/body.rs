@@ -18,6 +18,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::SealError;
 use super::identity::{Identity, Recipient};
+use crate::codec;
 
 /// How every age file begins.
 pub const AGE_MAGIC: &[u8] = b"age-encryption.org/v1\n";
@@ -29,8 +30,8 @@ pub(super) const CHUNK: usize = 64 << 10;
 pub(super) const STORED_CHUNK: usize = CHUNK + 16;
 /// Bytes of the nonce before the first chunk.
 pub(super) const NONCE: usize = 16;
-/// Size of the pieces in which encrypted bytes are handed out.
-const PIECE: usize = 256 << 10;
+/// Size of the pieces in which encrypted bytes are handed out: that of an encoder's, whose memory they take over.
+const PIECE: usize = codec::CHUNK;
 
 /// Encrypted bytes in pieces, so that a segment needs no single allocation of its size.
 #[derive(Default)]
@@ -53,7 +54,8 @@ impl Spare {
             && let Ok(mut memory) = piece.try_into_mut()
         {
             memory.clear();
-            if memory.capacity() >= PIECE {
+            // A larger one would be held for a piece of this size.
+            if (PIECE..2 * PIECE).contains(&memory.capacity()) {
                 spare.push(memory);
             }
         }
