@@ -28,15 +28,12 @@ use crate::seal::parts::{self, Held, Layout};
 /// Packs of which the ends are kept, some 140 KB each: more than reads are in flight.
 const ENDS: usize = 16;
 
-/// What was fetched of encrypted packs.
-#[derive(Debug, Default)]
-pub(super) struct SealedPacks {
-    ends: Kept<Ends, ENDS>,
-}
+/// The ends that were fetched of encrypted packs.
+pub(super) type KeptEnds = Kept<Ends, ENDS>;
 
 /// Start and end of an encrypted pack: what opens any part of it, and its table.
 #[derive(Debug, Clone)]
-struct Ends {
+pub(super) struct Ends {
     layout: Layout,
     held: Held,
 }
@@ -100,7 +97,7 @@ impl StoredBackup {
             let layout = Layout::of(&first, stored).map_err(|e| self.damaged(pack, &e))?;
             Ok(Ends { layout, held: Held::of(stored).with(0, first).with(tail, last) })
         };
-        self.sealed.ends.get(&key, fetch).await
+        self.ends.get(&key, fetch).await
     }
 
     async fn range_or_none(&self, key: &str, range: Range<u64>) -> Result<Bytes> {

@@ -23,7 +23,7 @@ use crate::store::Store;
 
 use super::fetch::{self, Packs, Sink};
 use super::image::{File, Image};
-use super::sealed::SealedPacks;
+use super::sealed::KeptEnds;
 
 /// Reads in flight while small files are looked at.
 const SMALL_JOBS: usize = 4;
@@ -33,13 +33,13 @@ const SMALL_JOBS: usize = 4;
 pub struct StoredBackup {
     system: System,
     verdict: Arc<Backup>,
-    pub(super) sealed: Arc<SealedPacks>,
+    pub(super) ends: Arc<KeptEnds>,
 }
 
 impl StoredBackup {
     /// The backup with this verdict, in the folder of `system`.
     pub fn new(system: System, verdict: Backup) -> Self {
-        Self { system, verdict: Arc::new(verdict), sealed: Arc::default() }
+        Self { system, verdict: Arc::new(verdict), ends: Arc::default() }
     }
 
     /// Its verdict.
