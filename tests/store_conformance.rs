@@ -18,6 +18,7 @@ use pitr::store::{Class, Created, Policy, Settings, Store, StoreErrorKind, Store
 use support::azurite::{ACCOUNT, Azurite, KEY};
 use support::cluster::setting;
 use support::gcs_double::{GcsDouble, WRITER};
+use support::moto::moto;
 use support::store_rules::{Held, all_rules, every_call_fails, impatient, open};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -146,10 +147,8 @@ async fn a_wrong_secret_is_an_error_that_speaks_of_credentials() -> Result<()> {
 
 #[tokio::test]
 async fn the_double_of_aws_conforms_and_a_missing_bucket_is_an_error_in_every_call() -> Result<()> {
-    let Some(program) = installed("PITR_MOTO") else { return Ok(()) };
     let (dir, port) = (tempfile::tempdir()?, free_port()?);
-    let mut command = Command::new(program);
-    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+    let Some(command) = moto(port) else { return Ok(()) };
     let server = Server::start(command, port, dir).await?;
     let made = Command::new("curl").args(["-sfX", "PUT", &format!("{}/bkt", server.endpoint)]).status();
     ensure!(made.context("run curl")?.success(), "make the bucket");

@@ -1,9 +1,10 @@
 //! `moto`: the double of AWS, as a bucket that keeps versions, locks objects, and lets nobody do what no policy of his allows.
 //!
 //! It checks signatures and policies from the moment it is told to; before that, and for what a test does in the owner's name, it lets
-//! everything pass. In two things it is not like AWS, and [`Moto::like_aws`] is a proxy that makes up for both: a put under object lock must
-//! name its checksum's algorithm in a header of the SDKs, where AWS is content with the checksum; and whoever may put may also shorten a
-//! retention. It does not look at conditions in policies.
+//! everything pass. In three things it is not like AWS. Its conditional writes are not atomic: `moto_one_by_one.py` beside this file lets one request in
+//! at a time. A put under object lock must name its checksum's algorithm in a header of the SDKs, where AWS is content with the checksum;
+//! and whoever may put may also shorten a retention: [`Moto::like_aws`] is a proxy that makes up for both. It does not look at conditions in
+//! policies.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
@@ -37,6 +38,18 @@ pub enum Bucket {
     Locked(&'static str),
 }
 
+/// A command that serves on that port of this host; without one it says that it is not installed.
+pub fn moto(port: u16) -> Option<Command> {
+    let Some(python) = setting("PITR_MOTO_PYTHON") else {
+        eprintln!("SKIPPED: moto is not installed; run tests/setup.sh");
+        return None;
+    };
+    let mut command = Command::new(python);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/moto_one_by_one.py"));
+    command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+    Some(command)
+}
+
 /// The server, ended with the test.
 pub struct Moto {
     server: Child,
@@ -55,13 +68,8 @@ impl Drop for Moto {
 impl Moto {
     /// Starts one with a bucket, or says that it is not installed.
     pub fn start(bucket: Bucket) -> Result<Option<Self>> {
-        let Some(program) = setting("PITR_MOTO") else {
-            eprintln!("SKIPPED: moto is not installed; run tests/setup.sh");
-            return Ok(None);
-        };
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut command = Command::new(program);
-        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        let Some(mut command) = moto(port) else { return Ok(None) };
         let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let moto = Self { server, port, endpoint: format!("http://127.0.0.1:{port}") };
         until(|| Ok(TcpStream::connect(("127.0.0.1", port)).is_ok()), || "moto does not listen".to_owned())?;
