@@ -33,6 +33,8 @@ struct Bench {
     /// Complete segments in order.
     segments: Vec<String>,
     out: PathBuf,
+    /// What opens an encrypted repository, and is no part of the configuration.
+    identity: Option<PathBuf>,
 }
 
 impl Bench {
@@ -40,14 +42,14 @@ impl Bench {
         Self::with(|_| Ok(None))
     }
 
-    /// One whose repository is encrypted, and whose configuration names an identity.
+    /// One whose repository is encrypted. Who pushes cannot open it, as on a database's host.
     fn sealed() -> Result<Option<Self>> {
-        Self::with(|place| {
+        let bench = Self::with(|place| {
             let host = place.join("main.host");
             keys::init(&host, place, &[])?;
-            let (host, daily) = (host.display(), keys::daily(place));
-            Ok(Some(format!("[keys]\nhost_file = \"{host}\"\nidentity_file = \"{}\"\n", daily.display())))
-        })
+            Ok(Some(format!("[keys]\nhost_file = \"{}\"\n", host.display())))
+        })?;
+        Ok(bench.map(|bench| Self { identity: Some(keys::daily(bench.site.place())), ..bench }))
     }
 
     /// `more` belongs to the configuration of a site in that directory, if it shall have one before `init`.
@@ -73,7 +75,7 @@ impl Bench {
         let out = site.place().join("out");
         fs::create_dir(&out)?;
         give_to_server(&out)?;
-        Ok(Some(Self { site, segments, out }))
+        Ok(Some(Self { site, segments, out, identity: None }))
     }
 
     fn bytes(&self, segment: &str) -> Result<Vec<u8>> {
@@ -103,6 +105,9 @@ impl Bench {
         let destination = self.destination();
         let mut args = vec!["archive-get"];
         args.extend(more);
+        if let Some(identity) = &self.identity {
+            args.extend(["--identity", identity.to_str().context("a path")?]);
+        }
         args.extend([name, destination.to_str().context("a path")?]);
         self.site.ask(&args)
     }
