@@ -237,7 +237,7 @@ impl System {
         if Digest::of(&bytes) != backup.manifest.digest {
             return Err(self.repository.corrupt(&key, &"its digest is not the one in the verdict"));
         }
-        let bytes = self.unsealed(&key, bytes).await?;
+        let bytes = self.unsealed(&key, backup.key, bytes).await?;
         Manifest::open(bytes).map_err(|e| self.repository.corrupt(&key, &e))
     }
 

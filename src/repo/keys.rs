@@ -8,7 +8,7 @@
 //! written to a folder that lacks its epoch's wraps; wraps that disagree about the seal key are refused, unless the host file or a fingerprint
 //! says which one is right. The wraps are read when the first secret is needed. Source of truth: REPOSITORY.md 5, FORMAT.md "Sealed folders".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +30,8 @@ use crate::wal::{SystemId, TimelineHistory, TimelineId};
 
 /// Wraps that are read of one folder: more is nobody's doing but an attacker's.
 const MOST_WRAPS: usize = 2000;
+
+const NO_IDENTITY: &str = "no identity is at hand";
 
 /// Secrets of epochs.
 pub type Epochs = BTreeMap<Epoch, Identity>;
@@ -189,8 +191,22 @@ impl Repository {
         if let Some(seal) = ring.seal() {
             return Ok(seal);
         }
+        if let Some(seal) = self.unlock(system, None).await?.seal {
+            return Ok(seal);
+        }
         let lack = ring.lack("neither a host file nor an identity is at hand");
-        self.unlock(system, None).await?.seal.ok_or_else(|| missing(&lack))
+        Err(missing(&format!("{lack}{}", self.epochs_there(system).await)))
+    }
+
+    /// Which epochs the wraps in a folder are of, in brackets, to be said of a key that is missing. Nothing if the store does not say.
+    pub async fn epochs_there(&self, system: SystemId) -> String {
+        let keys = SystemKeys::new(self.cluster(), system, super::path::Sealing::Sealed);
+        let listed = self.store().list(&keys.wrap_dir()).await.unwrap_or_default();
+        let epochs = listed.iter().filter_map(|object| match keys.parse(&object.key) {
+            Some(SystemObject::Wrap(epoch, _)) => Some(epoch),
+            _ => None,
+        });
+        said_of(&epochs.collect())
     }
 
     /// Reads the wraps, if the secret of `wanted` is not known yet; without one, if none is.
@@ -206,9 +222,10 @@ impl Repository {
         if enough {
             return Ok(known);
         }
-        let (mut opened, mut seen) = (Vec::new(), 0_usize);
+        let (mut opened, mut seen, mut epochs) = (Vec::new(), 0_usize, BTreeSet::new());
         for (epoch, _, wrap) in self.wraps(system).await? {
             seen = seen.saturating_add(1);
+            epochs.insert(epoch);
             // Not every wrap is for this identity, and what somebody planted is no reason to stop.
             opened.extend(wrap.open(&ring.identities, self.cluster().as_str(), epoch));
         }
@@ -217,7 +234,7 @@ impl Repository {
             let what = if seen == 0 {
                 format!("it holds no wraps of its keys{of}")
             } else {
-                format!("no identity at hand opens any of its {seen} wraps{of}")
+                format!("no identity at hand opens any of its {seen} wraps{}{of}", said_of(&epochs))
             };
             return Err(RepoError::NoKeys { repository: self.name().to_owned(), what });
         }
@@ -280,11 +297,12 @@ impl System {
     ///
     /// # Errors
     /// [`RepoError::NoKeys`].
-    pub fn require_open(&self) -> Result<(), RepoError> {
+    pub async fn require_open(&self) -> Result<(), RepoError> {
         if self.can_open() {
             return Ok(());
         }
-        Err(RepoError::NoKeys { repository: self.repository.name().to_owned(), what: self.lack() })
+        let what = format!("{}{}", self.lack(), self.repository.epochs_there(self.identity.system).await);
+        Err(RepoError::NoKeys { repository: self.repository.name().to_owned(), what })
     }
 
     /// True if the folder is sealed and only the repository itself vouches for its seal key.
@@ -338,10 +356,13 @@ impl System {
         Err(RepoError::Untrusted { repository: self.repository.name().to_owned(), what })
     }
 
-    /// Why nothing can be opened here, in words.
+    /// Why something cannot be opened here, in words.
     pub(super) fn lack(&self) -> String {
-        let none = "no identity is at hand";
-        self.repository.keys().map_or_else(|| none.to_owned(), |ring| ring.lack(none))
+        match self.repository.keys() {
+            Some(ring) if ring.has_identity() => "no identity at hand opens a wrap of it".to_owned(),
+            Some(ring) => ring.lack(NO_IDENTITY),
+            None => NO_IDENTITY.to_owned(),
+        }
     }
 
     /// Checks that the folder has a wrap of the epoch, before an object that it sealed elsewhere is put here.
@@ -387,15 +408,15 @@ impl System {
         sealed.map_err(|e| RepoError::Unwritable { key: self.keys.backups_dir(), what: e.to_string() })
     }
 
-    /// The plain bytes of an object of a backup whose digest was found right.
+    /// The plain bytes of an object of a backup whose digest was found right, and which its verdict says to be sealed with `epoch`.
     ///
     /// # Errors
     /// [`RepoError::Sealed`] if no key at hand opens it.
-    pub async fn unsealed(&self, key: &str, stored: Bytes) -> Result<Bytes, RepoError> {
+    pub async fn unsealed(&self, key: &str, epoch: Option<Epoch>, stored: Bytes) -> Result<Bytes, RepoError> {
         if self.seal.is_none() {
             return Ok(stored);
         }
-        self.opened(key, move |opener| opener.plain(&stored)).await
+        self.opened(key, epoch, move |opener| opener.plain(&stored)).await
     }
 
     /// Some plain bytes of an object of a backup, of which those parts are at hand that [`Opener::range`] needs. No digest was looked at:
@@ -403,29 +424,28 @@ impl System {
     ///
     /// # Errors
     /// [`RepoError::Sealed`] if no key at hand opens it, and if it was changed: parts do not tell one from the other.
-    pub async fn unsealed_range(&self, key: &str, held: Held, plain: Range<u64>) -> Result<Bytes, RepoError> {
-        self.opened(key, move |opener| opener.range(held.clone(), &plain)).await
+    pub async fn unsealed_range(
+        &self,
+        key: &str,
+        epoch: Option<Epoch>,
+        held: Held,
+        plain: Range<u64>,
+    ) -> Result<Bytes, RepoError> {
+        self.opened(key, epoch, move |opener| opener.range(held.clone(), &plain)).await
     }
 
-    /// What `open` makes with the secrets at hand.
-    async fn opened<F>(&self, key: &str, open: F) -> Result<Bytes, RepoError>
+    /// What `open` makes with the secrets at hand, that of `epoch` among them if it can be had.
+    async fn opened<F>(&self, key: &str, epoch: Option<Epoch>, open: F) -> Result<Bytes, RepoError>
     where
         F: Fn(Opener<'_>) -> Result<Vec<u8>, SealError> + Send + Sync + 'static,
     {
-        let (epochs, open) = (self.epochs(None).await?, Arc::new(open));
-        let opened = match open_data(Arc::clone(&epochs), Arc::clone(&open)).await {
-            // An epoch that began after the wraps were read.
-            Err(SealError::NoKey) if !epochs.is_empty() => {
-                let newest = epochs.keys().next_back().and_then(|epoch| epoch.next());
-                match self.epochs(newest).await {
-                    Ok(more) => open_data(more, open).await,
-                    Err(_) => Err(SealError::NoKey),
-                }
-            }
-            first => first,
-        };
-        opened.map_err(|e| {
-            let what = if epochs.is_empty() { self.lack() } else { e.to_string() };
+        let epochs = self.epochs(epoch).await?;
+        let known = epoch.is_none_or(|epoch| epochs.contains_key(&epoch));
+        open_data(epochs, Arc::new(open)).await.map_err(|e| {
+            let what = match epoch {
+                Some(epoch) if !known => format!("it takes the key of epoch {epoch}; {}", self.lack()),
+                _ => e.to_string(),
+            };
             RepoError::Sealed { repository: self.repository.name().to_owned(), key: key.to_owned(), what }
         })
     }
@@ -476,6 +496,16 @@ impl System {
             super::document::Put::Ours => Ok(true),
             super::document::Put::Theirs(theirs) => Ok(theirs == ours),
         }
+    }
+}
+
+/// Names of epochs, for a sentence that ends so.
+fn said_of(epochs: &BTreeSet<Epoch>) -> String {
+    let names: Vec<String> = epochs.iter().map(ToString::to_string).collect();
+    match names.len() {
+        0 => String::new(),
+        1 => format!(" (key epoch {})", names.concat()),
+        _ => format!(" (key epochs {})", names.join(", ")),
     }
 }
 

@@ -62,7 +62,7 @@ impl StoredBackup {
         let key = self.pack_key(pack);
         let wanted = ObjectRef { stored: pack.info.stored, digest: pack.info.digest };
         let stored = self.vouched(&key, &wanted).await?;
-        Ok(self.system().unsealed(&key, stored).await?)
+        Ok(self.system().unsealed(&key, self.verdict().key, stored).await?)
     }
 
     async fn table_in_parts(&self, pack: &PackLine) -> Result<PackTable> {
@@ -83,7 +83,7 @@ impl StoredBackup {
             let start = missing.start;
             held = held.with(start, self.range(&key, missing).await?);
         }
-        Ok(self.system().unsealed_range(&key, held, plain).await?)
+        Ok(self.system().unsealed_range(&key, self.verdict().key, held, plain).await?)
     }
 
     async fn ends(&self, pack: &PackLine) -> Result<Ends> {

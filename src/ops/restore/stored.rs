@@ -119,7 +119,7 @@ impl StoredBackup {
     pub(in crate::ops) async fn object(&self, object: BackupObject, wanted: &ObjectRef) -> Result<Bytes> {
         let key = self.system.keys().backup(&self.verdict.id, object);
         let bytes = self.vouched(&key, wanted).await?;
-        Ok(self.system.unsealed(&key, bytes).await?)
+        Ok(self.system.unsealed(&key, self.verdict.key, bytes).await?)
     }
 
     /// As [`Self::object`], as it is stored: what can be looked at without a key.

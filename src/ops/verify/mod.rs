@@ -195,8 +195,11 @@ async fn needs_no_key(
     let has_key = repository.keys().is_some_and(Keyring::has_identity);
     for (system, _) in chosen.iter().filter(|_| request.decode && !has_key) {
         if repository.sealing(**system).await? == Some(Sealing::Sealed) {
-            let text =
-                format!("repository {} is encrypted, and --decode reads what is in it", repository.name());
+            let epochs = repository.epochs_there(**system).await;
+            let text = format!(
+                "repository {} is encrypted{epochs}, and --decode reads what is in it",
+                repository.name()
+            );
             return Err(
                 Error::key(text).hint("give an identity: identity_file under [keys], or --identity FILE")
             );

@@ -495,10 +495,10 @@ async fn nothing_of_a_backup_is_put_into_a_sealed_folder_as_it_is() {
     system.put_backup_object(&id, BackupObject::Pack(0), sealed.clone()).await.unwrap();
     assert!(world.listing().await.contains(&format!("backups/{id}/pack-00000.tar.zst.age")));
     let stored = Bytes::from(sealed.concat());
-    let error = system.unsealed("pack", stored.clone()).await.unwrap_err();
-    assert!(matches!(error, RepoError::Sealed { .. }), "{error}");
+    let error = system.unsealed("pack", Some(Epoch::FIRST), stored.clone()).await.unwrap_err();
+    assert!(matches!(error, RepoError::Sealed { .. }) && error.to_string().contains("e0001"), "{error}");
     let reader = world.with_identity(&world.daily).open(SYSTEM).await.unwrap();
-    assert_eq!(reader.unsealed("pack", stored).await.unwrap(), "the rows of the cluster");
+    assert_eq!(reader.unsealed("pack", Some(Epoch::FIRST), stored).await.unwrap(), "the rows of the cluster");
 }
 
 #[tokio::test]
