@@ -47,6 +47,8 @@ struct Done {
     repositories: Vec<RepositoryReport>,
     changes: Vec<Change>,
     applied: bool,
+    /// In clear elsewhere, and nobody said that this is wanted.
+    exposed: Vec<String>,
     role: Vec<String>,
     adopted: Option<Vec<WalFileName>>,
 }
@@ -71,7 +73,10 @@ pub fn run(common: &Common, args: &InitArgs) -> Result<Ended> {
     let data_dir = args.data_dir.clone().or_else(|| facts.data_dir.clone());
     let owner = data_dir.as_deref().and_then(Account::owner_of).or(account);
     let (config, written) = match found {
-        Some(config) => (config, false),
+        Some(config) => {
+            check_host_file(args, &config)?;
+            (config, false)
+        }
         None => (write_configuration(common, args, &facts, data_dir.as_deref(), owner.as_ref())?, true),
     };
     make_local_roots(&config, owner.as_ref())?;
@@ -113,13 +118,22 @@ async fn finish(
         init::apply(&mut sql, &changes).await?;
     }
     let stale = stale(&context.config, &facts);
-    let done = Done { config, written, facts, stale, repositories, changes, applied: apply, role, adopted };
+    let exposed = exposed(&context.config, args, &repositories);
+    let applied = apply;
+    let done = Done { config, written, facts, stale, repositories, changes, applied, exposed, role, adopted };
     if context.common.json {
         print_json(&done);
     } else {
         print_text(&done);
     }
     Ok(Ended::Well)
+}
+
+/// Repositories that are new, elsewhere, and in clear though nobody said so: the configuration has no `[keys]`. Later is too late.
+fn exposed(config: &Config, args: &InitArgs, made: &[RepositoryReport]) -> Vec<String> {
+    let wanted = |name: &str| args.plain || config.repositories.iter().any(|r| r.name == name && !r.sealed);
+    let exposed = made.iter().filter(|r| r.created && !r.sealed && !is_local(&r.url) && !wanted(&r.name));
+    exposed.map(|repository| repository.name.clone()).collect()
 }
 
 /// What the configuration says of a server that is another one by now: after pg_upgrade the directories are new, and `restore
@@ -210,6 +224,29 @@ fn ask(admin: &ConnInfo) -> Result<ServerFacts> {
     })
 }
 
+/// A host file that is given and that the configuration does not name would not be used, and what is stored would stay in clear for good.
+fn check_host_file(args: &InitArgs, config: &Config) -> Result<()> {
+    let Some(given) = &args.host_file else { return Ok(()) };
+    let real = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_default();
+    let named = config.keys.as_ref().and_then(|keys| keys.host_file.as_deref());
+    if named.is_some_and(|named| real(named) == real(given)) {
+        return Ok(());
+    }
+    let file = config.path.as_deref().unwrap_or_else(|| Path::new(SYSTEM_FILE)).display();
+    let what = named.map_or_else(|| "no host file".to_owned(), |named| named.display().to_string());
+    Err(Error::usage(format!("{file} is there already and names {what}, not {}", given.display())).hint(
+        format!(
+            "what is stored would not be encrypted with it: put [keys] and host_file = \"{}\" into {file}, then repeat without --host-file",
+            real(given).display()
+        ),
+    ))
+}
+
+/// Whether the URL names a place on this host. What is no URL is refused elsewhere.
+fn is_local(url: &str) -> bool {
+    matches!(url.parse::<StoreUrl>(), Ok(StoreUrl::File(_) | StoreUrl::Memory(_)) | Err(_))
+}
+
 /// The host file to be named in a new configuration. What leaves the host is encrypted unless somebody says otherwise.
 fn host_file(args: &InitArgs, url: &str) -> Result<Option<PathBuf>> {
     if let Some(path) = &args.host_file {
@@ -218,8 +255,7 @@ fn host_file(args: &InitArgs, url: &str) -> Result<Option<PathBuf>> {
             .map(Some)
             .map_err(|e| Error::usage(format!("cannot find {}", path.display())).source(e));
     }
-    let local = matches!(url.parse::<StoreUrl>(), Ok(StoreUrl::File(_) | StoreUrl::Memory(_)) | Err(_));
-    if local || args.plain {
+    if is_local(url) || args.plain {
         return Ok(None);
     }
     Err(Error::usage(format!("{url} is not on this host, and nothing says how it is to be encrypted")).hint(
@@ -361,6 +397,29 @@ fn restart_command(facts: &ServerFacts) -> String {
     }
 }
 
+fn said_of_repositories(done: &Done) -> String {
+    let mut text = String::new();
+    for repository in &done.repositories {
+        let state = if repository.created { "cluster created" } else { "cluster there already" };
+        let sealed = if repository.sealed { ", encrypted" } else { ", not encrypted" };
+        let degraded = if repository.degraded { "; DEGRADED: a second writer could go unseen" } else { "" };
+        text.push_str(&format!(
+            "repository     {} {} ({state}{sealed}{degraded})\n",
+            repository.name, repository.url
+        ));
+        if done.exposed.contains(&repository.name) {
+            text.push_str(&format!(
+                "{:14} WARNING: not on this host, and readable by whoever can read it; that is fixed now. To encrypt, name another URL and a\n{:15}host_file under [keys] (`pitr key init`), and run init again; if clear is what you want, say sealed = false there\n",
+                "", ""
+            ));
+        }
+        if let Some(key) = &repository.left_behind {
+            text.push_str(&format!("{:14} nothing can be deleted there: {key} stays, and may go\n", ""));
+        }
+    }
+    text
+}
+
 fn print_text(done: &Done) {
     let facts = &done.facts;
     let state = if done.written { "written" } else { "found" };
@@ -377,18 +436,7 @@ fn print_text(done: &Done) {
     if let Some(stale) = &done.stale {
         text.push_str(&format!("edit           {stale}\n"));
     }
-    for repository in &done.repositories {
-        let state = if repository.created { "cluster created" } else { "cluster there already" };
-        let sealed = if repository.sealed { ", encrypted" } else { ", not encrypted" };
-        let degraded = if repository.degraded { "; DEGRADED: a second writer could go unseen" } else { "" };
-        text.push_str(&format!(
-            "repository     {} {} ({state}{sealed}{degraded})\n",
-            repository.name, repository.url
-        ));
-        if let Some(key) = &repository.left_behind {
-            text.push_str(&format!("{:14} nothing can be deleted there: {key} stays, and may go\n", ""));
-        }
-    }
+    text.push_str(&said_of_repositories(done));
     if let Some(histories) = &done.adopted {
         let names: Vec<String> = histories.iter().map(ToString::to_string).collect();
         text.push_str(&format!("adopted        a primary now; histories stored: {}\n", names.join(", ")));
@@ -449,6 +497,7 @@ fn print_json(done: &Done) {
         "system_identifier": facts.system.to_string(),
         "version": facts.version,
         "repositories": repositories,
+        "exposed": done.exposed,
         "settings": changes,
         "applied": done.applied,
         "restart_needed": done.changes.iter().any(|c| c.restart),
