@@ -115,16 +115,22 @@ fn repository_text(config: &RepositoryConfig) -> String {
     if !config.sealed {
         text.push_str("  sealed = false\n");
     }
+    if config.allow_unsafe_store {
+        text.push_str("  allow_unsafe_store = true\n");
+    }
+    if config.ca_file.is_some() {
+        text.push_str("  ca_file = \"/etc/pitr/ca.pem\"    # the certificate of the authority that the store's server is signed by\n");
+    }
     if !config.url.starts_with("file:") {
-        text.push_str("  credentials_file = \"/root/credentials\"\n");
+        text.push_str("  credentials_file = \"/etc/pitr/credentials\"\n");
     }
     text
 }
 
 fn with_pitr(held: &Held) -> String {
     let mut text = format!(
-        "\nTO RESTORE WITH PITR\n  Put the key (AGE-SECRET-KEY-1...) into /root/recovery.key, mode 0600, readable by the user that runs PostgreSQL,\n  \
-         and this into /root/restore.toml:\n\n  cluster = {:?}\n  [keys]\n  identity_file    = \"/root/recovery.key\"\n  seal_fingerprint = \"{}\"\n",
+        "\nTO RESTORE WITH PITR\n  Put the key (AGE-SECRET-KEY-1...) into /etc/pitr/recovery.key and this into /etc/pitr/restore.toml:\n\n  \
+         cluster = {:?}\n  [keys]\n  identity_file    = \"/etc/pitr/recovery.key\"\n  seal_fingerprint = \"{}\"\n",
         held.host.cluster,
         held.host.seal.fingerprint()
     );
@@ -132,7 +138,10 @@ fn with_pitr(held: &Held) -> String {
         text.push_str(&repository_text(repository));
     }
     text.push_str(
-        "\n  pitr --config /root/restore.toml info\n  pitr --config /root/restore.toml restore --target-dir DIR [--to \"2025-10-17 10:30+00\"]\n",
+        "\n  PostgreSQL's recovery reads these files, as the user that it runs as:\n  \
+         chown -R postgres: /etc/pitr; chmod 755 /etc/pitr; chmod 600 /etc/pitr/*\n  \
+         pitr --config /etc/pitr/restore.toml info\n  \
+         pitr --config /etc/pitr/restore.toml restore --target-dir DIR [--to \"2025-10-17 10:30+00\"]\n",
     );
     text
 }
