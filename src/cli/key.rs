@@ -6,10 +6,13 @@
 //!  list, test            look            kit   prints the page that a person keeps
 //! ```
 //! Nothing secret is printed, but by `kit --with-identity`, whose purpose it is. Files of secrets are made with mode 0600 and never
-//! replaced, the host file excepted.
+//! replaced, the host file excepted. That one is changed by one command at a time, and only from the newest copy: what the repositories hold
+//! and it does not know says that it is not.
 
 mod kit;
+mod test;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -22,11 +25,11 @@ use crate::cli::output::{self, say, table};
 use crate::cli::privilege::{self, Account};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::load::Caller;
-use crate::durable::{self, Owner};
-use crate::error::{Error, Result};
+use crate::durable::{self, DirLock, Owner};
+use crate::error::{Error, Kind, Result};
 use crate::ops::key;
+use crate::repo::Keyring;
 use crate::repo::path::ClusterName;
-use crate::repo::{Keyring, Repository};
 use crate::seal::{HostFile, Identity, NamedRecipient, Recipient};
 
 /// Runs `key`.
@@ -47,7 +50,7 @@ pub async fn run(common: &Common, args: &KeyArgs) -> Result<Ended> {
             change(common, args, &said, |host, identities| key::remove(host, name, identities)).await
         }
         KeyCommand::List => list(common, args).await,
-        KeyCommand::Test => test(common).await,
+        KeyCommand::Test => test::run(common).await,
         KeyCommand::Kit { with_identity } => kit::run(common, args, *with_identity).await,
     }
 }
@@ -103,12 +106,7 @@ fn init(common: &Common, args: &KeyArgs, wanted: &KeyInitArgs) -> Result<Ended> 
         recipients.push(NamedRecipient { name: name.clone(), recipient: identity.recipient() });
         made.push((name, PathBuf::from(file), identity));
     }
-    for file in made.iter().map(|(_, file, _)| file).chain([&path]) {
-        if file.exists() {
-            return Err(Error::refused(format!("{} is there already", file.display()))
-                .hint("keys are never replaced: name another file"));
-        }
-    }
+    all_new(made.iter().map(|(_, file, _)| file).chain([&path]))?;
     privilege::no_core_dumps()?;
     let host = key::init(&cluster, recipients, SystemClock.now())?;
     let own: Vec<Identity> = made.iter().map(|(_, _, identity)| identity.clone()).collect();
@@ -128,7 +126,30 @@ fn init(common: &Common, args: &KeyArgs, wanted: &KeyInitArgs) -> Result<Ended> 
     Ok(Ended::Well)
 }
 
-/// Writes a file of secrets; as root, for `owner`.
+/// Each key has a file of its own, which is not there yet. Looked at before anything is written, so that not half of them are.
+fn all_new<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<()> {
+    let mut named = BTreeSet::new();
+    for file in files {
+        if file.exists() {
+            return Err(is_there(file));
+        }
+        let absolute = std::path::absolute(file);
+        let absolute =
+            absolute.map_err(|e| Error::usage(format!("cannot find {}", file.display())).source(e))?;
+        if !named.insert(absolute) {
+            return Err(Error::usage(format!("{} is named for two keys", file.display()))
+                .hint("the second would replace the first: each key has a file of its own"));
+        }
+    }
+    Ok(())
+}
+
+fn is_there(file: &Path) -> Error {
+    Error::refused(format!("{} is there already", file.display()))
+        .hint("keys are never replaced: name another file")
+}
+
+/// Writes a new file of secrets; as root, for `owner`.
 fn write(path: &Path, bytes: &[u8], owner: Option<&Account>) -> Result<()> {
     let cannot = |e: &dyn std::fmt::Display| {
         Error::failed(format!("cannot write {}", path.display()))
@@ -139,7 +160,9 @@ fn write(path: &Path, bytes: &[u8], owner: Option<&Account>) -> Result<()> {
         std::fs::create_dir_all(parent).map_err(|e| cannot(&e))?;
     }
     let owner = owner.filter(|_| privilege::is_root()).map(|a| Owner { uid: a.uid, gid: a.gid });
-    durable::write_replace(path, bytes, 0o600, owner).map_err(|e| cannot(&e))
+    let new = durable::write_new(path, bytes, 0o600, owner).map_err(|e| cannot(&e))?;
+    // By another name of the same file, or by somebody else a moment ago.
+    if new { Ok(()) } else { Err(is_there(path)) }
 }
 
 fn show_init(common: &Common, host: &HostFile, path: &Path, made: &[(String, PathBuf, Identity)]) {
@@ -175,6 +198,17 @@ fn show_init(common: &Common, host: &HostFile, path: &Path, made: &[(String, Pat
     say(&text);
 }
 
+/// The lock is on the directory: the file itself is replaced.
+fn locked(path: &Path) -> Result<DirLock> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let taken =
+        DirLock::take(dir).map_err(|e| Error::failed(format!("cannot lock {}", dir.display())).source(e))?;
+    taken.ok_or_else(|| {
+        Error::busy(format!("another command is changing keys in {}", dir.display()))
+            .hint("wait for it, then repeat the command")
+    })
+}
+
 /// What a command that changes the host file works on.
 struct Held {
     context: Context,
@@ -184,6 +218,34 @@ struct Held {
 }
 
 impl Held {
+    /// What a command changes, which nobody else changes meanwhile. Repositories are looked at before anything is written.
+    async fn to_change(common: &Common, args: &KeyArgs) -> Result<(Self, DirLock)> {
+        let context = Context::load(common, Caller::Operator)?;
+        let path = place(args, Some(&context))?;
+        let lock = locked(&path)?;
+        let held = Self::read(common, args)?;
+        held.is_newest().await?;
+        Ok((held, lock))
+    }
+
+    /// An epoch that is begun from an old copy of the host file would be the second of its number: its wraps find no place, and the host
+    /// that takes it up can store nothing.
+    async fn is_newest(&self) -> Result<()> {
+        for repository in self.context.repositories()? {
+            for place in key::compare(&repository, &self.host).await? {
+                let Some(strange) = place.strange.first() else { continue };
+                return Err(Error::refused(format!(
+                    "{} does not know {strange}, which is in repository {}, system {}: nothing was changed",
+                    self.path.display(),
+                    place.repository,
+                    place.system
+                ))
+                .hint("it is an old copy of the host file: use the newest one, as `pitr key list` compares it; if no copy knows that wrap, somebody planted it"));
+            }
+        }
+        Ok(())
+    }
+
     fn read(common: &Common, args: &KeyArgs) -> Result<Self> {
         let context = Context::load(common, Caller::Operator)?;
         let path = place(args, Some(&context))?;
@@ -203,8 +265,11 @@ impl Held {
             },
         )?;
         self.context.act_as_owner()?;
-        key::spread(&self.context.repositories()?, &self.host).await.map_err(|e| {
-            e.hint("the host file is written and good: `pitr init` puts the wraps where they are missing, and so does the next push")
+        key::spread(&self.context.repositories()?, &self.host).await.map_err(|e| match e.kind() {
+            Kind::Refused => e.hint(
+                "somebody changed another copy of the host file at this moment, or planted a wrap: `pitr key list` compares; use one copy everywhere",
+            ),
+            _ => e.hint("the host file is written and good: `pitr init` puts the wraps where they are missing, and so does the next push"),
         })
     }
 
@@ -225,7 +290,7 @@ impl Held {
 }
 
 async fn rotate(common: &Common, args: &KeyArgs) -> Result<Ended> {
-    let mut held = Held::read(common, args)?;
+    let (mut held, _lock) = Held::to_change(common, args).await?;
     let epoch = key::rotate(&mut held.host, SystemClock.now())?;
     let done = held.store().await?;
     let said =
@@ -240,7 +305,7 @@ async fn change(
     said: &str,
     work: impl FnOnce(&mut HostFile, &[Identity]) -> Result<()>,
 ) -> Result<Ended> {
-    let mut held = Held::read(common, args)?;
+    let (mut held, _lock) = Held::to_change(common, args).await?;
     let identities = held.context.keys.as_deref().map(Keyring::identities).unwrap_or_default().to_vec();
     work(&mut held.host, &identities)?;
     let done = held.store().await?;
@@ -307,77 +372,4 @@ async fn list(common: &Common, args: &KeyArgs) -> Result<Ended> {
     }
     say(&text);
     Ok(Ended::Well)
-}
-
-/// Whether the identities at hand open what is stored: each epoch's wraps, by reading them from the repositories.
-async fn test(common: &Common) -> Result<Ended> {
-    let context = crate::cli::operator(common)?;
-    let identities = context.keys.as_deref().map(Keyring::identities).unwrap_or_default().to_vec();
-    if identities.is_empty() {
-        return Err(Error::key("no identity is given")
-            .hint("--identity FILE, identity_file under [keys], or PITR_IDENTITY"));
-    }
-    let mut shown = Vec::new();
-    for repository in context.repositories()? {
-        shown.extend(tested(&repository, &identities).await?);
-    }
-    if shown.is_empty() {
-        return Err(Error::not_found("no repository holds an encrypted folder of this cluster")
-            .hint("`pitr info` shows what there is"));
-    }
-    let locked: Vec<&Tested> = shown.iter().filter(|t| !t.opens).collect();
-    if common.json {
-        let rows: Vec<_> = shown
-            .iter()
-            .map(|t| json!({ "repository": t.repository, "system": t.system, "epoch": t.epoch, "opens": t.opens }))
-            .collect();
-        output::json(&json!({ "schema": "pitr.key-test.v1", "epochs": rows }));
-    } else {
-        for t in &shown {
-            let word = if t.opens { "opens" } else { "DOES NOT OPEN" };
-            say(&format!("repository {}, system {}, epoch {}: {word}", t.repository, t.system, t.epoch));
-        }
-    }
-    match locked.first() {
-        None => Ok(Ended::Well),
-        Some(first) => Err(Error::key(format!(
-            "the identities at hand do not open epoch {} in repository {}",
-            first.epoch, first.repository
-        ))
-        .hint("another recipient's identity may; `pitr key list` names the recipients")),
-    }
-}
-
-struct Tested {
-    repository: String,
-    system: String,
-    epoch: String,
-    opens: bool,
-}
-
-async fn tested(repository: &Repository, identities: &[Identity]) -> Result<Vec<Tested>> {
-    let mut shown: Vec<Tested> = Vec::new();
-    for system in repository.systems().await? {
-        if repository.sealing(system).await? != Some(crate::repo::path::Sealing::Sealed) {
-            continue;
-        }
-        // The folder's own check of its seal key comes with it; who opens nothing is told so below.
-        let trusted = match repository.open(system).await {
-            Ok(opened) => opened.seal_key().cloned(),
-            Err(crate::repo::RepoError::NoKeys { .. }) => None,
-            Err(e) => return Err(e.into()),
-        };
-        for (epoch, _, wrap) in repository.wraps(system).await? {
-            let opened = wrap.open(identities, repository.cluster().as_str(), epoch);
-            let opens = opened.is_ok_and(|o| trusted.as_ref().is_some_and(|seal| *seal == o.seal));
-            let (epoch, system) = (epoch.to_string(), system.to_string());
-            match shown.iter_mut().find(|t| t.epoch == epoch && t.system == system) {
-                Some(known) => known.opens |= opens,
-                None => {
-                    shown.push(Tested { repository: repository.name().to_owned(), system, epoch, opens });
-                }
-            }
-        }
-    }
-    Ok(shown)
 }

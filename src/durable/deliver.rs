@@ -2,7 +2,8 @@
 //!
 //! [`Delivery`] is how archive-get hands a segment to the server: an inode of its own (the server recycles the file
 //! in place, so a hard link would let it write into a cache or a repository), mode 0600, complete and fsynced before
-//! it has the name that the server looks for. [`write_replace`] does the same for a configuration file.
+//! it has the name that the server looks for. [`write_replace`] does the same for a configuration file, [`write_new`] for a file of
+//! secrets, which replaces nothing.
 //! Invariants: the destination is the old file or the whole new one, at every moment; a failure leaves the old one
 //! and no temporary file.
 //! Source of truth: RECOVERY.md 18; `RestoreArchivedFile` in `xlogarchive.c`, PostgreSQL 13 to 18.
@@ -73,4 +74,15 @@ pub fn write_replace(
     delivery.append(bytes)?;
     delivery.finish()?;
     sync_dir(parent_of(target))
+}
+
+/// Writes a small file durably where none is, with exactly this mode; false, and nothing is changed, if one is there.
+pub fn write_new(target: &Path, bytes: &[u8], mode: u32, owner: Option<Owner>) -> Result<bool, DurableError> {
+    let mut new = NewFile::begin(parent_of(target), mode, owner, Strategy::Best)?;
+    new.file().write_all(bytes).context("write", target)?;
+    if !new.publish_new(name_of(target)?)? {
+        return Ok(false);
+    }
+    sync_dir(parent_of(target))?;
+    Ok(true)
 }

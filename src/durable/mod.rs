@@ -31,7 +31,7 @@ use nix::unistd::{Gid, Uid};
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use crash::die;
 pub(crate) use crash::point as crash_point;
-pub use deliver::{Delivery, write_replace};
+pub use deliver::{Delivery, write_new, write_replace};
 pub use nameless::is_temporary;
 pub use root::{Creation, Root};
 pub use settle::Settle;

@@ -67,7 +67,7 @@ impl From<RepoError> for Error {
             ),
             RepoError::Untrusted { .. } => (
                 Kind::Refused,
-                "compare the fingerprint on the recovery kit: --seal-fingerprint takes it, and only what agrees is used then. A wrap that was exchanged: delete that object, and `pitr init` puts the host file's there",
+                "compare the fingerprint on the recovery kit: --seal-fingerprint takes it, and only what agrees is used then. A wrap that the host file does not hold: keep a copy of it and look for the host file that does (`pitr key list` compares); only if there is none, delete the object, and `pitr init` puts the host file's there",
             ),
             RepoError::Conflict { .. } => (Kind::Refused, "two servers may be writing under one name"),
             RepoError::BelowFloor { .. } | RepoError::Expired { .. } => {

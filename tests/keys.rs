@@ -1,0 +1,260 @@
+//! `pitr key` and `pitr init --host-file` in the hands of somebody who errs: an old copy of the host file, one file for two keys, wraps that
+//! somebody deleted, a configuration that does not name the host file that is given.
+//!
+//! What must never happen: a secret that replaces another, a host file whose epoch finds no place, a cluster in clear that somebody believed
+//! to be encrypted, "it opens" of what does not open.
+
+#![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use support::cluster::{Install, as_server, give_to_server, scratch};
+use support::keys;
+use support::s3::S3;
+use support::site::{Answer, Site, SiteOptions, until};
+
+/// A server that archives into an encrypted repository, and the operator's directory.
+struct World {
+    site: Site,
+    office: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Result<Option<Self>> {
+        let Some(install) = Install::find_or_skip(17) else { return Ok(None) };
+        let (place, office) = (scratch("pitr-keys-")?, scratch("pitr-office-")?);
+        let host = place.path().join("main.host");
+        keys::init(&host, office.path(), &[])?;
+        let url = format!("file://{}", place.path().join("repo").display());
+        let more = format!("[keys]\nhost_file = \"{}\"\n", host.display());
+        let site = Site::at(&install, &SiteOptions::default(), place, &url, Some(&more))?;
+        Ok(Some(Self { site, office }))
+    }
+
+    fn host_file(&self) -> PathBuf {
+        self.site.place().join("main.host")
+    }
+
+    fn daily(&self) -> String {
+        keys::daily(self.office.path()).display().to_string()
+    }
+
+    /// The wraps of an epoch in the repository.
+    fn wraps(&self, epoch: &str) -> Result<PathBuf> {
+        Ok(self.site.folder()?.join("keys").join(epoch))
+    }
+
+    /// A public key that nobody has yet.
+    fn somebody(&self) -> Result<String> {
+        let office = scratch("pitr-somebody-")?;
+        keys::init(&office.path().join("host"), office.path(), &[])?;
+        let text = fs::read_to_string(keys::daily(office.path()))?;
+        let public = text.lines().find_map(|line| line.strip_prefix("# public key: "));
+        public.map(str::to_owned).context("a public key")
+    }
+}
+
+/// `pitr key init` into `office` with these flags.
+fn key_init(office: &Path, args: &[&str]) -> Result<Answer> {
+    let mut command = as_server(env!("CARGO_BIN_EXE_pitr"))?;
+    Answer::of(command.current_dir(office).args(["key", "init", "--cluster", "main"]).args(args))
+}
+
+/// What was printed, wherever.
+fn says(answer: &Answer, code: i32, words: &[&str]) -> Result<()> {
+    let said = format!("{}{}", answer.out, answer.err);
+    ensure!(answer.code == code && words.iter().all(|word| said.contains(word)), "{words:?}: {answer:?}");
+    Ok(())
+}
+
+#[test]
+fn no_key_is_written_over_another() -> Result<()> {
+    let office = scratch("pitr-office-")?;
+    let inside = || -> Result<Vec<String>> {
+        let names = fs::read_dir(office.path())?.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        Ok(names.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    };
+    for files in [
+        ["main.host", "daily=x.key", "offline=x.key"],
+        ["main.host", "daily=x.key", "offline=./x.key"],
+        ["y.key", "daily=y.key", "offline=x.key"],
+    ] {
+        let [host, daily, offline] = files;
+        let args = ["--host-file", host, "--generate", daily, "--generate", offline];
+        key_init(office.path(), &args)?.expect(3, &["is named for two keys"])?;
+        ensure!(inside()?.is_empty(), "{files:?}: {:?}", inside()?);
+    }
+    // By another way to the same place.
+    std::os::unix::fs::symlink(".", office.path().join("here"))?;
+    let twice = ["--host-file", "main.host", "--generate", "daily=x.key", "--generate", "offline=here/x.key"];
+    key_init(office.path(), &twice)?.expect(9, &["here/x.key is there already"])?;
+    let text = fs::read_to_string(office.path().join("x.key"))?;
+    ensure!(text.contains("recipient daily") && !office.path().join("main.host").exists(), "{text}");
+    Ok(())
+}
+
+#[test]
+fn the_host_file_is_changed_from_the_newest_copy_only_and_by_one_at_a_time() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let site = &world.site;
+    let old = site.place().join("old.host");
+    fs::copy(world.host_file(), &old)?;
+    give_to_server(&old)?;
+    let before = fs::read(&old)?;
+    site.ask(&["key", "rotate"])?.expect(0, &[])?;
+    let (old_file, late) = (old.display().to_string(), format!("late={}", world.somebody()?));
+    let daily = world.daily();
+    for args in [
+        &["key", "rotate"][..],
+        &["key", "add", &late, "--identity", &daily],
+        &["key", "remove", "offline", "--identity", &daily],
+    ] {
+        let args = [args, &["--host-file", &old_file]].concat();
+        site.ask(&args)?.expect(9, &["e0002/wrap-0001.age", "nothing was changed", "newest"])?;
+        ensure!(fs::read(&old)? == before, "{args:?} changed the old copy");
+    }
+    // Somebody plants what would be the next epoch's.
+    let newest = fs::read(world.host_file())?;
+    let listing = site.listing()?;
+    let planted = world.wraps("e0003")?;
+    fs::create_dir(&planted)?;
+    fs::write(planted.join("wrap-0001.age"), "planted")?;
+    give_to_server(&planted)?;
+    give_to_server(&planted.join("wrap-0001.age"))?;
+    site.ask(&["key", "rotate"])?.expect(9, &["e0003/wrap-0001.age", "planted"])?;
+    ensure!(fs::read(world.host_file())? == newest, "the host file was changed");
+    fs::remove_dir_all(&planted)?;
+    ensure!(site.listing()? == listing);
+
+    // Another command holds the directory.
+    let mut holder = Command::new("flock");
+    let mut holder = holder.arg(site.place()).args(["cat"]).stdin(Stdio::piped()).spawn()?;
+    until(
+        || Ok(!Command::new("flock").arg("-n").arg(site.place()).arg("true").status()?.success()),
+        || "flock does not lock".to_owned(),
+    )?;
+    let busy = site.ask(&["key", "rotate"])?;
+    holder.kill()?;
+    holder.wait()?;
+    busy.expect(8, &["another command is changing keys"])?;
+    ensure!(fs::read(world.host_file())? == newest, "the host file was changed");
+    says(&site.ask(&["key", "rotate"])?, 0, &["e0003"])?;
+    site.switch()?;
+    Ok(())
+}
+
+#[test]
+fn an_epoch_without_wraps_opens_nothing_and_every_missing_key_is_named_by_its_epoch() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let (site, daily) = (&world.site, world.daily());
+    let stranger = scratch("pitr-stranger-")?;
+    keys::init(&stranger.path().join("host"), stranger.path(), &[])?;
+    let wrong = keys::daily(stranger.path()).display().to_string();
+    let segment = site.switch()?;
+    site.backup()?;
+    site.ask(&["key", "rotate"])?.expect(0, &[])?;
+    site.switch()?;
+    says(&site.ask(&["key", "test", "--identity", &daily])?, 0, &["e0001: opens", "e0002: opens"])?;
+    let target = site.place().join("target").display().to_string();
+    let dest = site.place().join("dest").display().to_string();
+    let restore = ["restore", "--copy", "--target-dir", &target];
+    // A machine that has nothing but a configuration: no host file.
+    let config = site.place().join("bare.toml");
+    let text = fs::read_to_string(&site.config)?;
+    let text: Vec<&str> = text.lines().filter(|line| !line.starts_with("host_file")).collect();
+    fs::write(&config, text.join("\n"))?;
+    give_to_server(&config)?;
+    let bare = config.display().to_string();
+    for identity in [&[][..], &["--identity", &wrong]] {
+        for start in [&[][..], &["--config", &bare]] {
+            let ask = |args: &[&str]| -> Result<Answer> {
+                let mut command = as_server(site.program())?;
+                command.current_dir(&site.cluster.data);
+                if start.is_empty() {
+                    command.arg("--config").arg(&site.config);
+                }
+                Answer::of(command.args(start).args(args).args(identity))
+            };
+            if identity.is_empty() {
+                ask(&["verify", "--decode"])?.expect(7, &["e0001"])?;
+            }
+            ask(&restore)?.expect(7, &["e0001"]).with_context(|| format!("{start:?} {identity:?}"))?;
+            ask(&["archive-get", &segment, &dest])?
+                .expect(207, &["e0001"])
+                .with_context(|| format!("{start:?} {identity:?}"))?;
+        }
+    }
+    // Whoever deletes the wraps of an old epoch takes away what it sealed.
+    let wraps = world.wraps("e0001")?;
+    let aside = site.place().join("aside");
+    fs::rename(&wraps, &aside)?;
+    says(&site.ask(&["key", "test", "--identity", &daily])?, 7, &["epoch e0001: HAS NO WRAPS"])?;
+    site.ask(&[&restore[..], &["--identity", &daily]].concat())?.expect(7, &["e0001"])?;
+    fs::rename(world.wraps("e0002")?, site.place().join("aside2"))?;
+    says(&site.ask(&["key", "test", "--identity", &daily])?, 7, &["e0002: HAS NO WRAPS"])?;
+    // Without the host file the backups tell which epochs there were.
+    fs::rename(&aside, &wraps)?;
+    let again = Answer::of(as_server(site.program())?.args([
+        "--config",
+        &bare,
+        "key",
+        "test",
+        "--identity",
+        &daily,
+    ]))?;
+    says(&again, 0, &["e0001: opens"])?;
+    fs::rename(site.place().join("aside2"), world.wraps("e0002")?)?;
+    says(&site.ask(&["key", "test", "--identity", &daily])?, 0, &["e0002: opens"])
+}
+
+#[test]
+fn a_host_file_that_the_configuration_does_not_name_is_refused() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let options = SiteOptions { archives: false, ..SiteOptions::default() };
+    let site = Site::new(&install, &options)?;
+    let (office, host) = (scratch("pitr-office-")?, site.place().join("main.host"));
+    keys::init(&host, office.path(), &[])?;
+    let (host, conninfo) = (host.display().to_string(), site.cluster.conninfo());
+    let elsewhere = site.place().join("elsewhere");
+    let init = ["init", "--superuser", &conninfo, "--host-file", &host];
+    let repository = format!("[[repository]]\nname = \"only\"\nurl = \"file://{}\"\n", elsewhere.display());
+    site.write_config(&repository)?;
+    site.ask(&init)?.expect(3, &["names no host file", "[keys]"])?;
+    ensure!(!elsewhere.exists(), "a repository was made in clear");
+    let other = site.place().join("other.host").display().to_string();
+    site.write_config(&format!("{repository}[keys]\nhost_file = \"{other}\"\n"))?;
+    site.ask(&init)?.expect(3, &["other.host", "main.host"])?;
+    ensure!(!elsewhere.exists(), "a repository was made");
+    site.write_config(&format!("{repository}[keys]\nhost_file = \"{host}\"\n"))?;
+    says(&site.ask(&init)?, 0, &["cluster created, encrypted"])
+}
+
+#[test]
+fn what_is_made_elsewhere_in_clear_is_said_aloud_unless_it_is_wanted() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let Some(s3) = S3::start()? else { return Ok(()) };
+    let options = SiteOptions { archives: false, ..SiteOptions::default() };
+    let site = Site::new(&install, &options)?;
+    let conninfo = site.cluster.conninfo();
+    for (name, more, flag, exposed) in
+        [("a", "", &[][..], true), ("b", "sealed = false\n", &[], false), ("c", "", &["--plain"], false)]
+    {
+        let settings = s3.settings(site.place())?;
+        site.write_config(&format!(
+            "[[repository]]\nname = \"far\"\nurl = \"s3://bucket/{name}\"\n{settings}{more}"
+        ))?;
+        let done = site.json(&[&["init", "--superuser", &conninfo, "--json"][..], flag].concat())?;
+        ensure!(done["exposed"].to_string().contains("far") == exposed, "{name}: {done}");
+        // It is too late to say so a second time.
+        let again = site.ask(&["init", "--superuser", &conninfo])?;
+        says(&again, 0, &["not encrypted"])?;
+        ensure!(!again.out.contains("WARNING"), "{again:?}");
+    }
+    Ok(())
+}
