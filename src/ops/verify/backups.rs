@@ -41,6 +41,7 @@ pub(super) async fn check(look: &mut Look<'_>, catalog: &Catalog) -> Result<()> 
             let stored = StoredBackup::new(look.system.clone(), (**verdict).clone());
             check_backup(look, &stored, &mut known).await?;
         }
+        check_state(look, info);
     }
     Ok(())
 }
@@ -57,6 +58,21 @@ fn check_documents(look: &mut Look<'_>, info: &BackupInfo) {
         let (key, what) = (key(BackupObject::Intent), "without it the verdict does not count");
         look.folder.findings.add(Fault::Missing, key, what, needed_by(&info.id));
     }
+}
+
+/// What the catalog found wrong is a finding, whoever looks. Last: where an object was named, that says more.
+fn check_state(look: &mut Look<'_>, info: &BackupInfo) {
+    let (BackupState::Damaged(what), Some(Verdict::Complete(verdict))) = (&info.state, &info.verdict) else {
+        return;
+    };
+    if look.broken.contains(&info.id) || look.folder.findings.concern(&info.id) {
+        return;
+    }
+    // Only the sizes of its packs together are in the verdict: which of them is damaged, only a key shows.
+    let key = |n| look.system.keys().backup(&info.id, BackupObject::Pack(n));
+    let last = verdict.packs.count.checked_sub(1).filter(|last| *last > 0).map(key);
+    look.folder.findings.add_range(Fault::Damaged, key(0), last, what.clone(), needed_by(&info.id));
+    look.broken.insert(info.id.clone());
 }
 
 async fn check_backup(look: &mut Look<'_>, stored: &StoredBackup, known: &mut Known) -> Result<()> {

@@ -130,6 +130,15 @@ impl Findings {
         }
     }
 
+    /// Whether anything of what was found is about the backup called `id`.
+    pub(super) fn concern(&self, id: &BackupId) -> bool {
+        self.kept.iter().any(|finding| match &finding.subject {
+            Subject::Backups(ids) => ids.contains(id),
+            Subject::Extra(extra) => extra == id,
+            Subject::Folder | Subject::Wal { .. } | Subject::History(_) | Subject::Aside => false,
+        })
+    }
+
     /// A backup more that needs `object`. False: nothing was found wrong with it.
     pub(super) fn also_needed(&mut self, object: &str, id: &BackupId) -> bool {
         let found = self.kept.iter_mut().find(|finding| finding.object == object);
