@@ -306,7 +306,7 @@ fn damage_is_found_without_a_key_and_forgery_is_named() -> Result<()> {
     site.ask(&["--identity", &daily, "archive-get", &segment, &dest])?.expect(206, &["forged"])?;
     fs::write(&object, &good)?;
 
-    // Two packs, or a pack and itself cut short: the manifest's digest tells, before a byte is written.
+    // A pack with another byte: the manifest's digest tells before a byte is written, and without a key the verdict's.
     let folder = site.folder()?.join("backups").join(backup["id"].as_str().context("an id")?);
     let pack = folder.join("pack-00000.tar.zst.age");
     let whole = fs::read(&pack)?;
@@ -317,8 +317,11 @@ fn damage_is_found_without_a_key_and_forgery_is_named() -> Result<()> {
     let target = site.place().join("target").display().to_string();
     let restore = ["restore", "--copy", "--target-dir", &target, "--identity", &daily];
     site.ask(&restore)?.expect(6, &["pack-00000"])?;
-    let (code, said) = faults(&["verify", "--identity", &daily])?;
-    ensure!(code == 6 && said.contains("pack-00000"), "{code} {said}");
+    let opened = ["verify", "--identity", &daily];
+    for look in [&["verify"][..], &opened] {
+        let (code, said) = faults(look)?;
+        ensure!(code == 6 && said.contains("pack-00000"), "{look:?}: {code} {said}");
+    }
     fs::write(&pack, &whole)?;
     // The verdict with another manifest's digest, its sum made anew by who has no seal key.
     let verdict = folder.join("backup.json");

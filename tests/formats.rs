@@ -438,6 +438,7 @@ fn backup() -> Backup {
         files: 12_345,
         tablespaces: vec![Tablespace { oid: 16_400, location: "/disk/fast".to_owned() }],
         packs: PackTotals { count: 21, stored: 690_000_000, plain: 2_010_000_000 },
+        pack_digests: Vec::new(),
         references: references(),
         manifest: ObjectRef { stored: 9_000_000, digest: Digest::of(b"manifest") },
         pg_manifest: Some(ObjectRef { stored: 900_000, digest: Digest::of(b"backup_manifest") }),
@@ -467,6 +468,13 @@ fn the_documents_of_a_backup_look_like_this() {
     document("alive.json", &Alive { id: id(), nonce, created });
     document("expired.json", &Expired { id: id(), nonce, created, reason: "older than 7 days".to_owned() });
     document("backup.json", &backup());
+    let sealed = Backup {
+        key: Some("e0001".parse().unwrap()),
+        packs: PackTotals { count: 2, ..backup().packs },
+        pack_digests: vec![Digest::of(b"pack 0").short(), Digest::of(b"pack 1").short()],
+        ..backup()
+    };
+    document("backup-digests.json", &sealed);
     let abandoned = Abandoned {
         status: Status::Abandoned,
         id: id(),

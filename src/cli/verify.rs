@@ -19,6 +19,7 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::ops::plan::{Gap, Moment, Window};
 use crate::ops::verify::{self, Affected, Finding, Folder, Lost, Report, Request, Sample, Subject};
+use crate::repo::path::BackupId;
 
 /// Said where only the repository vouches for its own seal key.
 pub(in crate::cli) const UNVERIFIED: &str = "UNVERIFIED: nothing but the repository itself vouches for its seal key; --seal-fingerprint takes what the recovery kit prints";
@@ -44,6 +45,7 @@ pub async fn run(common: &Common, args: &VerifyArgs, cancel: CancellationToken) 
         let stopped = match done {
             Ok(mut report) => {
                 let stopped = report.stopped.take();
+                failures.extend(unread(&report));
                 reports.push((report, stopped.is_none()));
                 stopped
             }
@@ -70,6 +72,21 @@ pub async fn run(common: &Common, args: &VerifyArgs, cancel: CancellationToken) 
         (false, true) => Ended::Well,
         (false, false) => Ended::Unsure,
     })
+}
+
+/// Packs that nothing could be held against are not clean.
+fn unread(report: &Report) -> Option<Error> {
+    let ids: Vec<&str> =
+        report.folders.iter().flat_map(|folder| &folder.unread).map(BackupId::as_str).collect();
+    let (first, count) = (ids.first()?, ids.len());
+    let named = if count == 1 { format!("backup {first}") } else { format!("{count} backups") };
+    let text = format!(
+        "repository {}: the packs of {named} could not be checked without a key: only the encrypted manifest has their digests",
+        report.name
+    );
+    Some(Error::failed(text).hint(
+        "give an identity (identity_file under [keys], or --identity FILE); backups taken from now on need none",
+    ))
 }
 
 fn request(args: &VerifyArgs) -> Result<Request> {
@@ -100,6 +117,12 @@ fn text(cluster: &str, request: &Request, report: &Report, whole: bool, zone: &T
                 "encrypted, and no identity is at hand: macs and digests were checked, contents were not looked at"
             );
         }
+        for id in &folder.unread {
+            let _ = writeln!(
+                text,
+                "backup {id}: its packs WERE NOT CHECKED, which without a key is not possible"
+            );
+        }
         if folder.unverified {
             let _ = writeln!(text, "{UNVERIFIED}");
         }
@@ -115,7 +138,7 @@ fn text(cluster: &str, request: &Request, report: &Report, whole: bool, zone: &T
     }
     findings(&mut text, &report.findings, zone);
     let count = report.count();
-    let _ = match (count, whole) {
+    let _ = match (count, whole && is_read(report)) {
         (0, true) => writeln!(text, "no damage found"),
         (0, false) => writeln!(text, "no damage found in what could be looked at, which is not all"),
         (n, _) => writeln!(text, "{n} {} found", if n == 1 { "fault" } else { "faults" }),
@@ -124,6 +147,11 @@ fn text(cluster: &str, request: &Request, report: &Report, whole: bool, zone: &T
         let _ = writeln!(text, "next: {step}");
     }
     text
+}
+
+/// Whether all that was due could be held against something.
+fn is_read(report: &Report) -> bool {
+    report.folders.iter().all(|folder| folder.unread.is_empty())
 }
 
 fn extent(request: &Request, folder: &Folder, whole: bool) -> String {
@@ -302,7 +330,7 @@ fn repository_json(report: &Report, whole: bool) -> Value {
     json!({
         "name": report.name,
         "url": report.url,
-        "complete": whole,
+        "complete": whole && is_read(report),
         "faults": report.count(),
         "systems": folders.collect::<Vec<_>>(),
         "findings": report.findings.kept.iter().map(finding_json).collect::<Vec<_>>(),
@@ -328,6 +356,7 @@ fn folder_json(folder: &Folder) -> Value {
         "system_identifier": folder.system.to_string(),
         "encrypted": folder.identity.as_ref().map(|identity| identity.sealed),
         "contents_read": !folder.locked,
+        "packs_unread": folder.unread,
         "unverified": folder.unverified,
         "objects": folder.extent.listed,
         "objects_read": folder.extent.read,

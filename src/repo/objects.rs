@@ -22,7 +22,7 @@ use closing::check_head;
 pub use closing::{Closing, decode, decode_as, encode, encode_as, has_sum};
 
 use super::path::{BackupId, ClusterName, MAX_PACKS, PinId, PinKind};
-use crate::codec::{Digest, hex, unhex};
+use crate::codec::{Digest, ShortDigest, hex, unhex};
 use crate::seal::Epoch;
 use crate::wal::timeline::{HistoryEntry, HistoryError};
 use crate::wal::{Lsn, PgMajor, SegmentName, SegmentSize, SystemId, TimelineHistory, TimelineId};
@@ -460,6 +460,10 @@ pub struct Backup {
     pub tablespaces: Vec<Tablespace>,
     /// The backup's own packs: 0 to count - 1. Each is described in the manifest.
     pub packs: PackTotals,
+    /// Of each of them, by number, the digest of its bytes as stored: what `verify` without a key compares. In sealed folders alone,
+    /// where only a key opens the manifest; verdicts of before have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pack_digests: Vec<ShortDigest>,
     /// Foreign packs it needs.
     pub references: Vec<PackRefs>,
     /// `manifest.jsonl.zst`.

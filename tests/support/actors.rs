@@ -453,6 +453,7 @@ impl Writer {
             files: 1,
             tablespaces: Vec::new(),
             packs: PackTotals { count: PACKS, stored: 4 * u64::from(PACKS), plain: 10 },
+            pack_digests: Vec::new(),
             references,
             manifest: ObjectRef { stored: 5, digest: Digest::of(b"files") },
             pg_manifest: None,

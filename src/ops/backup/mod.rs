@@ -38,6 +38,7 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock as _, SystemClock};
+use crate::codec::ShortDigest;
 use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::pgdata::backup_manifest::WalRange;
@@ -356,6 +357,7 @@ fn verdict(
         files: verified.sent.members(),
         tablespaces: verified.tablespaces.iter().filter_map(tablespace).collect(),
         packs,
+        pack_digests: pack_digests(&verified.packs, metadata.key.is_some()),
         references: Vec::new(),
         manifest: metadata.manifest,
         pg_manifest: Some(metadata.pg_manifest),
@@ -368,6 +370,11 @@ fn pack_totals(packs: &[PackInfo]) -> Result<PackTotals> {
     let count = u32::try_from(packs.len()).map_err(|_| Error::failed("the backup has too many packs"))?;
     let sum = |part: fn(&PackInfo) -> u64| packs.iter().map(part).fold(0_u64, u64::saturating_add);
     Ok(PackTotals { count, stored: sum(|pack| pack.stored), plain: sum(|pack| pack.plain) })
+}
+
+/// What stands in for an encrypted manifest where nobody has a key.
+fn pack_digests(packs: &[PackInfo], encrypted: bool) -> Vec<ShortDigest> {
+    if encrypted { packs.iter().map(|pack| pack.digest.short()).collect() } else { Vec::new() }
 }
 
 fn tablespace(info: &TablespaceInfo) -> Option<Tablespace> {

@@ -3,6 +3,7 @@
 //! ```text
 //!  verdict ─► manifest (digest, every frame, every line) ─► packs: own and foreign ─► bodies, `jobs` at a time
 //!          └► the server's manifest, the catalogue           --decode: files by pack, CRC against the server's own
+//!          └► without a key: packs by the digests in the verdict ([`locked`])
 //! ```
 //! Manifests and what stands beside them are read always; packs as the sample says. A pack that several backups refer to is read once,
 //! and its damage counts for all of them.
@@ -16,7 +17,7 @@ use super::documents::is_live;
 use super::finding::{Fault, Subject, needed_by};
 use super::folder::{Look, Read};
 use super::packs::{PACK_BYTES, check_twice};
-use super::twice;
+use super::{locked, twice};
 use crate::error::{Error, Result};
 use crate::ops::restore::fetch::Begun;
 use crate::ops::restore::image::{Image, Piece, Pieces};
@@ -27,7 +28,7 @@ use crate::repo::objects::{Backup, Verdict};
 use crate::repo::path::{BackupId, BackupObject, SystemObject};
 
 /// Packs that were read, and whether they were good.
-type Known = BTreeMap<SystemObject, bool>;
+pub(super) type Known = BTreeMap<SystemObject, bool>;
 
 /// Checks every backup that exists.
 pub(super) async fn check(look: &mut Look<'_>, catalog: &Catalog) -> Result<()> {
@@ -39,7 +40,7 @@ pub(super) async fn check(look: &mut Look<'_>, catalog: &Catalog) -> Result<()> 
         check_documents(look, info);
         if let Some(Verdict::Complete(verdict)) = &info.verdict {
             let stored = StoredBackup::new(look.system.clone(), (**verdict).clone());
-            check_backup(look, &stored, &mut known).await?;
+            check_backup(look, catalog, &stored, &mut known).await?;
         }
         check_state(look, info);
     }
@@ -68,14 +69,19 @@ fn check_state(look: &mut Look<'_>, info: &BackupInfo) {
     if look.broken.contains(&info.id) || look.folder.findings.concern(&info.id) {
         return;
     }
-    // Only the sizes of its packs together are in the verdict: which of them is damaged, only a key shows.
+    // Only the sizes of its packs together are in the verdict: which of them is damaged, a key shows, or its digest.
     let key = |n| look.system.keys().backup(&info.id, BackupObject::Pack(n));
     let last = verdict.packs.count.checked_sub(1).filter(|last| *last > 0).map(key);
     look.folder.findings.add_range(Fault::Damaged, key(0), last, what.clone(), needed_by(&info.id));
     look.broken.insert(info.id.clone());
 }
 
-async fn check_backup(look: &mut Look<'_>, stored: &StoredBackup, known: &mut Known) -> Result<()> {
+async fn check_backup(
+    look: &mut Look<'_>,
+    catalog: &Catalog,
+    stored: &StoredBackup,
+    known: &mut Known,
+) -> Result<()> {
     let verdict = stored.verdict();
     check_names(look, verdict);
     check_extras(look, stored).await?;
@@ -85,13 +91,11 @@ async fn check_backup(look: &mut Look<'_>, stored: &StoredBackup, known: &mut Kn
     };
     if !look.system.can_open() {
         // What it names cannot be known; that it is whole can.
-        return match stored.stored(BackupObject::Manifest, &verdict.manifest).await {
-            Ok(()) => {
-                look.seen(*size);
-                Ok(())
-            }
-            Err(error) => damaged(look, verdict, BackupObject::Manifest, error),
-        };
+        match stored.stored(BackupObject::Manifest, &verdict.manifest).await {
+            Ok(()) => look.seen(*size),
+            Err(error) => damaged(look, verdict, BackupObject::Manifest, error)?,
+        }
+        return locked::check(look, catalog, verdict, known).await;
     }
     let manifest = match twice(|| look.system.manifest(verdict)).await.map_err(Error::from) {
         Ok(manifest) => manifest,
@@ -137,15 +141,18 @@ fn check_names(look: &mut Look<'_>, verdict: &Backup) {
         (BackupObject::Catalogue, verdict.catalogue.is_some()),
     ];
     let named = extras.into_iter().filter(|(_, named)| *named).map(|(object, _)| own(object));
-    let packs = (0..verdict.packs.count).map(|n| own(BackupObject::Pack(n)));
-    let foreign = verdict.references.iter().flat_map(|refs| {
-        refs.packs.iter().map(|n| SystemObject::Backup(refs.backup.clone(), BackupObject::Pack(n)))
-    });
-    for object in named.chain(packs).chain(foreign) {
+    let packs = packs_of(verdict).map(|(of, n)| SystemObject::Backup(of.clone(), BackupObject::Pack(n)));
+    for object in named.chain(packs) {
         if !look.listed.contains_key(&object) {
             missing(look, &object, &verdict.id);
         }
     }
+}
+
+/// The packs that a backup needs, its own and foreign ones: whose, and their numbers.
+pub(super) fn packs_of(verdict: &Backup) -> impl Iterator<Item = (&BackupId, u32)> {
+    let foreign = verdict.references.iter().flat_map(|refs| refs.packs.iter().map(|n| (&refs.backup, n)));
+    (0..verdict.packs.count).map(|n| (&verdict.id, n)).chain(foreign)
 }
 
 fn missing(look: &mut Look<'_>, object: &SystemObject, id: &BackupId) {
@@ -245,7 +252,8 @@ async fn check_packs(
     Ok(())
 }
 
-fn take_note(
+/// Takes note of what reading a pack came to.
+pub(super) fn take_note(
     look: &mut Look<'_>,
     id: &BackupId,
     object: SystemObject,

@@ -4,6 +4,7 @@
 //!  survey      one listing of the cluster's folder            unknown names, leftovers
 //!  documents   every small object, bit for bit                intents, verdicts, identity, floor
 //!  backups     names, sizes; manifest; packs ─► packs         digest of the body, of every frame; --decode: CRC of every file
+//!                                      └─► locked             without a key: digest of the body
 //!  wal         bodies ─► chain                                header, digest, tag; record to record; --decode: every record's CRC
 //!  continuity  what must be there against what is             gaps, forks, the floor
 //!  effect      ─► restore points: what each fault costs, what still works
@@ -20,6 +21,7 @@ mod documents;
 mod effect;
 pub mod finding;
 mod folder;
+mod locked;
 mod packs;
 pub mod sample;
 pub mod survey;
@@ -105,6 +107,8 @@ pub struct Folder {
     pub identity: Option<Identity>,
     /// It is encrypted and no key was at hand: of what it holds, only that no byte changed was seen.
     pub locked: bool,
+    /// Without a key, backups of which packs were due that nothing could be held against: their verdicts have no digests.
+    pub unread: Vec<BackupId>,
     /// It is encrypted, and nothing but the repository itself vouches for its seal key.
     pub unverified: bool,
     /// How much was looked at.
@@ -232,6 +236,7 @@ async fn look(
             system: **system,
             identity: None,
             locked: false,
+            unread: Vec::new(),
             unverified: false,
             extent: Extent { listed: u64::try_from(listed.len()).unwrap_or(u64::MAX), ..Extent::default() },
             findings: Findings::default(),

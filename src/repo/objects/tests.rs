@@ -91,6 +91,19 @@ fn floors_keep_what_lies_above_and_the_ranges_below() {
     assert!(floor.keeps(name("000000020000000000000001")), "other timelines have no floor");
 }
 
+#[test]
+fn digests_of_the_most_packs_there_can_be_leave_room_in_a_verdict() {
+    let text =
+        String::from_utf8(include_bytes!("../../../tests/fixtures/format/backup.json").to_vec()).unwrap();
+    let Ok(Verdict::Complete(mut verdict)) = Verdict::decode(text.as_bytes()) else { panic!("{text}") };
+    assert_eq!(verdict.pack_digests, []);
+    assert!(!text.contains("pack_digests"), "a verdict without them is what it was");
+    verdict.pack_digests = (0..MAX_PACKS).map(|n| Digest::of(&n.to_le_bytes()).short()).collect();
+    let bytes = encode(&*verdict);
+    assert!(u64::try_from(bytes.len()).unwrap() < MAX_DOCUMENT / 3, "{}", bytes.len());
+    assert_eq!(Verdict::decode(&bytes), Ok(Verdict::Complete(verdict)));
+}
+
 proptest! {
     #[test]
     fn a_pack_set_is_a_set(packs in proptest::collection::vec(0u32..60, 0..60)) {
