@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::args::Common;
 use crate::cli::privilege;
-use crate::config::load::{Caller, check_secret_file};
+use crate::config::load::{Caller, check_secret};
 use crate::config::{Config, KeysConfig};
 use crate::error::{Error, Kind, Result};
 use crate::repo::Keyring;
@@ -146,7 +146,7 @@ fn text(path: &Path, most: u64) -> Result<Zeroizing<String>> {
             .hint("it must belong to the server's user, mode 0600")
     };
     let file = std::fs::File::open(path).map_err(cannot)?;
-    check_secret_file(path)?;
+    check_secret(path, &file.metadata().map_err(cannot)?)?;
     let mut text = Zeroizing::new(String::new());
     file.take(most).read_to_string(&mut text).map_err(cannot)?;
     Ok(text)

@@ -115,8 +115,17 @@ fn load_file(candidate: &Candidate) -> Result<Option<Config>> {
 /// # Errors
 /// Kind `Key` naming the file and its mode, or that it cannot be looked at.
 pub fn check_secret_file(path: &Path) -> Result<()> {
+    let metadata =
+        fs::metadata(path).map_err(|e| Error::key(format!("cannot read {}", path.display())).source(e))?;
+    check_secret(path, &metadata)
+}
+
+/// As [`check_secret_file`], of a file that is open: another one may be at `path` by now.
+///
+/// # Errors
+/// Kind `Key` naming the file and its mode.
+pub fn check_secret(path: &Path, metadata: &fs::Metadata) -> Result<()> {
     let shown = path.display();
-    let metadata = fs::metadata(path).map_err(|e| Error::key(format!("cannot read {shown}")).source(e))?;
     let mode = metadata.permissions().mode() & 0o7777;
     if mode & 0o007 != 0 {
         return Err(Error::key(format!(
