@@ -34,6 +34,10 @@ fn words(text: &str) -> Result<Pairs, ConnInfoError> {
         }
         while chars.next_if(char::is_ascii_whitespace).is_some() {}
         if chars.next_if_eq(&'=').is_none() {
+            // What follows a blank in a password that lacks its quotes is a part of the password.
+            if let Some((before, _)) = pairs.last().filter(|(before, _)| before.ends_with("password")) {
+                return syntax(format!("the value of {before} has a blank in it and stands in no quotes"));
+            }
             return syntax(format!("\"=\" is missing after {:?}", shortened(&keyword)));
         }
         while chars.next_if(char::is_ascii_whitespace).is_some() {}
@@ -70,6 +74,10 @@ fn parts(rest: &str) -> Result<Pairs, ConnInfoError> {
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
     let (authority, dbname) = place.split_once('/').unwrap_or((place, ""));
     let (login, server) = authority.split_once('@').map_or((None, authority), |(l, s)| (Some(l), s));
+    // Only the first one ends a login; the name of a host may begin with one.
+    if server.split(',').any(|host| host.chars().skip(1).any(|c| c == '@')) {
+        return syntax("an \"@\" in a user or a password is written %40".into());
+    }
     if let Some(login) = login {
         let (user, password) = login.split_once(':').unwrap_or((login, ""));
         add("user", user)?;

@@ -166,6 +166,22 @@ fn messages_show_the_place_and_never_the_password() {
 }
 
 #[test]
+fn no_part_of_a_password_that_is_badly_written_is_shown() {
+    for text in [
+        "host=db password=left hunter2",
+        "sslpassword=left hunter2 host=db",
+        "postgres://bob:left@hunter2@db/x",
+        "postgres://bob:left@x:hunter2@db",
+        "postgres://bob:hunter2%zz@db",
+        "password='hunter2",
+    ] {
+        let said = refusal(text);
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+    assert!(refusal("host=db bob").ends_with("\"=\" is missing after \"bob\""));
+}
+
+#[test]
 fn an_unknown_keyword_is_named_with_its_nearest() {
     assert_eq!(refusal("hots=db"), "\"hots\" is not a connection keyword (is it host?)");
     assert_eq!(refusal("wal_level=replica"), "\"wal_level\" is not a connection keyword");
