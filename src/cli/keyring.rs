@@ -5,9 +5,11 @@
 //!  [keys] identity_file    opens     --identity FILE instead      PITR_IDENTITY: the key itself, for commands that a person runs
 //! ```
 //! A file that is absent or cannot be read is no error here: archiving must not stop for a key that it does not need. Whoever misses the
-//! key is told why. What PostgreSQL starts never looks into its environment. No secret is taken from the command line.
+//! key is told why. What PostgreSQL starts never looks into its environment. No secret is taken from the command line; one that stands there
+//! by a slip, or where a file's name should be, is not shown.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +30,30 @@ use crate::seal::{Fingerprint, HostFile, Identity};
 pub const VARIABLE: &str = "PITR_IDENTITY";
 /// Largest identity file.
 const MAX_IDENTITY_FILE: u64 = 64 * 1024;
+/// How an identity begins.
+const IDENTITY_START: &str = "AGE-SECRET-KEY-1";
+/// With so many more characters it is no name of a file that speaks of keys.
+const IDENTITY_MORE: usize = 16;
+
+/// Refuses arguments that hold the text of an identity, whatever they are meant for: whatever is wrong with an argument, an error shows it.
+///
+/// # Errors
+/// Kind `Usage`, without the text.
+pub fn refuse_secrets(args: &[OsString]) -> Result<()> {
+    if !args.iter().any(|arg| holds_identity(Path::new(arg))) {
+        return Ok(());
+    }
+    Err(Error::usage("a secret key is on the command line").hint(
+        "--identity takes the file that holds it; a list of processes or a shell's history may have shown the key: `pitr key add` another, `remove` this one, and `rotate`",
+    ))
+}
+
+/// Whether the text of an identity is in what should be the name of a file.
+fn holds_identity(path: &Path) -> bool {
+    let text = Zeroizing::new(path.to_string_lossy().to_ascii_uppercase());
+    let more = text.split(IDENTITY_START).skip(1);
+    more.map(|rest| rest.chars().take_while(char::is_ascii_alphanumeric).count()).any(|n| n >= IDENTITY_MORE)
+}
 
 /// The keys that flags, configuration and environment name; `None` if nothing names any: then nothing is encrypted.
 ///
@@ -53,7 +79,8 @@ pub fn read(
     privilege::no_core_dumps()?;
     let mut problem = None;
     let mut or_problem = |what: &str, path: &Path, error: Error| {
-        problem = Some(format!("{what} {}: {}", path.display(), error.message()));
+        let shown = if holds_identity(path) { "of [keys]".to_owned() } else { path.display().to_string() };
+        problem = Some(format!("{what} {shown}: {}", error.message()));
     };
     let host = match named.host_file.as_deref() {
         None => None,
@@ -82,7 +109,14 @@ pub fn read(
             Err(e) => or_problem("the identity file", path, e),
         }
     }
-    let ring = Keyring::new(host, identities, fingerprint(common, named)?).map_err(|e| {
+    let expected = fingerprint(common, named)?;
+    if let (Some(host), Some(expected)) = (&host, expected)
+        && *host.seal.to_hex() == expected.to_string()
+    {
+        return Err(Error::usage("the seal key itself was given as its fingerprint")
+            .hint("`pitr key list` and the recovery kit print the fingerprint; who saw the key can forge what is stored"));
+    }
+    let ring = Keyring::new(host, identities, expected).map_err(|e| {
         Error::key("the host file is not the one whose fingerprint was given")
             .source(e)
             .hint("the recovery kit prints the fingerprint: is this the right cluster's host file?")
@@ -140,6 +174,10 @@ pub fn identity_file(path: &Path) -> Result<Vec<Identity>> {
 }
 
 fn text(path: &Path, most: u64) -> Result<Zeroizing<String>> {
+    if holds_identity(path) {
+        return Err(Error::key("a secret key stands where the name of its file should be")
+            .hint("write the key into a file, mode 0600, and name that"));
+    }
     let cannot = |e: std::io::Error| {
         Error::key(format!("cannot read {}", path.display()))
             .source(e)
@@ -158,4 +196,26 @@ pub fn identity_for_recovery(common: &Common) -> Result<Option<PathBuf>> {
     std::path::absolute(path)
         .map(Some)
         .map_err(|e| Error::usage(format!("cannot find {}", path.display())).source(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_a_key_is_told_from_names_that_speak_of_one() {
+        let key = Identity::generate().to_text();
+        let shown = |text: &str| {
+            let error = refuse_secrets(&["pitr".into(), text.into()]).err().map(|e| e.report());
+            assert!(error.as_ref().is_none_or(|error| !error.contains(key.as_str())), "{error:?}");
+            error.is_some()
+        };
+        let most: String = key.chars().take(40).collect();
+        for text in [key.to_string(), format!("x={}", key.as_str()), key.to_ascii_lowercase(), most] {
+            assert!(shown(&text), "{text}");
+        }
+        for text in ["daily.key", "/root/AGE-SECRET-KEY-1", "AGE-SECRET-KEY-1.of-the-host", "age1xyz"] {
+            assert!(!shown(text), "{text}");
+        }
+    }
 }

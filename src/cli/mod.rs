@@ -64,6 +64,11 @@ const DEFECT: &str = "error: pitr met a defect of its own and stopped; the lines
 HINT: what was not reported as done is not done, and can be repeated; please report the lines above";
 
 fn parse_and_run(args: Vec<OsString>, caller: Caller) -> ExitCode {
+    if let Err(e) = keyring::refuse_secrets(&args) {
+        let code = caller.failure(e.kind());
+        output::error(e, code, args.iter().any(|arg| arg == "--json"));
+        return ExitCode::from(code);
+    }
     if let Some(code) = thin::answer(&args) {
         return code;
     }
