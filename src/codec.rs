@@ -75,7 +75,11 @@ impl ShortDigest {
 
 /// `bytes` as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().flat_map(|b| [b >> 4, b & 15]).filter_map(|n| char::from_digit(n.into(), 16)).collect()
+    let digits = bytes.iter().flat_map(|b| [b >> 4, b & 15]).filter_map(|n| char::from_digit(n.into(), 16));
+    // It may be a key: a text that grows leaves copies of its beginning behind.
+    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
+    text.extend(digits);
+    text
 }
 
 /// The bytes that lower-case hexadecimal `text` stands for; `None` for anything else.
@@ -89,7 +93,12 @@ pub fn unhex(text: &str) -> Option<Vec<u8>> {
     if !rest.is_empty() {
         return None;
     }
-    pairs.iter().map(|&[high, low]| Some(digit(high)? << 4 | digit(low)?)).collect()
+    // As in `hex`.
+    let mut bytes = Vec::with_capacity(pairs.len());
+    for &[high, low] in pairs {
+        bytes.push(digit(high)? << 4 | digit(low)?);
+    }
+    Some(bytes)
 }
 
 fn unhex_array<const N: usize>(text: &str) -> Result<[u8; N], DigestError> {

@@ -184,8 +184,11 @@ fn text(path: &Path, most: u64) -> Result<Zeroizing<String>> {
             .hint("it must belong to the server's user, mode 0600")
     };
     let file = std::fs::File::open(path).map_err(cannot)?;
-    check_secret(path, &file.metadata().map_err(cannot)?)?;
-    let mut text = Zeroizing::new(String::new());
+    let metadata = file.metadata().map_err(cannot)?;
+    check_secret(path, &metadata)?;
+    // A text that grows leaves copies of itself behind; what looks for the end wants some room too.
+    let room = usize::try_from(metadata.len().min(most)).unwrap_or(0).saturating_add(64);
+    let mut text = Zeroizing::new(String::with_capacity(room));
     file.take(most).read_to_string(&mut text).map_err(cannot)?;
     Ok(text)
 }

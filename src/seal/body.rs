@@ -15,6 +15,7 @@ use std::rc::Rc;
 use age::stream::StreamReader;
 use age::{DecryptError, Decryptor, Encryptor};
 use bytes::{Bytes, BytesMut};
+use zeroize::Zeroizing;
 
 use super::SealError;
 use super::identity::{Identity, Recipient};
@@ -172,6 +173,29 @@ impl Opener<'_> {
                 Err(_) => return Err(SealError::Broken),
             }
         }
+    }
+
+    /// All plain bytes of a small `file` that is itself a secret: they are wiped when dropped, and no copy of them stays behind. Wiping the
+    /// memory of every pack would cost time and hide nothing that is not in the data directory.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub(super) fn secret(&self, file: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        preamble(file)?;
+        let mut reader = self.reader(file)?;
+        // The plain bytes are fewer than the file's: it never grows, which would leave a copy, and has room to see the end.
+        let mut out = Zeroizing::new(vec![0; file.len()]);
+        let mut len = 0_usize;
+        loop {
+            match reader.read(out.get_mut(len..).unwrap_or_default()) {
+                Ok(0) => break,
+                Ok(read) => len = len.saturating_add(read),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Err(SealError::Broken),
+            }
+        }
+        out.truncate(len);
+        Ok(out)
     }
 
     /// All plain bytes of `file`, which are fewer than its own.

@@ -102,7 +102,16 @@ impl Identity {
 
     /// The text of a new identity file.
     pub fn file(&self, what: &str) -> Zeroizing<String> {
-        Zeroizing::new(format!("# {what}\n# public key: {}\n{}\n", self.recipient(), self.to_text().as_str()))
+        let recipient = self.recipient().to_string();
+        let secret = self.to_text();
+        // A text that grows leaves copies of itself behind.
+        let room =
+            [what, &recipient, &secret].iter().fold(64_usize, |sum, part| sum.saturating_add(part.len()));
+        let mut text = Zeroizing::new(String::with_capacity(room));
+        for part in ["# ", what, "\n# public key: ", &recipient, "\n", &secret, "\n"] {
+            text.push_str(part);
+        }
+        text
     }
 }
 

@@ -11,6 +11,8 @@
 //! A wrap says whose it is, and a reader compares: one taken from another cluster or put under another epoch is refused. Pure but for
 //! random numbers.
 
+use std::fmt::Write as _;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use zeroize::Zeroizing;
@@ -22,6 +24,8 @@ use super::{Opener, SealError, body};
 
 /// Largest wrap: hundreds of recipients.
 pub const MAX_WRAP: u64 = 64 << 10;
+/// Room for a wrap's text besides the name of the cluster: a text that grows leaves copies of itself behind.
+const TEXT_ROOM: usize = 512;
 /// Most wraps of one epoch: one for each change of its recipients.
 pub const MAX_WRAPS: u32 = 999;
 
@@ -43,13 +47,17 @@ pub struct Opened {
 impl Opened {
     /// Its text: an identity file of age.
     fn text(&self, cluster: &str) -> Zeroizing<String> {
-        Zeroizing::new(format!(
+        let mut text = Zeroizing::new(String::with_capacity(TEXT_ROOM.saturating_add(cluster.len())));
+        write!(
+            text,
             "# pitr epoch {}\n# cluster: {cluster}\n# created: {}\n# seal key: {}\n{}\n",
             self.key.epoch,
             self.created,
             self.seal.to_hex().as_str(),
             self.key.identity.to_text().as_str()
-        ))
+        )
+        .expect("text takes all that is written");
+        text
     }
 
     /// Encrypts it to `recipients`.
@@ -57,8 +65,8 @@ impl Opened {
     /// # Errors
     /// [`SealError::Encrypt`].
     pub fn wrap(&self, cluster: &str, recipients: &[&Recipient]) -> Result<Wrap, SealError> {
-        let text = self.text(cluster);
-        let pieces = body::encrypt([Bytes::copy_from_slice(text.as_bytes())], recipients)?;
+        // Handed over, not copied: wiped when the last one lets go of it.
+        let pieces = body::encrypt([Bytes::from_owner(self.text(cluster))], recipients)?;
         Ok(Wrap(pieces.concat().into()))
     }
 }
@@ -69,7 +77,7 @@ impl Wrap {
     /// # Errors
     /// [`SealError`].
     pub fn open(&self, identities: &[Identity], cluster: &str, epoch: Epoch) -> Result<Opened, SealError> {
-        let plain = Zeroizing::new(Opener(identities).plain(&self.0)?);
+        let plain = Opener(identities).secret(&self.0)?;
         let bad = SealError::Malformed("a wrap holds an epoch's key, and says whose");
         let text = std::str::from_utf8(&plain).map_err(|_| bad.clone())?;
         let line = |start: &str| text.lines().find_map(|line| line.strip_prefix(start));
@@ -112,5 +120,74 @@ mod tests {
         assert!(refused(&daily, "other", 1).to_string().contains("another cluster"));
         assert!(refused(&daily, "main", 2).to_string().contains("another epoch"));
         assert!(!format!("{opened:?}").contains("AGE-SECRET"), "{opened:?}");
+    }
+    /// Says what the child is to open; and that it is to keep a copy, by which the search is known to find one.
+    const CHILD: &str = "PITR_TEST_OPENS_A_WRAP";
+    const KEEPS: &str = "PITR_TEST_KEEPS_A_COPY";
+    /// What is looked for is at no place in memory as it is.
+    const MASK: u8 = 0x5a;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "what a child is to do is in its environment")]
+    fn nothing_of_a_wrap_stays_in_memory() {
+        if let Ok(task) = std::env::var(CHILD) {
+            return opens_and_looks(&task);
+        }
+        let daily = Identity::generate();
+        let key = EpochKey::generate(Epoch::FIRST);
+        let masked = |text: &str| crate::codec::hex(&text.bytes().map(|b| b ^ MASK).collect::<Vec<_>>());
+        let wanted = [masked(&key.identity.to_text()), masked(&"a7".repeat(32))];
+        let opened = Opened { key, seal: SealKey::new([0xa7; 32]), created: Timestamp::UNIX_EPOCH };
+        let wrap = crate::codec::hex(&opened.wrap("main", &[&daily.recipient()]).unwrap().0);
+        let task = [&wrap, daily.to_text().as_str(), &wanted[0], &wanted[1]].join(" ");
+        // In a process of its own: this one has made the secrets.
+        let run = |keeps: &str| {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "--nocapture", "seal::wrap::tests::nothing_of_a_wrap_stays_in_memory"]);
+            let output = command.env(CHILD, &task).env(KEEPS, keeps).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        let kept = run("yes");
+        assert!(kept.contains("looked and found [true, true]"), "{kept}");
+        let wiped = run("no");
+        assert!(wiped.contains("looked and found [false, false]"), "{wiped}");
+    }
+
+    #[expect(clippy::print_stdout, clippy::disallowed_methods, reason = "it talks with the parent")]
+    fn opens_and_looks(task: &str) {
+        let words: Vec<&str> = task.split(' ').collect();
+        let [wrap, identity, first, second] = words.as_slice() else { unreachable!("four words") };
+        let wrap = Wrap(crate::codec::unhex(wrap).unwrap().into());
+        let opened = wrap.open(&Identity::parse_file(identity).unwrap(), "main", Epoch::FIRST).unwrap();
+        let copies = (std::env::var(KEEPS).unwrap() == "yes")
+            .then(|| (opened.key.identity.to_text().to_string(), opened.seal.to_hex().to_string()));
+        drop(opened);
+        let wanted = [first, second].map(|text| crate::codec::unhex(text).unwrap());
+        println!("looked and found {:?}", wanted.map(|masked| is_in_memory(&masked)));
+        drop(copies);
+    }
+
+    fn is_in_memory(masked: &[u8]) -> bool {
+        use std::os::unix::fs::FileExt as _;
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let mut block = vec![0; 1 << 20];
+        for line in maps.lines().filter(|line| line.contains(" rw")) {
+            let (from, rest) = line.split_once('-').unwrap();
+            let to = rest.split(' ').next().unwrap();
+            let (mut at, to) = (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap());
+            while at < to {
+                let len = usize::try_from(to - at).unwrap().min(block.len());
+                // Not all of it can be read: the kernel's own pages.
+                let Ok(read) = memory.read_at(&mut block[..len], at) else { break };
+                let same = |window: &[u8]| window.iter().zip(masked).all(|(a, b)| a ^ MASK == *b);
+                if block[..read].windows(masked.len()).any(same) {
+                    return true;
+                }
+                let next = read.saturating_sub(masked.len() - 1).max(1);
+                at += if read == len && len < block.len() { to - at } else { u64::try_from(next).unwrap() };
+            }
+        }
+        false
     }
 }

@@ -46,13 +46,15 @@ pub(super) async fn run(common: &Common, args: &KeyArgs, with_identity: bool) ->
     text.push_str(&with_pitr(&held));
     text.push_str(WITHOUT);
     text.push_str("\nIDENTITY\n");
+    // A text that grows leaves copies of itself behind.
+    text.reserve(identities.len().saturating_mul(256).saturating_add(256));
     if with_identity {
         for identity in identities {
-            text.push_str(&format!(
-                "  {}\n  (public key {})\n",
-                identity.to_text().as_str(),
-                identity.recipient()
-            ));
+            for part in
+                ["  ", &identity.to_text(), "\n  (public key ", &identity.recipient().to_string(), ")\n"]
+            {
+                text.push_str(part);
+            }
         }
     } else {
         text.push_str("  not printed. It is kept at: ______________________________________________\n");
