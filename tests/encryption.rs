@@ -18,73 +18,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use support::agent::{Agent, configure, own_repository, status};
 use support::cluster::{Cluster, Install, Stop, as_server, give_to_server, run, scratch};
-use support::keys;
 use support::meter::Meter;
+use support::office::{Office, sealed, sealed_here};
 use support::restored::walk;
 use support::s3::S3;
 use support::site::{Answer, Site, SiteOptions, open, settle, until};
-
-/// Where an operator keeps what the host does not have.
-struct Office {
-    place: tempfile::TempDir,
-}
-
-impl Office {
-    /// Makes the keys of cluster `main`. The host file goes where the host will look for it.
-    fn new(host_file: &Path) -> Result<Self> {
-        let place = scratch("pitr-office-")?;
-        let office = Self { place };
-        let made = keys::init(host_file, office.place.path(), &[])?;
-        for file in [host_file, &office.daily(), &office.offline()] {
-            let mode = fs::metadata(file)?.permissions().mode() & 0o7777;
-            ensure!(mode == 0o600, "{} has mode {mode:o}", file.display());
-        }
-        let secret = office.secret(&office.daily())?;
-        ensure!(!made.out.contains(&secret) && !made.out.contains("SECRET"), "{}", made.out);
-        Ok(office)
-    }
-
-    fn daily(&self) -> PathBuf {
-        keys::daily(self.place.path())
-    }
-
-    fn offline(&self) -> PathBuf {
-        keys::offline(self.place.path())
-    }
-
-    fn pitr(&self, args: &[&str]) -> Result<Answer> {
-        Answer::of(as_server(env!("CARGO_BIN_EXE_pitr"))?.current_dir(self.place.path()).args(args))
-    }
-
-    /// The line of an identity file that opens.
-    fn secret(&self, file: &Path) -> Result<String> {
-        let text = fs::read_to_string(file)?;
-        let line = text.lines().find(|line| line.starts_with("AGE-SECRET-KEY-1"));
-        line.map(str::to_owned).with_context(|| format!("no key in {}", file.display()))
-    }
-}
-
-/// A cluster whose repository is encrypted, and its office. `more` belongs to the `[[repository]]`.
-fn sealed(
-    install: &Install,
-    options: &SiteOptions,
-    url: impl Fn(&Path) -> String,
-    more: impl Fn(&Path) -> Result<String>,
-) -> Result<(Site, Office)> {
-    let place = scratch("pitr-sealed-")?;
-    let host_file = place.path().join("main.host");
-    let office = Office::new(&host_file)?;
-    let (url, more) = (url(place.path()), more(place.path())?);
-    let more = format!("{more}[keys]\nhost_file = \"{}\"\n", host_file.display());
-    Ok((Site::at(install, options, place, &url, Some(&more))?, office))
-}
-
-fn sealed_here(install: &Install) -> Result<(Site, Office)> {
-    let url = |place: &Path| format!("file://{}", place.join("repo").display());
-    // With fsync off, `check` would say so.
-    let options = SiteOptions { conf: "fsync = on\n", ..SiteOptions::default() };
-    sealed(install, &options, url, |_| Ok(String::new()))
-}
 
 /// What no byte in the repository may say.
 const IN_ROWS: &str = "the patient in room seven";
@@ -453,7 +391,7 @@ fn an_agent_seals_what_it_stores_and_fetches_for_who_believes_its_seal_key() -> 
     ensure!(head.contains("key=e0001"), "{head}");
     let clear = is_in_clear(&site.repository)?;
     ensure!(clear.is_empty(), "in clear: {clear:?}");
-    // Its memory holds an identity: the kernel writes none of it to a file.
+    // Its memory holds an identity: the kernel writes none of it to a file. What it hands to a program is in tests/secrets.rs.
     let limits = fs::read_to_string(format!("/proc/{}/limits", agent.pid()?))?;
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).context("no limit")?;
     ensure!(core.split_whitespace().nth(4) == Some("0"), "{core}");
@@ -659,58 +597,5 @@ fn a_repository_elsewhere_is_not_left_in_clear_without_a_word() -> Result<()> {
     command.arg("--config").arg(&config).args(["--repository", "s3://bucket/none", "init", "--superuser"]);
     Answer::of(command.arg(site.cluster.conninfo()))?.expect(3, &["how it is to be encrypted", "--plain"])?;
     ensure!(!config.exists(), "a configuration was written");
-    Ok(())
-}
-
-#[test]
-fn no_command_that_fails_prints_a_secret() -> Result<()> {
-    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
-    let (site, office) = sealed_here(&install)?;
-    fill(&site)?;
-    let segment = site.switch()?;
-    site.backup()?;
-    let host: Value = serde_json::from_str(&fs::read_to_string(site.place().join("main.host"))?)?;
-    let seal = host["seal_key"].as_str().context("seal key")?.to_owned();
-    let secrets = [seal, office.secret(&office.daily())?, office.secret(&office.offline())?];
-    let daily = office.daily().display().to_string();
-    let host_file = site.place().join("main.host").display().to_string();
-    let (dest, target) = (site.place().join("d"), site.place().join("target"));
-    let (dest, target) = (dest.display().to_string(), target.display().to_string());
-    let runs: &[&[&str]] = &[
-        &["check"],
-        &["check", "--json"],
-        &["info", "--json"],
-        &["verify"],
-        &["verify", "--decode", "--json"],
-        &["archive-get", &segment, &dest],
-        &["archive-get", &segment, &dest, "--identity", &host_file],
-        &["restore", "--copy", "--target-dir", &target, "--json"],
-        &["restore", "--copy", "--target-dir", &target, "--identity", &host_file],
-        &["restore", "--copy", "--target-dir", &target, "--identity", &daily, "--dry-run", "--json"],
-        &["key", "list"],
-        &["key", "list", "--json"],
-        &["key", "kit"],
-        &["key", "kit", "--identity", &daily],
-        &["key", "test", "--identity", &daily],
-        &["key", "add", &secrets[1]],
-        &["key", "add", &format!("x={}", secrets[1])],
-        &["key", "remove", &secrets[0]],
-        &["--host-file", &daily, "key", "list"],
-        &["key", "list", "--host-file", &daily],
-        &["-vv", "verify", "--identity", &daily],
-        &["--seal-fingerprint", &secrets[0], "info"],
-    ];
-    for args in runs {
-        let mut command = site.pitr(args)?;
-        command.env("PITR_IDENTITY", format!("{}\n{}x", secrets[2], secrets[1]));
-        let said = Answer::of(&mut command)?;
-        for secret in &secrets {
-            ensure!(
-                !said.out.contains(secret) && !said.err.contains(secret),
-                "{args:?} prints a secret: {said:?}"
-            );
-        }
-    }
-    ensure!(!site.cluster.log_text().contains(&secrets[0]), "the server's log has the seal key");
     Ok(())
 }

@@ -15,6 +15,7 @@ pub mod keys;
 pub mod log;
 pub mod meter;
 pub mod moto;
+pub mod office;
 pub mod restored;
 pub mod s3;
 pub mod site;
