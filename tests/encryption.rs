@@ -272,6 +272,46 @@ fn damage_is_found_without_a_key_and_forgery_is_named() -> Result<()> {
 }
 
 #[test]
+fn a_standby_waits_at_a_segment_that_is_forged_or_locked_and_promoted_it_ends_before_it() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    fill(&site)?;
+    site.switch()?;
+    site.backup()?;
+    site.cluster.psql("CREATE TABLE before (n int)")?;
+    site.switch()?;
+    let before = site.cluster.psql("SELECT count(*) FROM pg_class")?;
+    site.cluster.psql("CREATE TABLE later (n int)")?;
+    let last = site.switch()?;
+    let daily = office.daily().display().to_string();
+    // A doubt is no end of WAL elsewhere; a standby asks again by itself, and any other answer would end it.
+    let (copy, _) = site.restore(&["--identity", &daily])?;
+    let get = |identity: &[&str]| {
+        let mut command = site.pitr(&[&["archive-get", &last, "dest"], identity].concat())?;
+        Answer::of(command.current_dir(&copy.data))
+    };
+    get(&[])?.expect(207, &["e0001"])?;
+    fs::rename(copy.data.join("recovery.signal"), copy.data.join("standby.signal"))?;
+    get(&[])?.expect(1, &["e0001", "this is a standby"])?;
+    let object = site.object(&last)?;
+    let mut bytes = fs::read(&object)?;
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    fs::write(&object, &bytes)?;
+    get(&["--identity", &daily])?.expect(1, &["damaged", "this is a standby"])?;
+    ensure!(!copy.data.join("dest").exists(), "something was delivered");
+
+    settle(&copy)?;
+    copy.start()?;
+    until(|| Ok(copy.log_text().contains("this is a standby")), || copy.log_text())?;
+    ensure!(copy.psql("SELECT pg_is_in_recovery()")? == "t");
+    copy.promote()?;
+    copy.wait_for("SELECT pg_is_in_recovery()", "f")?;
+    ensure!(copy.psql("SELECT count(*) FROM pg_class")? == before, "not what was there before that segment");
+    Ok(())
+}
+
+#[test]
 fn keys_rotate_recipients_come_and_go_and_check_compares_the_wraps() -> Result<()> {
     let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
     let (site, office) = sealed_here(&install)?;
