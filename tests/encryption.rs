@@ -371,6 +371,50 @@ fn keys_rotate_recipients_come_and_go_and_check_compares_the_wraps() -> Result<(
 }
 
 #[test]
+fn a_backup_whose_wraps_are_exchanged_while_it_runs_is_none() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, _office) = sealed_here(&install)?;
+    let keys = format!("[keys]\nhost_file = \"{}\"\n", site.place().join("main.host").display());
+    configure(&site, &format!("{}{keys}", own_repository(&site)))?;
+    // It has looked at the wraps, and goes on storing WAL for some minutes: any other archiver would stop, and the backup wait for it.
+    let agent = Agent::start(&site)?;
+    fill(&site)?;
+    site.switch()?;
+    let wrap = site.folder()?.join("keys/e0001/wrap-0001.age");
+    let good = fs::read(&wrap)?;
+    let wraps = |bytes: &[u8]| fs::write(&wrap, bytes);
+    // The server takes its time for the first checkpoint, until it is asked for one.
+    let begun = || -> Result<std::process::Child> {
+        let before = fs::read_dir(site.folder()?.join("backups")).map_or(0, Iterator::count);
+        let mut command = site.pitr(&["backup", "--full", "--checkpoint", "spread"])?;
+        let child =
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn()?;
+        let there = || Ok(fs::read_dir(site.folder()?.join("backups")).map_or(0, Iterator::count) > before);
+        until(there, || "no backup begins".to_owned())?;
+        Ok(child)
+    };
+    let running = begun()?;
+    wraps(b"another")?;
+    site.cluster.psql("CHECKPOINT")?;
+    let done = running.wait_with_output()?;
+    let said = String::from_utf8_lossy(&done.stderr);
+    ensure!(done.status.code() == Some(9) && said.contains("e0001/wrap-0001.age"), "{done:?}");
+    wraps(&good)?;
+    let info = site.json(&["info", "--json"])?;
+    let backups = info["repositories"][0]["backups"].as_array().context("backups")?;
+    ensure!(!backups.iter().any(|backup| backup["restorable"] == true), "{info}");
+
+    // One that was deleted is there again before the verdict is.
+    let running = begun()?;
+    fs::remove_file(&wrap)?;
+    site.cluster.psql("CHECKPOINT")?;
+    let done = running.wait_with_output()?;
+    ensure!(done.status.code() == Some(0) && fs::read(&wrap)? == good, "{done:?}");
+    agent.end(nix::sys::signal::Signal::SIGTERM)?;
+    Ok(())
+}
+
+#[test]
 fn a_promoted_server_archives_its_history_without_a_key_and_restores_from_it() -> Result<()> {
     let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
     let (site, office) = sealed_here(&install)?;

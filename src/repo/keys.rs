@@ -332,6 +332,17 @@ impl System {
         Ok(Some(Sealer { key: seal.key.clone(), epoch: epoch.epoch, recipient: epoch.recipient.clone() }))
     }
 
+    /// Looks at the wraps again, and as [`Self::sealer`] does puts them back or refuses: for who worked long since it looked.
+    ///
+    /// # Errors
+    /// As [`Self::sealer`].
+    pub(crate) async fn look_at_wraps_again(&self) -> Result<(), RepoError> {
+        if let Some(seal) = &self.seal {
+            seal.wrapped.store(false, Ordering::Release);
+        }
+        self.sealer().await.map(drop)
+    }
+
     /// Nobody must be able to store what nobody can ever read: the newest wrap of `epoch` is here, and it is the host file's. One that is not
     /// here is put back, since the host file has it; an epoch that began a moment ago is no reason to stop the archiver. It is said aloud:
     /// of an older epoch, somebody deleted it.

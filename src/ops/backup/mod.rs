@@ -7,6 +7,7 @@
 //!  check     every file against the server's backup_manifest
 //!  publish   catalogue, backup_manifest, manifest
 //!  wal       every segment from start to stop is stored
+//!  wraps     of the key that it was sealed with are there still
 //!  verdict   backup.json {complete}                                            the backup exists after this object;
 //!                                                                              with damaged pages it is marked, and used only by name
 //! ```
@@ -168,6 +169,7 @@ async fn perform(
     let mut warnings = std::mem::take(&mut server.warnings);
     warnings.append(&mut verified.warnings);
     let backup = verdict(request, server, targets, &verified, &metadata, window_earliest)?;
+    targets.are_wrapped().await?;
     targets.publish(&backup).await?;
     Ok((backup, warnings))
 }

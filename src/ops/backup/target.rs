@@ -173,6 +173,14 @@ impl Targets {
         std::future::pending().await
     }
 
+    /// Checks once more that what was sealed since the beginning, some hours ago perhaps, can be opened by whom the host file says.
+    ///
+    /// # Errors
+    /// As [`System::sealer`].
+    pub(super) async fn are_wrapped(&self) -> Result<()> {
+        try_join_all(self.iter().map(System::look_at_wraps_again)).await.map(drop).map_err(failure)
+    }
+
     /// Creates the verdict everywhere. The backup exists in each repository whose create is done.
     pub(super) async fn publish(&self, backup: &Backup) -> Result<()> {
         // All of them to their end: a verdict under way must not be forgotten because another one failed.

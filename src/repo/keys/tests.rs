@@ -226,6 +226,30 @@ async fn a_wrap_that_was_deleted_is_put_back_and_one_that_was_exchanged_stops_th
 }
 
 #[tokio::test]
+async fn who_works_long_looks_at_the_wraps_again() {
+    let world = World::new();
+    world.system().await;
+    let wrap = format!("main/{SYSTEM}/keys/e0001/wrap-0001.age");
+    let good = world.get(&wrap).await;
+    let host = world.on_host().open(SYSTEM).await.unwrap();
+    host.sealer().await.unwrap();
+    world.store.delete(&wrap).await.unwrap();
+    // What SECURITY.md says of who has looked already.
+    host.sealer().await.unwrap();
+    assert!(!world.listing().await.iter().any(|key| key.contains("wrap-0001")));
+    host.look_at_wraps_again().await.unwrap();
+    assert_eq!(world.get(&wrap).await, good);
+    world.replace(&wrap, Bytes::from_static(b"another")).await;
+    host.sealer().await.unwrap();
+    let refused = host.look_at_wraps_again().await;
+    assert!(
+        matches!(&refused, Err(RepoError::Untrusted { what, .. }) if what.contains(&wrap)),
+        "{refused:?}"
+    );
+    assert!(host.sealer().await.is_err(), "it was remembered");
+}
+
+#[tokio::test]
 async fn longer_copies_are_told_without_a_secret_and_what_cannot_be_told_is_a_conflict() {
     let world = World::new();
     let system = world.system().await;
