@@ -13,8 +13,9 @@
 #                    made. An equals sign in a path is written \=. Every tablespace needs one; those that WAL makes later go
 #                    where they were made
 #
-# Start PostgreSQL of the same major version on DIRECTORY then. It replays to the end of the WAL in FOLDER: a segment that is
-# not there counts as the end, so look whether one is missing in between. Damage stops recovery.
+# Start PostgreSQL of the same major version on DIRECTORY then. It replays to the end of the WAL in FOLDER. Damage, a segment that is
+# missing or unfinished although WAL goes on after it, and FOLDER out of reach stop recovery; the server's log says what it is,
+# and how to open the database with what lies before. Mend it and start again otherwise.
 set -eu
 umask 077
 
@@ -55,6 +56,7 @@ digest() { b3sum --no-names "$@"; }
 sealed=$(member "$folder/identity.json" sealed)
 cluster=$(member "$folder/identity.json" cluster)
 system=$(member "$folder/identity.json" system)
+segment_size=$(member "$folder/identity.json" segment_size)
 
 # --- Keys: every epoch that the identity opens, all with one seal key ---------------------------------
 if [ "$sealed" = true ]; then
@@ -222,46 +224,153 @@ fi
 # --- WAL: what PostgreSQL calls for each file ------------------------------------------------------------
 cat >"$work/get.sh" <<END
 #!/bin/sh
-# Called by PostgreSQL: get.sh FILE DESTINATION. Exit 1: not in the archive. 200 and up stops recovery.
-set -u
-umask 077
+# Called by PostgreSQL: get.sh FILE DESTINATION. 0: delivered. 1: proven absent, and the database opens. PostgreSQL takes every code
+# up to 125 for 1, so whatever else goes wrong is 200, which stops recovery.
 folder='$folder' work='$work' cluster='$cluster' system='$system' sealed='$sealed'
+segment_size='$segment_size' identity='$(digest "$folder/identity.json")'
 END
 cat >>"$work/get.sh" <<'END'
-stop() { printf 'get.sh: %s: %s\n' "$object" "$*" >&2; exit 200; }
-case $1 in
-  *.history) object=$folder/wal/$1 ;;
-  *)
-    log=$folder/wal/$(printf %s "$1" | cut -c1-8)/$(printf %s "$1" | cut -c9-16)
-    object=$log/$1.wal
-    longer=$(ls "$log/$1".[0-9]*.wal 2>/dev/null | sort -V | tail -n 1) # later copies are longer
-    [ -z "$longer" ] || object=$longer
-    ;;
-esac
-[ -e "$object" ] || exit 1
-own=$work/$1.$$
+umask 077
+LC_ALL=C
+export LC_ALL
+own=$work/wal.$$
 trap 'rm -f "$own".*' EXIT
-head -c 512 "$object" | tail -c +9 >"$own.head"
+
+stop() { printf 'get.sh: %s: %s\n' "$object" "$*" >&2; exit 200; }
+# As stop, where somebody may decide that recovery shall end there.
+doubt() {
+  [ -e "$work/end-at-$file" ] ||
+    stop "$*. To open the database with what lies before, and give up what lies behind: touch '$work/end-at-$file'"
+}
 value() { sed -n "s/^$1=//p" "$own.head"; }
-[ "$(value cluster)" = "$cluster" ] && [ "$(value sys)" = "$system" ] && [ "$(value name)" = "$1" ] ||
-  stop 'it is that of another file or cluster'
-tail -c +513 "$object" >"$own.body"
-if [ "$sealed" = true ]; then
-  { printf 'pitr1 header\n'; sed '/^mac=/,$d' "$own.head"; } >"$own.lines"
-  mac=$(b3sum --no-names --keyed "$own.lines" <"$work/seal" | cut -c1-32)
-  [ "$mac" = "$(value mac)" ] || stop 'it was changed or forged'
-fi
-[ "$(b3sum --no-names "$own.body")" = "$(value body)" ] || stop 'it is damaged'
-if [ "$sealed" = true ]; then
-  key=$work/keys/$(value key).key
-  [ -f "$key" ] || stop "it takes the key of epoch $(value key)"
-  age -d -i "$key" "$own.body" >"$own.open" || stop 'it does not open'
-else
-  mv "$own.body" "$own.open"
-fi
-zstd -qdc "$own.open" >"$own.file" || stop 'it is no zstd frame'
-[ "$(wc -c <"$own.file")" -eq "$(value size)" ] || stop 'it is cut off'
-mv "$own.file" "$2"
+
+# Reads the header of object $1, which must be that of file $2.
+header() {
+  object=$1
+  head -c 512 "$1" >"$own.start"
+  tail -c +9 "$own.start" >"$own.head"
+  [ "$(value cluster)" = "$cluster" ] && [ "$(value sys)" = "$system" ] && [ "$(value name)" = "$2" ] ||
+    stop 'it is that of another file or cluster'
+  if [ "$sealed" = true ]; then
+    { printf 'pitr1 header\n'; sed '/^mac=/,$d' "$own.head"; } >"$own.lines"
+    mac=$(b3sum --no-names --keyed "$own.lines" <"$work/seal" | cut -c1-32)
+    [ "$mac" = "$(value mac)" ] || stop 'it was changed or forged'
+  fi
+  end=$(value end)
+  case $2:$end in
+    *.history:* | *:full | *:switch | *:short | *:damaged) ;;
+    *) stop 'its header is damaged' ;;
+  esac
+}
+
+# Checks object $1, which must be that of file $2, and opens it into $own.file.
+unpack() {
+  header "$1" "$2"
+  tail -c +513 "$1" >"$own.body"
+  [ "$(b3sum --no-names "$own.body")" = "$(value body)" ] || stop 'it is damaged'
+  if [ "$sealed" = true ]; then
+    epoch=$(value key)
+    [ -f "$work/keys/$epoch.key" ] || stop "it takes the key of epoch $epoch"
+    age -d -i "$work/keys/$epoch.key" "$own.body" >"$own.open" || stop 'it does not open'
+  else
+    mv -f "$own.body" "$own.open"
+  fi
+  zstd -qdc "$own.open" >"$own.file" || stop 'it is no zstd frame'
+  [ "$(wc -c <"$own.file")" -eq "$(value size)" ] || stop 'it is cut off'
+}
+
+# Sets `later`: what shows that WAL goes on after $file, or empty. A later segment of the timeline, or a timeline that left it later.
+# Numbers are compared by the shell itself: a program that cannot be run must not look like a no.
+look_later() {
+  later='' asked=$object ended=$end # unpack says it of another file
+  case $file in
+    *.history) number=-1 ;;
+    *) number=$((0x${file#????????})) ;;
+  esac
+  if [ -d "$folder/wal/$timeline" ]; then
+    find "$folder/wal/$timeline" -name '*.wal' >"$own.list"
+    sed -n 's|.*/\([0-9A-F]\{24\}\)\.\(partial\.\)\{0,1\}\([0-9]*\.\)\{0,1\}wal$|\1|p' "$own.list" >"$own.names"
+    sort -o "$own.names" "$own.names"
+    last=$(tail -n 1 "$own.names")
+    if [ -n "$last" ] && [ $((0x${last#????????})) -gt "$number" ]; then later=$last; fi
+  fi
+  for history in "$folder"/wal/*.history; do
+    child=${history##*/}
+    case $child in *[!0-9A-F]*.history) continue ;; esac # no timeline's name, or none is there
+    [ $((0x${child%.history})) -gt $((0x$timeline)) ] || continue
+    unpack "$history" "$child"
+    switch=$(sed -n "s|^[[:blank:]]*$((0x$timeline))[[:blank:]]\{1,\}\([0-9A-F]*/[0-9A-F]*\).*|\1|p" "$own.file")
+    [ -n "$switch" ] || continue
+    if [ $((0x${switch%/*} << 32 | 0x${switch#*/} / segment_size)) -gt "$number" ]; then later=$child; fi
+  done
+  object=$asked end=$ended
+}
+
+# Sets `object` to the last copy of segment $file, and `end` to how it ends: `absent` if there is none. Only an unfinished copy has a
+# longer one beside it; any other that is there was put there.
+choose() {
+  copy=0 end=absent
+  object=$log/$file.wal longer=$object
+  while [ -e "$longer" ]; do
+    copy=$((copy + 1))
+    header "$longer" "$file"
+    case $end in full | switch) return ;; esac
+    longer=$log/$file.$((copy + 1)).wal
+  done
+  for other in "$log/$file".[0-9]*.wal; do
+    n=${other%.wal}
+    n=${n##*.}
+    case $n in *[!0-9]* | 0*) continue ;; esac
+    [ "$n" -le "$copy" ] || doubt "there is a copy $n, and none of $((copy + 1))"
+  done
+}
+
+# Delivers file $1 to $2 and says so, or that it is absent. In a shell of its own: the first command that fails ends it.
+answer() (
+  set -eu
+  file=$1 object=$1
+  printf '%s\n' "$file" | grep -Eqx '[0-9A-F]{24}|[0-9A-F]{8}\.history' || stop 'recovery takes no such file'
+  timeline=$(printf %s "$file" | cut -c1-8)
+  case $file in
+    *.history)
+      object=$folder/wal/$file end=full
+      [ -e "$object" ] || end=absent
+      ;;
+    *)
+      log=$folder/wal/$timeline/$(printf %s "$file" | cut -c9-16)
+      choose
+      ;;
+  esac
+  case $end:$file in
+    damaged:*) doubt 'it was stored with damage in it, and recovery would end there' ;;
+    absent:00000001.history) ;; # the first timeline has none
+    absent:*)
+      look_later
+      [ -z "$later" ] || doubt "it is not there, but $later is"
+      ;;
+    short:*)
+      look_later
+      [ -z "$later" ] || doubt "it is unfinished, and no longer copy is there, but $later is"
+      ;;
+  esac
+  if [ "$end" = absent ]; then
+    # Last: whatever was not found above may have gone meanwhile, with the disk that it is on.
+    [ "$(b3sum --no-names "$folder/identity.json")" = "$identity" ] || stop "$folder is gone, or is another one"
+    echo absent
+  else
+    unpack "$object" "$file"
+    mv -f "$own.file" "$2"
+    echo delivered
+  fi
+)
+
+said=$(answer "$@")
+case $?:$said in
+  0:delivered) exit 0 ;;
+  0:absent) exit 1 ;;
+  143:*) exit 143 ;; # the server is stopped
+  *) exit 200 ;;
+esac
 END
 chmod 700 "$work/get.sh"
 touch "$data/recovery.signal"

@@ -491,7 +491,7 @@ fn the_documents_of_a_backup_look_like_this() {
 
 /// The script for restoring without pitr, as FORMAT.md prints it, on a small archive.
 #[test]
-fn the_restore_script_of_the_format_page_serves_files_and_reports_absent_ones() {
+fn the_restore_script_of_the_format_page_serves_files_and_says_absent_only_of_what_is() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("FORMAT.md")).unwrap();
     let script = page.split_once("cat > restore.sh <<'END'\n").unwrap().1.split_once("\nEND\n").unwrap().0;
     let directory = tempfile::tempdir().unwrap();
@@ -499,29 +499,45 @@ fn the_restore_script_of_the_format_page_serves_files_and_reports_absent_ones() 
     let log = root.join("wal/00000001/00000000");
     fs::create_dir_all(&log).unwrap();
     fs::write(root.join("restore.sh"), script).unwrap();
-    let segment = |n: u8| {
-        wal_object(
-            "000000010000000000000003",
-            &vec![n; 1 << 20],
-            Facts::Scanned(&scan(9600, SegmentEnd::Short)),
-            ZSTD,
-        )
+    let segment = |n: u8, end| {
+        let facts = scan(9600, end);
+        wal_object("000000010000000000000003", &vec![n; 1 << 20], Facts::Scanned(&facts), ZSTD)
     };
-    for (file, n) in [("03.wal", 1), ("03.2.wal", 2), ("03.10.wal", 10), ("03.partial.wal", 9), ("04.wal", 4)]
-    {
-        fs::write(log.join(format!("0000000100000000000000{file}")), segment(n)).unwrap();
+    let object = |file: &str| log.join(format!("0000000100000000000000{file}"));
+    for (file, n, end) in [
+        ("03.wal", 1, SegmentEnd::Short),
+        ("03.2.wal", 2, SegmentEnd::Switch),
+        ("03.3.wal", 3, SegmentEnd::Short),
+        ("03.partial.wal", 9, SegmentEnd::Short),
+        ("04.wal", 4, SegmentEnd::Short),
+    ] {
+        fs::write(object(file), segment(n, end)).unwrap();
     }
+    fs::copy(fixture("identity.json"), root.join("identity.json")).unwrap();
     fs::copy(fixture("history.wal"), root.join("wal/00000002.history")).unwrap();
     let get = |name: &str| {
         let to = root.join("restored");
         fs::remove_file(&to).ok();
         let status =
             Command::new("sh").arg(root.join("restore.sh")).arg(root).args([name]).arg(&to).status().unwrap();
-        (status.code(), fs::read(&to).ok().map(|bytes| (bytes.first().copied().unwrap(), bytes.len())))
+        (status.code(), fs::read(&to).ok().map(|bytes| (bytes.first().copied().unwrap_or(0), bytes.len())))
     };
-    assert_eq!(get("000000010000000000000003"), (Some(0), Some((10, 1 << 20))), "the longest copy");
-    assert_eq!(get("000000010000000000000004"), (Some(0), Some((4, 1 << 20))));
+    let (third, fourth, fatal) = ("000000010000000000000003", "000000010000000000000004", (Some(200), None));
+    assert_eq!(get(third), (Some(0), Some((2, 1 << 20))), "the copy that is whole");
+    assert_eq!(get(fourth), (Some(0), Some((4, 1 << 20))), "the last one may be unfinished");
     assert_eq!(get("000000010000000000000005"), (Some(1), None));
     assert_eq!(get("00000002.history"), (Some(0), Some((b'1', 42))));
     assert_eq!(get("00000003.history"), (Some(1), None));
+
+    fs::rename(object("03.wal"), object("away")).unwrap();
+    assert_eq!(get(third), fatal, "a second copy without a first one");
+    fs::rename(object("away"), object("03.wal")).unwrap();
+    fs::remove_file(object("03.2.wal")).unwrap();
+    assert_eq!(get(third), fatal, "unfinished, and WAL goes on");
+    fs::remove_file(object("03.wal")).unwrap();
+    assert_eq!(get(third), fatal, "a hole");
+    fs::write(object("04.wal"), &segment(4, SegmentEnd::Short)[..600]).unwrap();
+    assert_eq!(get(fourth).0, fatal.0, "cut off");
+    fs::remove_file(root.join("identity.json")).unwrap();
+    assert_eq!(get("000000010000000000000005"), fatal, "a disk that is gone");
 }
