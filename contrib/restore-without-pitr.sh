@@ -373,10 +373,30 @@ case $?:$said in
 esac
 END
 chmod 700 "$work/get.sh"
+# What the source was doing is not what its copy does. A backup of a standby has the signal that goes before recovery's own and never
+# ends; a target or a command that was left over would stop early or run, and the copy would take WAL from the source's primary.
+# PostgreSQL reads this file last, and of two values of one setting takes the later.
+rm -f "$data/standby.signal"
 touch "$data/recovery.signal"
 cat >>"$data/postgresql.auto.conf" <<END
-restore_command = '"$work/get.sh" %f "%p"'
+
+recovery_target = ''
+recovery_target_name = ''
+recovery_target_time = ''
+recovery_target_xid = ''
+recovery_target_lsn = ''
+recovery_target_inclusive = on
 recovery_target_timeline = 'latest'
+recovery_target_action = 'promote'
+restore_command = '"$work/get.sh" %f "%p"'
+recovery_min_apply_delay = 0
+archive_cleanup_command = ''
+recovery_end_command = ''
+primary_conninfo = ''
+primary_slot_name = ''
+synchronous_standby_names = ''
 archive_mode = off
 END
+# Since 15 the next segment is fetched ahead: one that must not be had would stop a recovery that ends before it.
+[ "$major" -lt 15 ] || printf 'recovery_prefetch = off\n' >>"$data/postgresql.auto.conf"
 printf 'start PostgreSQL on %s; delete %s when recovery is over: it holds keys\n' "$data" "$work"

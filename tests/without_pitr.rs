@@ -7,6 +7,8 @@
 
 mod support;
 
+#[path = "without_pitr/state.rs"]
+mod state;
 #[path = "without_pitr/wal.rs"]
 mod wal;
 
