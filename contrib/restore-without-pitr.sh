@@ -182,16 +182,17 @@ while IFS= read -r from && IFS= read -r to; do
     refuse "-T $from=$to: the backup has no tablespace there"
 done <"$work/moves"
 
-suffix='' open=cat
+suffix=''
+opened() { cat "$1"; }
 if [ "$sealed" = true ]; then
   suffix=.age
   epoch=$(member "$verdict" key)
   [ -f "$work/keys/$epoch.key" ] || die "the identity does not open epoch $epoch"
-  open="age -d -i $work/keys/$epoch.key"
+  opened() { age -d -i "$work/keys/$epoch.key" "$1"; }
 fi
 manifest=$folder/$place/manifest.jsonl.zst$suffix
 [ "$(digest "$manifest")" = "$(member_of "$verdict" manifest digest)" ] || die 'the manifest is damaged'
-$open "$manifest" >"$work/manifest.zst"
+opened "$manifest" >"$work/manifest.zst"
 zstd -qdc "$work/manifest.zst" >"$work/manifest"
 
 count=$(member_of "$verdict" packs count)
@@ -209,7 +210,7 @@ printf 'backup %s: %s packs, all whole\n' "$backup" "$count"
 {
   number=0
   while [ "$number" -lt "$count" ]; do
-    $open "$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix" || touch "$work/failed"
+    opened "$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix" || touch "$work/failed"
     number=$((number + 1))
   done
 } | { zstd -qdc || touch "$work/failed"; } |

@@ -7,8 +7,9 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::support::cluster::{Install, give_to_server};
-use super::{ROWS, Source, tools};
+use super::support::cluster::{Cluster, Install, give_to_server};
+use super::support::site::open;
+use super::{ROWS, Rescue, Source, tools};
 
 /// Settings that a server may be left with: a recovery that was asked for, a standby that it was.
 const LEFT: &str = "recovery_target = 'immediate'\nrecovery_target_action = 'pause'\nrecovery_end_command = 'touch ran'\n\
@@ -47,5 +48,23 @@ fn standby(install: &Install, sealed: bool, file: &str) -> Result<()> {
     }
     ensure!(is("archive_mode")? == "off", "it archives");
     ensure!(!copy.data.join("ran").exists(), "a command of the source ran");
+    Ok(())
+}
+
+/// Blanks, and what means something to a shell, to PostgreSQL's configuration or to its `restore_command`.
+#[test]
+fn directories_have_any_name_that_a_restore_command_can_say() -> Result<()> {
+    for (major, sealed) in [(17, true), (13, false)] {
+        let Some(install) = Install::find_or_skip(major).filter(|_| tools()) else { continue };
+        let mut rescue = Rescue::of(&install, sealed)?;
+        let folder = rescue.fresh("the folder, 100% $(touch ran) \"quoted\"");
+        fs::rename(&rescue.folder, &folder)?;
+        rescue.folder = folder;
+        let mut copy = Cluster::around(&install)?;
+        copy.data = copy.root().join("a  data & directory; *");
+        rescue.restore(&copy.data, &[])?.expect(0, &[])?;
+        open(&copy)?;
+        ensure!(copy.psql(ROWS)? == rescue.rows, "PostgreSQL {major}: other rows came back");
+    }
     Ok(())
 }
