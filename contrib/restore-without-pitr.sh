@@ -8,7 +8,7 @@
 #     DIRECTORY      the data directory to make; DIRECTORY.restore/ beside it holds the restore_command and the unwrapped keys
 #     -i IDENTITY    a recipient's identity file (AGE-SECRET-KEY-1...), if the repository is encrypted
 #     -f FINGERPRINT of the seal key, as the recovery kit prints it; without it nothing tells this repository from a forged one
-#     -b BACKUP      which backup; the newest complete full one otherwise
+#     -b BACKUP      which complete full backup; the newest otherwise
 #     -T OLD=NEW     where a tablespace goes: OLD is its place on the server, or its OID; NEW is an empty directory, or one to be
 #                    made. An equals sign in a path is written \=. Every tablespace needs one; those that WAL makes later go
 #                    where they were made
@@ -89,9 +89,8 @@ elif [ -n "$identity$fingerprint" ]; then
   die 'the repository says it is not encrypted: somebody may have replaced it. Leave -i and -f out if it never was'
 fi
 
-# The sum or mac of a JSON object, which is about all bytes before its last member.
-check_json() {
-  [ -f "$folder/$1" ] || die "$1 is missing"
+# Whether the sum or mac of a JSON object is right. It is about all bytes before the last member.
+sound_json() {
   lines=$(wc -l <"$folder/$1")
   # All lines but the last two, without the comma and the line feed at their end.
   covered=$(head -n $((lines - 2)) "$folder/$1")
@@ -105,24 +104,53 @@ check_json() {
     found=$(digest "$work/covered")
     stated=$(member "$folder/$1" sum)
   fi
-  [ "$(printf %s "$found" | cut -c1-32)" = "$stated" ] || die "$1 was changed, or is not this cluster's"
+  [ -n "$stated" ] && [ "$(printf %s "$found" | cut -c1-32)" = "$stated" ]
+}
+check_json() {
+  [ -f "$folder/$1" ] || die "$1 is missing"
+  sound_json "$1" || die "$1 was changed, or is not this cluster's"
 }
 check_json identity.json
 
 # --- The backup ----------------------------------------------------------------------------------------
-if [ -z "$backup" ]; then
-  for verdict in "$folder"/backups/*/backup.json; do
-    id=$(basename "$(dirname "$verdict")")
-    [ "$(member "$verdict" status)" = complete ] && [ "$(member "$verdict" kind)" = full ] || continue
-    [ "$(member "$verdict" checksums)" != corrupt ] || continue
-    [ ! -e "$folder/backups/$id/expired.json" ] || continue
-    [ "$(member "$verdict" nonce)" = "$(member "$folder/backups/$id/intent.json" nonce)" ] || continue
-    backup=$id
+# Nothing was written yet: the next attempt begins anew.
+refuse() { rm -rf "$work" "$data"; die "$*"; }
+# Says why nothing can be restored from backup $1, if that is so.
+unfit() {
+  place=backups/$1
+  verdict=$folder/$place/backup.json
+  [ -f "$verdict" ] || { echo 'it has no backup.json: it is not there, or was never finished'; return; }
+  check_json "$place/backup.json"
+  [ "$(member "$verdict" status)" = complete ] || { echo 'it was abandoned'; return; }
+  [ "$(member "$verdict" id)/$(member "$verdict" cluster)/$(member "$verdict" system)" = "$1/$cluster/$system" ] ||
+    { echo 'its backup.json is that of another one'; return; }
+  kind=$(member "$verdict" kind)
+  [ "$kind" = full ] || { echo "it is not a full backup but ${kind:-none}: FORMAT.md says how to put its files together"; return; }
+  [ "$(member "$verdict" checksums)" != corrupt ] || { echo 'it has damaged pages, which its backup.json names'; return; }
+  check_json "$place/intent.json"
+  [ "$(member "$verdict" nonce)" = "$(member "$folder/$place/intent.json" nonce)" ] ||
+    { echo 'its intent.json is that of another one'; return; }
+  [ -e "$folder/$place/expired.json" ] || return 0
+  # Whoever can write to the bucket can put a tombstone there, but not one with the right mac.
+  if [ "$sealed" = true ] && ! sound_json "$place/expired.json"; then
+    printf '%s is not believed: it was changed or forged\n' "$place/expired.json" >&2
+  else
+    echo 'it expired, and may be deleted in part'
+  fi
+}
+if [ -n "$backup" ]; then
+  why=$(unfit "$backup")
+  [ -z "$why" ] || refuse "backup $backup: $why"
+else
+  # The newest first: what is found damaged on the way is said, not passed over.
+  ids=$(ls "$folder/backups" | grep -Ex '[0-9]{8}-[0-9]{6}-[0-9a-f]{8}' | sort -r)
+  for id in $ids; do
+    why=$(unfit "$id")
+    [ -n "$why" ] || { backup=$id; break; }
   done
+  [ -n "$backup" ] || refuse 'there is no complete full backup'
 fi
-[ -n "$backup" ] || die 'there is no complete full backup'
 place=backups/$backup
-check_json "$place/backup.json"
 verdict=$folder/$place/backup.json
 
 # --- Tablespaces: their links are there before the files, and PostgreSQL makes them anew from tablespace_map -------------
@@ -132,8 +160,6 @@ sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "location": "\(.*\)"$/\1/p' "$ve
   sed 's/\\\(["\\]\)/\1/g' >"$work/locations"
 [ "$(wc -l <"$work/oids")" -eq "$(wc -l <"$work/locations")" ] || die 'the tablespaces in backup.json cannot be read'
 major=$(member "$verdict" major)
-# Nothing was written yet: the next attempt begins anew.
-refuse() { rm -rf "$work" "$data"; die "$*"; }
 # OLD and NEW of each -T, a line each.
 equals=$(printf '\001')
 printf %s "$moves" | sed "s/\\\\=/$equals/g" | while IFS= read -r move; do

@@ -4,8 +4,10 @@
 //! or a path says is never run.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use pitr::codec::Digest;
 
 use super::support::cluster::{Cluster, Install, give_to_server};
 use super::support::site::open;
@@ -67,4 +69,82 @@ fn directories_have_any_name_that_a_restore_command_can_say() -> Result<()> {
         ensure!(copy.psql(ROWS)? == rescue.rows, "PostgreSQL {major}: other rows came back");
     }
     Ok(())
+}
+
+/// A JSON object of the repository with `from` made `to`, and its sum made right again.
+fn edit(path: &Path, from: &str, to: &str) -> Result<Vec<u8>> {
+    let good = fs::read(path)?;
+    let text = String::from_utf8(good.clone())?;
+    ensure!(text.contains(from), "no {from} in {text}");
+    let text = text.replacen(from, to, 1);
+    let (covered, _) = text.rsplit_once(",\n  \"sum\"").context("a sum")?;
+    fs::write(path, format!("{covered},\n  \"sum\": \"{}\"\n}}\n", Digest::of(covered.as_bytes()).short()))?;
+    Ok(good)
+}
+
+#[test]
+fn a_backup_that_is_named_must_be_as_good_as_one_that_is_chosen() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17).filter(|_| tools()) else { return Ok(()) };
+    let source = Source::new(&install, false)?;
+    source.table()?;
+    source.site.switch()?;
+    let id = |done: serde_json::Value| done["id"].as_str().map(str::to_owned).context("an id");
+    let (older, newer) = (id(source.site.backup()?)?, id(source.site.backup()?)?);
+    source.site.switch()?;
+    let rescue = source.rescue()?;
+    let target = rescue.fresh("target");
+    let verdict = rescue.folder.join(format!("backups/{newer}/backup.json"));
+    let refused = |says: &str| -> Result<()> {
+        rescue.restore(&target, &["-b", &newer])?.expect(1, &[&newer, says])?;
+        ensure!(!target.exists(), "{says}: something was left");
+        // The other one is chosen.
+        let chosen = rescue.restore(&target, &[])?;
+        ensure!(chosen.code == 0 && chosen.out.contains(&older), "{says}: {chosen:?}");
+        fs::remove_dir_all(&target)?;
+        fs::remove_dir_all(rescue.fresh("target.restore"))?;
+        Ok(())
+    };
+    for (from, to, says) in [
+        ("\"kind\": \"full\"", "\"kind\": \"incremental\"", "incremental"),
+        ("\"status\": \"complete\"", "\"status\": \"abandoned\"", "abandoned"),
+        ("\"checksums\": \"ok\"", "\"checksums\": \"corrupt\"", "damaged pages"),
+        ("\"nonce\": \"", "\"nonce\": \"0", "intent.json"),
+    ] {
+        let good = edit(&verdict, from, to)?;
+        refused(says).context(to.to_owned())?;
+        fs::write(&verdict, good)?;
+    }
+    let tombstone = verdict.with_file_name("expired.json");
+    fs::write(&tombstone, b"{}")?;
+    refused("expired")?;
+    fs::remove_file(&tombstone)?;
+    let away = rescue.fresh("away");
+    fs::rename(&verdict, &away)?;
+    refused("never finished")?;
+    fs::rename(&away, &verdict)?;
+
+    rescue.restore(&target, &["-b", "20200101-000000-00000000"])?.expect(1, &["not there"])?;
+    ensure!(!target.exists(), "something was left");
+    // Damage in the newest one is said and not passed over.
+    let good = super::flip(&verdict, 300)?;
+    for (n, more) in [&[][..], &["-b", &newer]].into_iter().enumerate() {
+        let answer = rescue.restore(&rescue.fresh(&format!("damaged-{n}")), more)?;
+        answer.expect(1, &["backup.json was changed"])?;
+    }
+    fs::write(&verdict, good)?;
+    let done = rescue.restore(&target, &["-b", &newer])?;
+    ensure!(done.code == 0 && done.out.contains(&newer), "{done:?}");
+    Ok(())
+}
+
+#[test]
+fn a_tombstone_that_is_not_the_hosts_own_hides_no_backup() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17).filter(|_| tools()) else { return Ok(()) };
+    let rescue = Rescue::of(&install, true)?;
+    let verdict = rescue.a_file("backups", "backup.json")?;
+    fs::write(
+        verdict.with_file_name("expired.json"),
+        b"{\n  \"pitr\": \"expired 1\",\n  \"mac\": \"00\"\n}\n",
+    )?;
+    rescue.restore(&rescue.fresh("target"), &[])?.expect(0, &["is not believed"])
 }
