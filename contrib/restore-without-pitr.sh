@@ -18,6 +18,9 @@
 # and how to open the database with what lies before. Mend it and start again otherwise.
 set -eu
 umask 077
+# Bytes are bytes, and a-z are 26 letters.
+LC_ALL=C
+export LC_ALL
 
 die() { printf 'restore-without-pitr: %s\n' "$*" >&2; exit 1; }
 usage() { sed -n '2,/^# Start/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -38,12 +41,22 @@ shift $((OPTIND - 1))
 [ $# = 2 ] || usage
 for program in zstd tar b3sum; do command -v "$program" >/dev/null || die "$program is not installed"; done
 
+# Values that get into paths and commands. Of a folder that is not encrypted anybody with access to the bucket may have written them.
+only() { case $2 in '' | *[!$3]*) die "this is no $1: $2" ;; esac; }
+[ -z "$backup" ] || only 'backup id' "$backup" 0-9a-f-
+case $2 in
+  /*) place=$2 ;;
+  *) place=$PWD/$2 ;;
+esac
+# restore_command says it within two kinds of quotation marks.
+case $place in
+  *[\'\"\\\`\$%]* | *"$line_feed"*)
+    die "$place cannot be said in restore_command: choose a directory without ' \" % \$ \` \\ and line feeds in its path" ;;
+esac
+
 folder=$(cd "$1" && pwd)
+case $folder in *\'* | *"$line_feed"*) die "$folder has ' or a line feed in its path: move or link it elsewhere" ;; esac
 [ -f "$folder/identity.json" ] || die "$folder is not the folder of a cluster: it has no identity.json"
-mkdir "$2"
-data=$(cd "$2" && pwd)
-work=$data.restore
-mkdir "$work"
 
 # The value of a member at the first level of one of pitr's JSON objects, which are indented by two.
 member() { sed -n "s/^  \"$2\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1" | head -n 1; }
@@ -57,6 +70,14 @@ sealed=$(member "$folder/identity.json" sealed)
 cluster=$(member "$folder/identity.json" cluster)
 system=$(member "$folder/identity.json" system)
 segment_size=$(member "$folder/identity.json" segment_size)
+only cluster "$cluster" a-z0-9_-
+only 'system identifier' "$system" 0-9
+only 'segment size' "$segment_size" 0-9
+case $sealed in true | false) ;; *) die 'identity.json does not say whether the repository is encrypted' ;; esac
+mkdir "$2"
+data=$(cd "$2" && pwd)
+work=$data.restore
+mkdir "$work"
 
 # --- Keys: every epoch that the identity opens, all with one seal key ---------------------------------
 if [ "$sealed" = true ]; then
@@ -64,13 +85,15 @@ if [ "$sealed" = true ]; then
   [ -n "$identity" ] || die 'the repository is encrypted: give an identity with -i'
   mkdir "$work/keys"
   seal=''
-  for epoch in "$folder"/keys/e*/; do
+  for epoch in "$folder"/keys/e[0-9][0-9][0-9][0-9]/; do
     name=$(basename "$epoch")
     for wrap in "$epoch"wrap-*.age; do
       age -d -i "$identity" -o "$work/opened" "$wrap" 2>/dev/null || continue
       grep -qx "# pitr epoch $name" "$work/opened" || continue
       grep -qx "# cluster: $cluster" "$work/opened" || continue
       key=$(sed -n 's/^# seal key: //p' "$work/opened")
+      case $key in *[!0-9a-f]*) continue ;; esac
+      [ ${#key} = 64 ] || continue
       # The bytes behind the hexadecimal digits.
       for byte in $(printf %s "$key" | sed 's/../& /g'); do
         # shellcheck disable=SC2059
@@ -155,11 +178,12 @@ verdict=$folder/$place/backup.json
 
 # --- Tablespaces: their links are there before the files, and PostgreSQL makes them anew from tablespace_map -------------
 # Their OIDs, and the places as they are: in JSON a quotation mark and a backslash have a backslash before them.
-sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "oid": \([0-9]*\),$/\1/p' "$verdict" >"$work/oids"
+sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "oid": \([0-9]\{1,\}\),$/\1/p' "$verdict" >"$work/oids"
 sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "location": "\(.*\)"$/\1/p' "$verdict" |
   sed 's/\\\(["\\]\)/\1/g' >"$work/locations"
 [ "$(wc -l <"$work/oids")" -eq "$(wc -l <"$work/locations")" ] || die 'the tablespaces in backup.json cannot be read'
 major=$(member "$verdict" major)
+only 'major version' "$major" 0-9
 # OLD and NEW of each -T, a line each.
 equals=$(printf '\001')
 printf %s "$moves" | sed "s/\\\\=/$equals/g" | while IFS= read -r move; do
@@ -213,6 +237,7 @@ opened() { cat "$1"; }
 if [ "$sealed" = true ]; then
   suffix=.age
   epoch=$(member "$verdict" key)
+  only epoch "$epoch" e0-9
   [ -f "$work/keys/$epoch.key" ] || die "the identity does not open epoch $epoch"
   opened() { age -d -i "$work/keys/$epoch.key" "$1"; }
 fi
@@ -222,6 +247,7 @@ opened "$manifest" >"$work/manifest.zst"
 zstd -qdc "$work/manifest.zst" >"$work/manifest"
 
 count=$(member_of "$verdict" packs count)
+only 'number of packs' "$count" 0-9
 number=0
 while [ "$number" -lt "$count" ]; do
   pack=$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix
@@ -297,6 +323,7 @@ unpack() {
   [ "$(b3sum --no-names "$own.body")" = "$(value body)" ] || stop 'it is damaged'
   if [ "$sealed" = true ]; then
     epoch=$(value key)
+    case $epoch in *[!e0-9]*) stop 'its header is damaged' ;; esac
     [ -f "$work/keys/$epoch.key" ] || stop "it takes the key of epoch $epoch"
     age -d -i "$work/keys/$epoch.key" "$own.body" >"$own.open" || stop 'it does not open'
   else

@@ -148,3 +148,52 @@ fn a_tombstone_that_is_not_the_hosts_own_hides_no_backup() -> Result<()> {
     )?;
     rescue.restore(&rescue.fresh("target"), &[])?.expect(0, &["is not believed"])
 }
+
+#[test]
+fn what_a_folder_says_of_itself_gets_into_no_command() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17).filter(|_| tools()) else { return Ok(()) };
+    let mut rescue = Rescue::of(&install, false)?;
+    let (identity, ran) = (rescue.folder.join("identity.json"), rescue.fresh("ran"));
+    let target = rescue.fresh("target");
+    let refused = |rescue: &Rescue, target: &Path, more: &[&str], says: &str| -> Result<()> {
+        rescue.restore(target, more)?.expect(1, &[says])?;
+        ensure!(!target.exists() && !ran.exists(), "{says}: something was left");
+        Ok(())
+    };
+    let command = format!("$(touch {})", ran.display());
+    let text = fs::read_to_string(&identity)?;
+    let line = |name: &str| -> Result<String> {
+        let found = text.lines().find(|line| line.trim_start().starts_with(&format!("\"{name}\"")));
+        found.map(str::to_owned).with_context(|| format!("no {name} in {text}"))
+    };
+    for (name, says) in
+        [("cluster", "no cluster"), ("system", "no system identifier"), ("segment_size", "no segment size")]
+    {
+        for value in
+            [format!("1'{command}'"), command.clone(), "'".to_owned(), "../x".to_owned(), String::new()]
+        {
+            let good = edit(&identity, &line(name)?, &format!("  \"{name}\": \"{value}\","))?;
+            refused(&rescue, &target, &[], says).with_context(|| format!("{name} = {value}"))?;
+            fs::write(&identity, good)?;
+        }
+    }
+    for backup in ["../x", "*", &format!("20200101{command}")] {
+        refused(&rescue, &target, &["-b", backup], "no backup id")?;
+    }
+    for odd in ["it's", "100%", "a\"b", "a\\b", "a\nb", "a\n", "$HOME", "`id`"] {
+        refused(&rescue, &rescue.fresh(odd), &[], "restore_command").with_context(|| odd.to_owned())?;
+    }
+    let verdict = rescue.a_file("backups", "backup.json")?;
+    for (from, to, says) in [
+        ("\"major\": 17", "\"major\": \"1; id\"", "no major version"),
+        ("\"count\": ", "\"count\": \"x\", \"y\": ", "no number of packs"),
+    ] {
+        let good = edit(&verdict, from, to)?;
+        rescue.restore(&rescue.fresh(says), &[])?.expect(1, &[says])?;
+        fs::write(&verdict, good)?;
+    }
+    let quoted = rescue.fresh("it's here");
+    fs::rename(&rescue.folder, &quoted)?;
+    rescue.folder = quoted;
+    refused(&rescue, &target, &[], "it's here")
+}
