@@ -258,16 +258,18 @@ while [ "$number" -lt "$count" ]; do
 done
 printf 'backup %s: %s packs, all whole\n' "$backup" "$count"
 
-# One archive, cut into packs. A failure of any part shows in the file `failed`: a pipe tells only of its end.
+# One archive, cut into packs. A pipe tells only of its end, and tar takes what is cut off between two files for whole: who comes to an
+# end before it leaves a mark. A mark of failure could not be made on a full disk.
 {
   number=0
   while [ "$number" -lt "$count" ]; do
-    opened "$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix" || touch "$work/failed"
+    opened "$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix" || exit 1
     number=$((number + 1))
   done
-} | { zstd -qdc || touch "$work/failed"; } |
-  tar x -p -f - -C "$data" --keep-directory-symlink || touch "$work/failed"
-[ ! -e "$work/failed" ] || die 'a pack does not open'
+  touch "$work/read"
+} | { zstd -qdc && touch "$work/decoded"; } |
+  tar x -p -f - -C "$data" --keep-directory-symlink || die 'the files cannot be written'
+[ -e "$work/read" ] && [ -e "$work/decoded" ] || die 'a pack does not open'
 chmod 700 "$data"
 if [ -s "$work/map" ]; then
   [ -f "$data/tablespace_map" ] || die 'the backup has tablespaces but no tablespace_map'

@@ -136,6 +136,10 @@ impl Rescue {
     }
 
     fn restore(&self, target: &Path, more: &[&str]) -> Result<Answer> {
+        Answer::of(&mut self.script(target, more)?)
+    }
+
+    fn script(&self, target: &Path, more: &[&str]) -> Result<Command> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/restore-without-pitr.sh");
         // Below somebody's home the servers' user could not read it.
         let copy = self.place.path().join("restore.sh");
@@ -145,7 +149,8 @@ impl Rescue {
         if let Some(key) = self.key.as_deref().filter(|_| !more.contains(&"-i")) {
             command.arg("-i").arg(key);
         }
-        Answer::of(command.arg(&self.folder).arg(target))
+        command.arg(&self.folder).arg(target);
+        Ok(command)
     }
 
     /// Restores into a new place and starts a server there.

@@ -4,13 +4,14 @@
 //! or a path says is never run.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use pitr::codec::Digest;
 
 use super::support::cluster::{Cluster, Install, give_to_server};
-use super::support::site::open;
+use super::support::site::{Answer, open};
 use super::{ROWS, Rescue, Source, tools};
 
 /// Settings that a server may be left with: a recovery that was asked for, a standby that it was.
@@ -196,4 +197,21 @@ fn what_a_folder_says_of_itself_gets_into_no_command() -> Result<()> {
     fs::rename(&rescue.folder, &quoted)?;
     rescue.folder = quoted;
     refused(&rescue, &target, &[], "it's here")
+}
+
+/// Who decompresses fails at the very end, and nothing can be written any more that would say so.
+#[test]
+fn a_backup_that_was_read_in_part_is_not_taken_for_whole() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17).filter(|_| tools()) else { return Ok(()) };
+    let rescue = Rescue::of(&install, false)?;
+    let bin = rescue.fresh("bin");
+    fs::create_dir(&bin)?;
+    let zstd = "/usr/bin/zstd \"$@\" || exit\n[ $# != 1 ] # as a filter";
+    for (tool, does) in [("zstd", zstd), ("touch", "exit 1")] {
+        fs::write(bin.join(tool), format!("#!/bin/sh\n{does}\n"))?;
+        fs::set_permissions(bin.join(tool), fs::Permissions::from_mode(0o755))?;
+    }
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    let mut script = rescue.script(&rescue.fresh("target"), &[])?;
+    Answer::of(script.env("PATH", path))?.expect(1, &["a pack does not open"])
 }
