@@ -136,7 +136,7 @@ impl Keyring {
             epochs.insert(epoch, identity);
         }
         match (&seal, self.trusts()) {
-            (None, Some(trusted)) => Err(format!("no wrap holds the seal key with fingerprint {trusted}")),
+            (None, Some(_)) => Err("no wrap holds the seal key whose fingerprint was given".to_owned()),
             _ => Ok(Unlocked { seal, epochs: Arc::new(epochs) }),
         }
     }
