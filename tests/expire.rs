@@ -188,6 +188,55 @@ fn what_is_promised_is_restored_and_what_is_not_is_gone() -> Result<()> {
 }
 
 #[test]
+fn a_restore_that_was_planned_before_its_backup_was_marked_comes_to_its_end() -> Result<()> {
+    let Some(bench) = Bench::new(3, "retention = { window = \"1ms\" }")? else { return Ok(()) };
+    let [one, two, three] = bench.backups.as_slice() else { unreachable!() };
+    let target = bench.source.target("planned");
+    bench.source.restore(&target, &["--to", &bench.moments[1]])?.expect(0)?;
+    let first = bench.source.target("first");
+    bench.source.restore(&first, &["--backup", one, "--to", &bench.moments[1]])?.expect(0)?;
+    let before = bench.objects()?;
+
+    let said = bench.expire(&[])?;
+    ensure!(texts(&system(&said)["lost"], "id") == [one.clone(), two.clone()], "{said}");
+    ensure!(system(&said)["deleted"]["wal_objects"] == 0, "{said}");
+    let waiting = system(&said)["wal_waiting"].clone();
+    ensure!(waiting["segments"].as_u64() > Some(1) && waiting["until"].is_string(), "{said}");
+    let shown = bench.source.pitr(&["expire"])?.expect(0)?.out;
+    ensure!(shown.contains("given up: ") && shown.contains("deleted by a run after"), "{shown}");
+    ensure!(bench.objects()?.is_superset(&before), "everything is there for seven days");
+    ensure!(!bench.info()?[one].0 && bench.info()?[three].0);
+    // The servers start only now, and fetch what they replay.
+    ensure!(Restored::start_copy(&bench.install, &target)?.promoted()?.rows()? == "10,11,20,21");
+    ensure!(Restored::start_copy(&bench.install, &first)?.promoted()?.rows()? == "10,11,20,21");
+
+    let marks = |days| -> Result<()> {
+        let mut marks = Vec::new();
+        walk(&bench.source.folder()?, &mut |path| {
+            if path.ends_with("expired.json") || path.components().any(|part| part.as_os_str() == "floor") {
+                marks.push(path.to_owned());
+            }
+        })?;
+        marks.iter().try_for_each(|path| age(path, days))
+    };
+    marks(6)?;
+    let said = bench.expire(&[])?;
+    ensure!(
+        system(&said)["deleted"]["objects"] == 0 && system(&said)["deleted"]["wal_objects"] == 0,
+        "{said}"
+    );
+    ensure!(bench.objects()?.is_superset(&before));
+    marks(8)?;
+    let said = bench.expire(&[])?;
+    ensure!(texts(&system(&said)["deleted"]["backups"], "") == [one.clone(), two.clone()], "{said}");
+    ensure!(system(&said)["deleted"]["wal_objects"].as_u64() >= waiting["segments"].as_u64(), "{said}");
+    ensure!(system(&said)["wal_waiting"].is_null(), "{said}");
+    bench.source.pitr(&["verify"])?.expect(0)?;
+    ensure!(bench.rows("last", &[])? == "10,11,20,21,30,31");
+    Ok(())
+}
+
+#[test]
 fn one_backup_a_day_is_kept_with_the_wal_that_makes_it_consistent() -> Result<()> {
     let daily = "retention = { window = \"1ms\", daily = \"30d\", grace = \"0\" }";
     let Some(bench) = Bench::new(3, daily)? else { return Ok(()) };
@@ -215,21 +264,22 @@ fn a_run_that_is_killed_anywhere_leaves_a_repository_that_the_next_one_finishes(
         fs::remove_dir_all(&bench.source.repository)?;
         run(Command::new("cp").arg("-a").arg(&saved).arg(&bench.source.repository)).map(drop)
     };
-    // Floors and tombstones of the second run itself come first; what is deleted is the same whatever happened before.
+    // The floor of the second run itself comes first; what is deleted is the same whatever happened before.
+    let of_backups =
+        || -> Result<usize> { Ok(bench.objects()?.iter().filter(|key| key.contains("/backups/")).count()) };
     let done = bench.expire(&[])?;
     let deletes = system(&done)["deleted"]["objects"].as_u64().context("a number")?;
     ensure!(deletes > 6, "{done}");
     let finished = bench.objects()?;
     for nth in 1..=deletes {
         back()?;
-        let before = bench.objects()?.len();
+        let before = of_backups()?;
         let mut command = bench.source.command(&["expire"])?;
         command.env("PITR_TEST_FAULTS", format!("stall@delete/backups:{nth}+"));
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let deleted = usize::try_from(nth - 1)?;
         until(
-            // The object by which it learns the store's time comes and goes.
-            || Ok(before.checked_sub(bench.objects()?.len()) == Some(deleted)),
+            || Ok(before.checked_sub(of_backups()?) == Some(deleted)),
             || format!("{deleted} objects are not deleted"),
         )?;
         kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGKILL)?;

@@ -17,7 +17,7 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::config::units::show_duration;
 use crate::config::{RepositoryConfig, Retention};
 use crate::error::{Error, Kind, Result};
-use crate::ops::expire::{Deleted, ExpireRequest, One, OneRequest, SystemReport, expire, one};
+use crate::ops::expire::{Deleted, ExpireRequest, One, OneRequest, SystemReport, WalWaiting, expire, one};
 use crate::repo::Repository;
 use crate::repo::retention::{Period, Plan, Reason};
 use tokio_util::sync::CancellationToken;
@@ -265,6 +265,13 @@ fn report_text(report: &SystemReport, request: &ExpireRequest) -> String {
         };
         text.push_str(&format!("marked before: backup {} {until}\n", waiting.id));
     }
+    if let Some(WalWaiting { segments, until }) = report.wal_waiting {
+        text.push_str(&format!(
+            "given up: {segments} segments of WAL; the last of them {} deleted by a run after {}\n",
+            if request.dry_run { "would be" } else { "is" },
+            local(until, &request.zone)
+        ));
+    }
     let Deleted { backups, remain, objects, bytes: stored, wal_objects, wal_bytes, .. } = &report.deleted;
     if *objects > 0 || *wal_objects > 0 {
         text.push_str(&format!(
@@ -317,6 +324,7 @@ fn system_json(report: &SystemReport) -> serde_json::Value {
         "kept": kept.collect::<Vec<_>>(),
         "abandoned": report.abandoned,
         "waiting": waiting.collect::<Vec<_>>(),
+        "wal_waiting": report.wal_waiting.map(|w| serde_json::json!({ "segments": w.segments, "until": w.until })),
         "deleted": {
             "backups": deleted.backups,
             "partly": deleted.remain,

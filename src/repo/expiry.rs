@@ -8,6 +8,7 @@
 //! Invariant: a floor never keeps what a lower-numbered one let go, whoever makes it: the number is taken by the create.
 //! Source of truth: REPOSITORY.md 4, FORMAT.md "JSON objects".
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 
 use super::document::{ATTEMPTS, Put};
@@ -16,6 +17,9 @@ use super::path::{PinId, SystemObject};
 use super::{RepoError, System, nonce};
 use crate::store::ObjectInfo;
 use crate::wal::{SegmentName, TimelineId, WalFileName};
+
+/// Floors that are read at a time.
+const READERS: usize = 8;
 
 /// A file of `pg_wal` in a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +124,21 @@ impl System {
     /// [`RepoError::Store`].
     pub async fn floors(&self) -> Result<Vec<ListedNumber>, RepoError> {
         self.numbered(&self.keys.floor_dir()).await
+    }
+
+    /// All floors that counted at `then`, by the store's clock, or later; `None` if there was none at `then`, or if one is gone.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn floors_since(&self, then: Timestamp) -> Result<Option<Vec<Floor>>, RepoError> {
+        let floors = self.floors().await?;
+        let Some(first) = floors.iter().rposition(|listed| listed.object.modified <= then) else {
+            return Ok(None);
+        };
+        let reads = floors.iter().skip(first).map(|listed| self.get_document::<Floor>(&listed.object.key));
+        let read: Vec<Option<Floor>> =
+            futures_util::stream::iter(reads).buffered(READERS).try_collect().await?;
+        Ok(read.into_iter().collect())
     }
 
     /// All leases, the newest last.

@@ -3,8 +3,9 @@
 //! ```text
 //!  writer    (lease) ─► intent ─► parent usable? floor? ─► packs, WAL ─► verdict    pitr's own calls, with packs of a few bytes
 //!  reader    pin ─► (tombstone?) ─► reads for a while ─► release
-//!  expirer   ops::expire::expire, with no grace
-//!  auditor   after every step: what is complete, or pinned and read, misses nothing
+//!  planner   looks at what is there, tells nobody, and reads for as long as the grace
+//!  expirer   ops::expire::expire
+//!  auditor   after every step: what is complete, pinned and read, or planned within the grace misses nothing
 //! ```
 //! Model: a backup's packs may be its own or its parent's; its WAL is some segments of timeline 1. The auditor reads the raw store, by
 //! names it builds itself, and judges by presence alone; and of two who decide about one backup, only one may believe that he did.
@@ -62,6 +63,8 @@ struct Shared {
     reading: BTreeMap<usize, (BackupId, Timestamp)>,
     /// Backups whose writer was told that they are complete.
     acknowledged: BTreeMap<BackupId, Nonce>,
+    /// What restores need that were planned and not announced, until when the grace keeps it.
+    planned: Vec<(Timestamp, BTreeSet<String>)>,
     tally: BTreeMap<&'static str, u64>,
     failures: Vec<String>,
 }
@@ -119,7 +122,7 @@ impl Scene {
         })
     }
 
-    /// A run of expire with no grace, keeping what `policy` says.
+    /// A run of expire, keeping what `policy` says.
     pub fn expirer(&mut self, policy: Policy) -> Actor<'static> {
         let number = self.number();
         let store = self.schedule.store(&self.plain, number);
@@ -173,6 +176,20 @@ impl Scene {
         })
     }
 
+    /// A restore by somebody who may not pin, to the end of all WAL: from when it looked it has the grace.
+    pub fn planner(&mut self, grace: SignedDuration) -> Actor<'static> {
+        let number = self.number();
+        let store = self.schedule.store(&self.plain, number);
+        let (schedule, shared) = (self.schedule.clone(), Rc::clone(&self.shared));
+        Actor::new(number, async move {
+            let until = schedule.now() + grace;
+            if let Ok(Some(needed)) = look(store, &schedule).await {
+                shared.borrow_mut().planned.push((until, needed));
+                note(&shared, "restores planned");
+            }
+        })
+    }
+
     /// Somebody gives up any one backup, whatever retention says.
     pub fn operator(&mut self) -> Actor<'static> {
         let number = self.number();
@@ -209,7 +226,12 @@ impl Scene {
         let failures = self.shared.borrow().failures.clone();
         ensure!(failures.is_empty(), "{failures:?}");
         let objects: BTreeSet<String> = self.plain.list("").await?.into_iter().map(|info| info.key).collect();
-        let root = format!("main/{SYSTEM}/");
+        let now = self.schedule.now();
+        self.shared.borrow_mut().planned.retain(|(until, _)| now < *until);
+        for (until, needed) in &self.shared.borrow().planned {
+            let missing: Vec<_> = needed.difference(&objects).collect();
+            ensure!(missing.is_empty(), "a restore that has until {until} lost {missing:?}");
+        }
         let verdicts: Vec<&String> = objects.iter().filter(|key| key.ends_with("/backup.json")).collect();
         for key in verdicts {
             let folder = key.trim_end_matches("backup.json");
@@ -224,7 +246,7 @@ impl Scene {
             let Verdict::Complete(backup) = verdict else { continue };
             let intent = self.plain.get(&format!("{folder}intent.json")).await?;
             let owner = intent.map(|bytes| pitr::repo::objects::decode::<Intent>(&bytes)).transpose()?;
-            let needed = self.needed(&root, &backup);
+            let needed = needed(&backup);
             if reading {
                 let missing: Vec<_> = needed.iter().filter(|key| !objects.contains(*key)).collect();
                 ensure!(missing.is_empty(), "backup {id}, which is being restored, lost {missing:?}");
@@ -250,20 +272,41 @@ impl Scene {
         let shared = self.shared.borrow();
         shared.reading.values().any(|(read, until)| read.as_str() == id && self.schedule.now() < *until)
     }
+}
 
-    /// The keys of everything that a backup needs.
-    fn needed(&self, root: &str, backup: &Backup) -> Vec<String> {
-        let pack = |id: &BackupId, n: u32| format!("{root}backups/{id}/pack-{n:05}.tar.zst");
-        let own = (0..backup.packs.count).map(|n| pack(&backup.id, n));
-        let foreign =
-            backup.references.iter().flat_map(|refs| refs.packs.iter().map(move |n| pack(&refs.backup, n)));
-        let wal = (backup.start_lsn.get() / MIB..=(backup.stop_lsn.get() - 1) / MIB).map(|n| {
-            let name = format!("00000001{:08X}{:08X}", n / 4096, n % 4096);
-            format!("{root}wal/00000001/{:08X}/{name}.wal", n / 4096)
-        });
-        let manifest = format!("{root}backups/{}/manifest.jsonl.zst", backup.id);
-        own.chain(foreign).chain(wal).chain([manifest]).collect()
+/// The keys of everything that a backup needs.
+fn needed(backup: &Backup) -> Vec<String> {
+    let root = format!("main/{SYSTEM}/");
+    let pack = |id: &BackupId, n: u32| format!("{root}backups/{id}/pack-{n:05}.tar.zst");
+    let own = (0..backup.packs.count).map(|n| pack(&backup.id, n));
+    let foreign =
+        backup.references.iter().flat_map(|refs| refs.packs.iter().map(move |n| pack(&refs.backup, n)));
+    let wal = (backup.start_lsn.get() / MIB..=(backup.stop_lsn.get() - 1) / MIB).map(|n| {
+        let name = format!("00000001{:08X}{:08X}", n / 4096, n % 4096);
+        format!("{root}wal/00000001/{:08X}/{name}.wal", n / 4096)
+    });
+    let manifest = format!("{root}backups/{}/manifest.jsonl.zst", backup.id);
+    own.chain(foreign).chain(wal).chain([manifest]).collect()
+}
+
+/// What some complete backup needs, and all WAL after it that is promised.
+async fn look(store: Store, schedule: &Schedule) -> Result<Option<BTreeSet<String>>> {
+    let system = repository(store)?.open(SystemId::new(SYSTEM)).await?;
+    let catalog = system.catalog().await?;
+    let complete: Vec<&Backup> = catalog.complete().collect();
+    let Some(backup) = complete.get(schedule.below(complete.len())) else { return Ok(None) };
+    let floor = system.floor().await?;
+    let mut all: BTreeSet<String> = needed(backup).into_iter().collect();
+    for folder in system.wal_folders(TimelineId::FIRST).await? {
+        let promised = |name: SegmentName| {
+            name >= backup.wal_floor && floor.as_ref().is_none_or(|floor| floor.keeps_from(name))
+        };
+        let stored = system.wal_in(&folder).await?;
+        all.extend(
+            stored.into_iter().filter(|listed| promised(listed.segment)).map(|listed| listed.object.key),
+        );
     }
+    Ok(Some(all))
 }
 
 fn note(shared: &RefCell<Shared>, what: &'static str) {
@@ -467,7 +510,7 @@ fn pack() -> Bytes {
     Bytes::from_static(b"pack")
 }
 
-/// No grace and no promise beyond the newest backup: everything that order does not protect goes at once.
-pub fn merciless() -> Policy {
-    Policy { grace: Duration::ZERO, ..Policy::default() }
+/// No promise beyond the newest backup: everything goes that neither order nor the grace protects.
+pub fn merciless(grace: Duration) -> Policy {
+    Policy { grace, ..Policy::default() }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  a dead backup   packs that nobody refers to ─► manifest and what is beside it ─► intent ─► backup.json ─► expired.json
 //!                  a pack remains: its intent, verdict and tombstone stay with it
-//!  WAL             what the floor let go and nobody announced a need of since
+//!  WAL             what the floors of the whole grace let go, and nobody announced a need of since
 //!  leftovers       pins that no longer count, leases and floors that were followed by others
 //! ```
 //! Each arrow is a border: nothing to its right is deleted before everything to its left is gone, so that a run that ends anywhere leaves
@@ -27,7 +27,8 @@ use crate::wal::{SegmentNo, TimelineId};
 
 /// Deletes in flight.
 const DELETES: usize = 16;
-/// A floor is read right after it was listed: one that was followed by another this long ago is read by nobody.
+/// A floor is read right after it was listed: one that was followed by another this long ago is read by nobody. Where the grace is
+/// longer it counts: the floors of that time say which WAL may go.
 const FLOOR_STAYS: SignedDuration = SignedDuration::from_hours(24);
 
 /// What was deleted, or in a dry run would have been.
@@ -158,7 +159,7 @@ impl<'a> Remover<'a> {
     }
 
     /// Deletes pins that no longer count, and leases and floors that were followed by others.
-    pub(super) async fn leftovers(&mut self, now: Timestamp) -> Result<()> {
+    pub(super) async fn leftovers(&mut self, now: Timestamp, grace: SignedDuration) -> Result<()> {
         let pins = self.system.pin_objects().await?;
         let released: BTreeSet<_> = pins.iter().filter(|p| p.release).map(|p| &p.id).collect();
         let ran_out = |p: &&crate::repo::expiry::PinObject| {
@@ -171,7 +172,9 @@ impl<'a> Remover<'a> {
         first.extend(leases.iter().take(followed).map(|listed| listed.object.key.clone()));
         let floors = self.system.floors().await?;
         let old = floors.windows(2).filter_map(|pair| match pair {
-            [floor, next] if now.duration_since(next.object.modified) >= FLOOR_STAYS => Some(floor),
+            [floor, next] if now.duration_since(next.object.modified) >= grace.max(FLOOR_STAYS) => {
+                Some(floor)
+            }
             _ => None,
         });
         first.extend(old.map(|listed| listed.object.key.clone()));

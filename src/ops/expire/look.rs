@@ -17,7 +17,7 @@ use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
 use crate::repo::objects::{Checksums, Floor, Verdict};
 use crate::repo::path::{BackupId, BackupObject};
 use crate::repo::pins::ListedPin;
-use crate::repo::retention::{Failure, HeldBackup, Holdings, Marked, Spans, StoredWal};
+use crate::repo::retention::{Failure, HeldBackup, Holdings, LetGo, Marked, Spans, StoredWal};
 use crate::wal::{SegmentNo, TimelineHistory, TimelineId};
 
 /// A backup without a verdict and without a new object for this long has no writer any more.
@@ -93,17 +93,27 @@ pub(super) struct Mark {
 pub(super) struct Look {
     pub(super) catalog: Catalog,
     pub(super) floor: Option<Floor>,
+    /// Store time of its creation.
+    pub(super) floor_since: Option<Timestamp>,
+    let_go: LetGo,
     /// The pins that count.
     pins: Vec<ListedPin>,
 }
 
 impl Look {
-    /// Reads every intent, verdict, tombstone and pin, and the floor.
-    pub(super) async fn read(system: &System, now: Timestamp) -> Result<Self> {
+    /// Reads every intent, verdict, tombstone and pin, the floor, and those that counted within the grace.
+    pub(super) async fn read(system: &System, now: Timestamp, grace: SignedDuration) -> Result<Self> {
         let catalog = system.catalog().await?;
         let mut pins = system.pins().await?;
         pins.retain(|pin| pin.counts(now));
-        Ok(Self { catalog, pins, floor: system.floor().await? })
+        let let_go = if grace.is_zero() {
+            LetGo::AtOnce
+        } else {
+            let floors = system.floors_since(now.checked_sub(grace).unwrap_or(Timestamp::MIN)).await?;
+            floors.map_or(LetGo::Nothing, LetGo::Below)
+        };
+        let floor_since = system.floors().await?.last().map(|listed| listed.object.modified);
+        Ok(Self { catalog, pins, floor: system.floor().await?, floor_since, let_go })
     }
 
     /// What retention decides on. For the backups in `dead` nothing is held any more, unless somebody pinned them.
@@ -126,6 +136,7 @@ impl Look {
             wal: stored.wal.clone(),
             last_stored: stored.last_stored.clone(),
             floor: self.floor.clone(),
+            let_go: self.let_go.clone(),
             superseded,
         };
         let kept = holdings.kept_wal();

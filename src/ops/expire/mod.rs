@@ -8,7 +8,8 @@
 //!  look      D2: the same again                                 whoever announced a need before the marks is seen now
 //!  delete    D3: dead backups that nobody refers to, WAL that nobody needs, leftovers
 //! ```
-//! A backup is marked in one run and deleted in a later one, when the grace is over. Safety rests on this order, never on clocks: a
+//! A backup is marked in one run and deleted in a later one, when the grace is over; WAL likewise, once a floor that let it go has stood
+//! that long. Safety rests on this order, never on clocks: a
 //! writer looks for tombstone and floor *after* its intent, a reader *after* its pin, and this command looks for intents and pins
 //! *after* the tombstones it acts on and after its floor. It may be killed anywhere, repeated, and run several times at once.
 //! Source of truth: REPOSITORY.md 4 and 7.
@@ -30,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::repo::objects::{Floor, Identity, TimelineFloor};
 use crate::repo::path::{BackupId, BackupObject};
-use crate::repo::retention::{DEFAULT_GRACE, Plan, Policy, StoredWal, above, plan};
+use crate::repo::retention::{DEFAULT_GRACE, Plan, Policy, Spans, StoredWal, above, plan, without};
 use crate::repo::{RepoError, Repository, System};
 use crate::store::StoreErrorKind;
 use delete::Remover;
@@ -58,6 +59,15 @@ pub struct Waiting {
     pub until: Timestamp,
 }
 
+/// WAL that is given up and stays for the grace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WalWaiting {
+    /// Segments.
+    pub segments: u64,
+    /// From when on a run deletes the last of them, by the store's clock.
+    pub until: Timestamp,
+}
+
 /// What became of one system folder.
 #[derive(Debug)]
 pub struct SystemReport {
@@ -71,6 +81,8 @@ pub struct SystemReport {
     pub abandoned: Vec<BackupId>,
     /// Backups that earlier runs marked and that stay for now.
     pub waiting: Vec<Waiting>,
+    /// WAL that this run or earlier ones let go of and that stays for now.
+    pub wal_waiting: Option<WalWaiting>,
     /// What was deleted.
     pub deleted: Deleted,
     /// What a person should know.
@@ -145,7 +157,7 @@ impl Run<'_> {
     async fn run(&self, progress: &dyn Progress) -> Result<SystemReport> {
         progress.begin("listing WAL and backups", None);
         let stored = Stored::read(self.system).await?;
-        let look = Look::read(self.system, self.store_now).await?;
+        let look = Look::read(self.system, self.store_now, self.grace()).await?;
         let marks: Vec<Mark> = look.marks().collect();
         let dead = self.dead(&marks);
         look.check_readable(&dead)?;
@@ -160,11 +172,13 @@ impl Run<'_> {
             plan,
             abandoned: Vec::new(),
             waiting: self.waiting(&marks, &dead),
+            wal_waiting: None,
             deleted: Deleted::default(),
             notes: Vec::new(),
         };
         self.mark(&look, &mut report).await?;
         let floor = self.floor(&stored, &look, &mut report).await?;
+        report.wal_waiting = self.wal_waiting(&look, floor.as_ref(), report.plan.as_ref());
         self.sweep(&stored, &marks, &dead, floor.as_ref(), &mut report).await?;
         progress.end();
         Ok(report)
@@ -189,6 +203,14 @@ impl Run<'_> {
                 until: mark.at.checked_add(self.grace()).unwrap_or(Timestamp::MAX),
             })
             .collect()
+    }
+
+    /// The last of it goes when the newest floor has stood for the grace.
+    fn wal_waiting(&self, look: &Look, floor: Option<&Floor>, plan: Option<&Plan>) -> Option<WalWaiting> {
+        let segments: u64 = plan?.waiting.values().map(Spans::count).sum();
+        let since = look.floor_since.filter(|_| floor == look.floor.as_ref()).unwrap_or(self.store_now);
+        let until = since.checked_add(self.grace()).unwrap_or(Timestamp::MAX);
+        (segments > 0).then_some(WalWaiting { segments, until })
     }
 
     /// E1: tombstones for what goes, and the verdict for what never came to one.
@@ -237,11 +259,7 @@ impl Run<'_> {
         let size = self.system.identity().segment_size;
         let old = look.floor.as_ref().map_or(&[][..], |floor| &floor.timelines);
         let (now, then) = (above(old, &stored.wal, size), above(lines, &stored.wal, size));
-        now.into_iter()
-            .map(|(timeline, spans)| {
-                (timeline, then.get(&timeline).map_or_else(|| spans.clone(), |t| spans.without(t)))
-            })
-            .collect()
+        without(now, &then)
     }
 
     /// D2 and D3.
@@ -253,7 +271,7 @@ impl Run<'_> {
         floor: Option<&Floor>,
         report: &mut SystemReport,
     ) -> Result<()> {
-        let again = Look::read(self.system, self.store_now).await?;
+        let again = Look::read(self.system, self.store_now, self.grace()).await?;
         again.check_readable(dead)?;
         let holdings = again.holdings(self.system, stored, dead, self.store_now, self.superseded);
         let frozen = report.plan.as_ref().is_some_and(|plan| plan.frozen.is_some());
@@ -273,7 +291,7 @@ impl Run<'_> {
         if let Some(floor) = floor.filter(|_| !careful) {
             remover.wal(stored.timelines(), floor, &holdings.holds_with_backups()).await?;
         }
-        remover.leftovers(self.store_now).await?;
+        remover.leftovers(self.store_now, self.grace()).await?;
         report.deleted = remover.done;
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::look::{Look, Stored};
 use crate::error::{Error, Result};
@@ -50,7 +50,7 @@ pub async fn one(repository: &Repository, request: &OneRequest) -> Result<One> {
     let (id, name) = (&request.id, repository.name());
     for identity in repository.identities().await? {
         let system = repository.open(identity.system).await?;
-        let look = Look::read(&system, request.now).await?;
+        let look = Look::read(&system, request.now, SignedDuration::ZERO).await?;
         let Some(info) = look.catalog.get(id) else { continue };
         return match &info.state {
             BackupState::Complete | BackupState::Damaged(_) | BackupState::Unreadable(_) => {

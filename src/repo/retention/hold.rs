@@ -1,9 +1,10 @@
 //! Which WAL is held, and the floor that says so.
 //!
 //! ```text
-//!  held from on     anchors of the window, running backups, tombstones within the grace, readers' pins    ─► first
-//!  held ranges      what makes an older backup consistent; what another repository still lacks          ─► keep
-//!  floor            new = held, and never more than the floor before it kept
+//!  held from on     anchors of the window, running backups, readers' pins                                ─► first
+//!  held ranges      what makes an older backup consistent, a marked one too; what was let go too short
+//!                   a time ago; what another repository still lacks                                      ─► keep
+//!  floor            new = held, and never more than the floor before it kept; what was kept without a hole may be held from on again
 //! ```
 //! The last line is what makes floors safe without clocks: who reads any floor after announcing a need, and finds the need kept, was
 //! announced before everything that a lower-numbered floor lets go was looked for. Pure.
@@ -117,7 +118,9 @@ impl Holds {
         let beyond = wal.and_then(Spans::last).map_or(0, |last| last.saturating_add(1));
         let old_first = old.map_or(0, |line| line.first.number(self.size).map_or(0, SegmentNo::get));
         let from = self.first(timeline).unwrap_or(beyond).min(beyond);
-        let first = from.max(old_first);
+        // What is held from on may begin in what was kept before without a hole: then it is promised again.
+        let unbroken = kept.as_ref().and_then(|kept| kept.span_of(old_first)).map_or(0, |(start, _)| start);
+        let first = from.max(unbroken);
         let lets_go = wal.and_then(Spans::first).is_some_and(|oldest| oldest < first);
         if old.is_none() && !lets_go {
             return None;
@@ -161,4 +164,13 @@ pub fn above(lines: &[TimelineFloor], wal: &StoredWal, size: SegmentSize) -> Sto
         (*timeline, line.map_or_else(|| spans.clone(), |line| spans.and(&kept_of(line, size))))
     };
     wal.iter().map(of).collect()
+}
+
+/// What of `wal` is not in `other`.
+pub fn without(wal: StoredWal, other: &StoredWal) -> StoredWal {
+    let rest = |(timeline, spans): (TimelineId, Spans)| {
+        let rest = other.get(&timeline).map_or_else(|| spans.clone(), |other| spans.without(other));
+        (timeline, rest)
+    };
+    wal.into_iter().map(rest).collect()
 }

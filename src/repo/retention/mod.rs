@@ -11,6 +11,8 @@
 //!   which WAL was stored within the window, each along its own route, so that a branch is kept as long as a moment of it is promised.
 //! * `daily` to `yearly`: the first sound backup of each period ([`Period`]), with the WAL from its start to its stop.
 //! * Never the last sound backup, never a pinned one; nothing while backups fail ([`Freeze`]).
+//! * `grace`: what goes is first marked: a backup by its tombstone, WAL by a floor above it. The mark must stand for the grace before
+//!   anything is deleted ([`LetGo`]), for whatever reason it goes: who planned a restore before it has that long to finish.
 //!
 //! Source of truth: REPOSITORY.md 4, RECOVERY.md 1 and 7, INTERFACE (configuration).
 
@@ -30,14 +32,14 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 pub use freeze::{Failure, Freeze};
-pub use hold::{Holds, above};
+pub use hold::{Holds, above, without};
 pub use period::Period;
 pub use route::{Route, StoredWal};
 pub use spans::Spans;
 
 use super::objects::{Backup, Checksums, Floor, TimelineFloor};
 use super::path::BackupId;
-use crate::wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
+use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 /// How long a tombstone stands before its backup is deleted: a restore that could not pin has that long to finish.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 86_400);
@@ -158,7 +160,8 @@ impl HeldBackup {
     }
 }
 
-/// A backup of which only the WAL matters here: it has a tombstone that has not outlived the grace.
+/// A backup of which only the WAL matters here: it has a tombstone that has not outlived the grace. It keeps what makes it consistent;
+/// what follows is kept as other WAL is that is let go ([`LetGo`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marked {
     /// Its timeline.
@@ -167,6 +170,17 @@ pub struct Marked {
     pub start_lsn: Lsn,
     /// Where it is consistent.
     pub stop_lsn: Lsn,
+}
+
+/// Which of the WAL that is given up has waited for the grace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LetGo {
+    /// All of it: there is no grace.
+    AtOnce,
+    /// None: when it began there was no floor.
+    Nothing,
+    /// What lies below the first segment of each of these, which are all that counted at some time of the grace.
+    Below(Vec<Floor>),
 }
 
 /// What one system folder of a repository holds.
@@ -192,6 +206,8 @@ pub struct Holdings {
     pub last_stored: BTreeMap<TimelineId, Timestamp>,
     /// The floor that counts.
     pub floor: Option<Floor>,
+    /// What the grace leaves of it.
+    pub let_go: LetGo,
     /// The cluster has gone on under another system identifier, and is backed up there.
     pub superseded: bool,
 }
@@ -238,19 +254,34 @@ impl Holdings {
         }
         for marked in &self.marked {
             holds.range(marked.timeline, marked.start_lsn, marked.stop_lsn, &self.histories);
-            let start = crate::wal::SegmentNo::containing(marked.start_lsn, self.segment_size);
-            let first = SegmentName::new(marked.timeline, start, self.segment_size);
-            if self.floor.as_ref().is_none_or(|floor| floor.keeps_from(first)) {
-                holds.from_with_descendants(marked.timeline, marked.start_lsn, &self.histories);
-            }
         }
         self.pins.iter().for_each(|name| holds.everywhere(*name));
         holds
     }
 
-    /// [`Self::holds`], and what makes every backup of the folder consistent: what no deletion of WAL may touch.
+    /// Holds what was given up too short a time ago, whoever needed it before.
+    fn hold_grace(&self, holds: &mut Holds) {
+        let floors: &[Floor] = match &self.let_go {
+            LetGo::AtOnce => return,
+            LetGo::Nothing => &[],
+            LetGo::Below(floors) => floors,
+        };
+        for (timeline, stored) in &self.wal {
+            let first = |floor: &Floor| {
+                let line = floor.timelines.iter().find(|line| line.timeline == *timeline)?;
+                line.first.number(self.segment_size).ok().map(SegmentNo::get)
+            };
+            let lowest = floors.iter().map(|floor| first(floor).unwrap_or(0)).min().unwrap_or(0);
+            // Kept ranges begin with what is stored, for those who read the floor.
+            let lowest = lowest.max(stored.first().unwrap_or(0));
+            holds.spans(*timeline, &Spans::one(lowest, u64::MAX));
+        }
+    }
+
+    /// [`Self::holds`], what makes every backup of the folder consistent, and what the grace keeps: what no deletion of WAL may touch.
     pub fn holds_with_backups(&self) -> Holds {
         let mut holds = self.holds();
+        self.hold_grace(&mut holds);
         self.backups.iter().for_each(|b| holds.range(b.timeline, b.start_lsn, b.stop_lsn, &self.histories));
         holds
     }
@@ -306,6 +337,8 @@ pub struct Plan {
     pub go: Vec<Going>,
     /// The WAL that stays.
     pub holds: Holds,
+    /// What of it is given up and stays for the grace alone.
+    pub waiting: StoredWal,
     /// What can be restored.
     pub window: Window,
 }
@@ -363,13 +396,23 @@ pub fn plan(policy: &Policy, holdings: &Holdings, now: Timestamp, zone: &TimeZon
         for (_, reason) in reasons.into_iter().filter(|(holds, _)| *holds) {
             keep.add(&backup.id, reason);
         }
-        if keep.has(&backup.id) {
-            holds.range(backup.timeline, backup.start_lsn, backup.stop_lsn, &holdings.histories);
-        }
+        // One that goes holds it until it is deleted: its tombstone is not yet seen among those of earlier runs.
+        holds.range(backup.timeline, backup.start_lsn, backup.stop_lsn, &holdings.histories);
     }
-    let window = window(policy, holdings, &main, &keep, &holds, start, frozen.is_some());
+    let promised = left(holdings, &holds, frozen.is_some());
+    let window = window(policy, holdings, &main, &keep, &promised, start);
+    holdings.hold_grace(&mut holds);
+    let waiting = without(left(holdings, &holds, frozen.is_some()), &promised);
     let go = going(holdings, &keep, policy);
-    Plan { frozen, keep: keep.0, go, holds, window }
+    Plan { frozen, keep: keep.0, go, holds, waiting, window }
+}
+
+/// The stored WAL that the floor keeps once it was raised to what is held.
+fn left(holdings: &Holdings, holds: &Holds, frozen: bool) -> StoredWal {
+    match holds.floor(holdings.floor.as_ref(), &holdings.wal) {
+        Some(lines) if !frozen => above(&lines, &holdings.wal, holdings.segment_size),
+        Some(_) | None => holdings.kept_wal(),
+    }
 }
 
 #[derive(Default)]
@@ -414,20 +457,15 @@ fn window(
     holdings: &Holdings,
     main: &Route,
     keep: &Keep,
-    holds: &Holds,
+    promised: &StoredWal,
     start: Timestamp,
-    frozen: bool,
 ) -> Window {
     let (sound, now) = (holdings.sound(), holdings.kept_wal());
     let kept: Vec<&HeldBackup> = sound.iter().copied().filter(|b| keep.has(&b.id)).collect();
-    let later = match holds.floor(holdings.floor.as_ref(), &holdings.wal) {
-        Some(lines) if !frozen => above(&lines, &holdings.wal, holdings.segment_size),
-        Some(_) | None => now.clone(),
-    };
     Window {
         promised: (!policy.window.is_zero()).then_some(start),
         before: since(main, &now, &sound),
-        left: since(main, &later, &kept),
+        left: since(main, promised, &kept),
     }
 }
 

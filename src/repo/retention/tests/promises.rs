@@ -14,7 +14,9 @@ use jiff::{SignedDuration, ToSpan as _};
 use proptest::prelude::*;
 
 use super::world::{Moment, Random, World, at, tli};
+use crate::repo::path::BackupId;
 use crate::repo::retention::{HeldBackup, Period, Policy, plan};
+use crate::wal::SegmentName;
 
 fn days(n: u64) -> Duration {
     Duration::from_secs(n * 86_400)
@@ -148,6 +150,28 @@ fn day(world: &mut World, random: &mut Random, calm: bool) {
     };
 }
 
+/// A restore of somebody who cannot pin.
+#[derive(Debug)]
+struct Planned {
+    hour: i64,
+    backup: BackupId,
+    way: Vec<(u32, u64)>,
+}
+
+/// One that leads through no WAL that was given up already.
+fn planned(world: &World, random: &mut Random) -> Option<Planned> {
+    let nth = |count: usize, random: &mut Random| {
+        let count = u64::try_from(count).ok().filter(|count| *count > 0)?;
+        usize::try_from(random.below(count)).ok()
+    };
+    let backup = world.backups.get(nth(world.backups.len(), random)?)?;
+    let moment = world.moments.get(nth(world.moments.len(), random)?)?;
+    let way = world.way(backup, *moment)?;
+    let promised = |name: SegmentName| world.floor.as_ref().is_none_or(|floor| floor.keeps_from(name));
+    let all = way.iter().all(|(timeline, number)| promised(world.name(*timeline, *number)));
+    all.then(|| Planned { hour: world.hour, backup: backup.id.clone(), way })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
@@ -180,11 +204,41 @@ proptest! {
                 };
                 prop_assert!(before.stored.iter().filter(kept).all(|s| world.stored.contains(s)));
             }
+            // What was marked without a grace goes now.
+            let again = plan(&policy, &world.holdings(), at(world.hour), &zone);
+            world.perform(&again);
             let again = plan(&policy, &world.holdings(), at(world.hour), &zone);
             prop_assert!(again.go.is_empty(), "a second run at the same moment has more to expire: {:?}", again.go);
             prop_assert!(again.floor(world.floor.as_ref(), &world.holdings().wal).is_none(), "or more WAL");
             let says = decided.window.left;
             prop_assert!(decided.frozen.is_some() || says <= decided.window.before.max(says), "{:?}", decided.window);
+        }
+    }
+
+    /// Whoever planned a restore, of any moment that was promised or that a backup holds by itself, and told nobody, has the grace to
+    /// finish it, though backups are marked, the window moves on, and somebody promises less from one run to the next.
+    #[test]
+    fn a_restore_that_was_planned_before_has_the_grace(seed: u64, policy in policies(), zone in zones(), grace in 1_i64..300) {
+        let (mut world, mut random) = (World::new(), Random(seed));
+        world.grace = grace;
+        let mut restores: Vec<Planned> = Vec::new();
+        for _ in 0..70 {
+            day(&mut world, &mut random, false);
+            restores.retain(|planned| world.hour - planned.hour < grace);
+            (0..6).for_each(|_| restores.extend(planned(&world, &mut random)));
+            let hasty = Policy { window: Duration::from_secs(3600), ..policy };
+            let policy = if random.one_in(5) { &hasty } else { &policy };
+            let before = world.clone();
+            let decided = plan(policy, &world.holdings(), at(world.hour), &zone);
+            world.perform(&decided);
+            for planned in &restores {
+                let there = world.backups.iter().chain(world.marked.iter().map(|(_, b)| b));
+                prop_assert!(there.into_iter().any(|b| b.id == planned.backup), "its backup is gone: {planned:?}");
+                for (timeline, number) in planned.way.iter().filter(|s| before.stored.contains(*s)) {
+                    let kept = world.floor.as_ref().is_none_or(|f| f.keeps(world.name(*timeline, *number)));
+                    prop_assert!(kept && world.stored.contains(&(*timeline, *number)), "{number} is lost: {planned:?}");
+                }
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use super::world::{SEGMENT, World, at, tli};
 use crate::repo::path::BackupId;
 use crate::repo::retention::{
-    Failure, Freeze, Holdings, Marked, Plan, Policy, Reason, Removal, plan, removal,
+    Failure, Freeze, HeldBackup, Holdings, Marked, Plan, Policy, Reason, Removal, Spans, plan, removal,
 };
 
 fn hours(n: u64) -> Duration {
@@ -60,12 +60,12 @@ fn the_window_rests_on_the_newest_backup_that_can_restore_its_start() {
     // Window: 40 to 70. The backup of hour 40 is finished twenty minutes later, so the one before it is needed.
     let plan = decide(&window(30), &world);
     assert_eq!(gone(&plan, &world), [0]);
-    assert_eq!(floor(&plan, &world.holdings()), "21");
+    assert_eq!(floor(&plan, &world.holdings()), "21 6-6", "until its tombstone is old");
     assert_eq!(plan.window.before, Some(world.backups[0].earliest));
     assert_eq!(plan.window.left, Some(world.backups[1].earliest));
     let later = decide(&window(29), &world);
     assert_eq!(gone(&later, &world), [0, 1]);
-    assert_eq!(floor(&later, &world.holdings()), "41");
+    assert_eq!(floor(&later, &world.holdings()), "41 6-6 21-21");
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn older_backups_keep_the_wal_that_makes_them_consistent_and_no_more() {
     assert_eq!(floor(&plan, &world.holdings()), "41 6-6 30-30");
     let plan = decide(&Policy { daily: hours(72), ..window(9) }, &world);
     assert_eq!(gone(&plan, &world), [2]);
-    assert_eq!(floor(&plan, &world.holdings()), "61 6-6 30-30");
+    assert_eq!(floor(&plan, &world.holdings()), "61 6-6 30-30 41-41");
 }
 
 #[test]
@@ -176,21 +176,21 @@ fn an_abandoned_branch_stays_as_long_as_a_moment_of_it_is_promised() {
     // Hour 46 happened on timeline 1, and is restored from the backup of hour 40 there.
     let plan = decide(&window(34), &world);
     assert_eq!(gone(&plan, &world), [0], "hour 20 leads to timeline 2");
-    assert_eq!(floor(&plan, &world.holdings()), "21");
+    assert_eq!(floor(&plan, &world.holdings()), "21 6-6");
     assert_eq!(lines(&plan).len(), 1, "all of timeline 2");
     // No moment of timeline 1 past the fork is promised: timeline 2 rests on its own backup.
     let plan = decide(&window(15), &world);
     assert_eq!(gone(&plan, &world), [0, 1, 2]);
     assert_eq!(
         floor(&plan, &world.holdings()),
-        "52",
+        "52 6-6 21-21 41-41",
         "all that is stored of timeline 1, and nothing that is not"
     );
     assert_eq!(lines(&plan).len(), 2);
     // Between the two: the route of timeline 2 goes through the ancestor.
     let plan = decide(&window(25), &world);
     assert_eq!(gone(&plan, &world), [0, 2]);
-    assert_eq!(floor(&plan, &world.holdings()), "21");
+    assert_eq!(floor(&plan, &world.holdings()), "21 6-6");
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_branch_that_was_left_stands_for_a_day_only_if_no_other_backup_does() {
 fn what_an_earlier_floor_let_go_no_later_one_keeps() {
     let mut world = world(&[5, 20, 40, 60], 70);
     let first = decide(&window(20), &world);
-    assert_eq!(floor(&first, &world.holdings()), "41");
+    assert_eq!(floor(&first, &world.holdings()), "41 6-6 21-21");
     let keep = world.backups[0].clone();
     world.perform(&first);
     world.backups.insert(0, keep);
@@ -244,9 +244,78 @@ fn a_tombstone_keeps_its_wal_until_it_is_old() {
         stop_lsn: second.stop_lsn,
     });
     let decided = |holdings: &Holdings| floor(&plan(&window(20), holdings, at(70), &TimeZone::UTC), holdings);
-    assert_eq!(decided(&holdings), "21");
+    assert_eq!(decided(&holdings), "41 6-6 21-21");
     holdings.marked.clear();
-    assert_eq!(decided(&holdings), "41");
+    assert_eq!(decided(&holdings), "41 6-6");
+}
+
+/// The moments that `backup` can be brought to now.
+fn reached(world: &World, backup: &HeldBackup) -> usize {
+    world.moments.iter().filter(|moment| world.way(backup, **moment).is_some()).count()
+}
+
+/// A day passes, with a backup at its end.
+fn day(world: &mut World) {
+    (0..24).for_each(|_| world.live(SEGMENT));
+    world.backup();
+}
+
+#[test]
+fn whoever_planned_a_restore_before_the_mark_has_the_grace_to_finish_it() {
+    let mut world = world(&[5, 20, 40, 60], 70);
+    world.grace = 48;
+    let (first, third) = (world.backups[0].clone(), world.backups[2].clone());
+    let before = reached(&world, &first);
+    assert_eq!(before, 65, "every hour since");
+    let policy = window(9);
+    let plan = decide(&policy, &world);
+    assert_eq!(gone(&plan, &world), [0, 1, 2]);
+    assert_eq!(floor(&plan, &world.holdings()), "61 1-60", "the promise begins later, and nothing goes yet");
+    assert_eq!(plan.window.left, Some(world.backups[3].earliest));
+    assert_eq!(plan.waiting.values().map(Spans::count).sum::<u64>(), 60 - 3, "three make backups consistent");
+    world.perform(&plan);
+    day(&mut world);
+    world.perform(&decide(&policy, &world));
+    (0..23).for_each(|_| world.live(SEGMENT));
+    world.perform(&decide(&policy, &world));
+    assert!(world.marked.len() == 4 && reached(&world, &first) == before + 24 + 23, "47 hours later");
+    world.live(SEGMENT);
+    world.backup();
+    world.perform(&decide(&policy, &world));
+    assert_eq!(world.marked.len(), 1, "the fourth was marked a day later");
+    assert_eq!((reached(&world, &first), reached(&world, &third)), (0, 0));
+    assert!(!world.stored.contains(&(1, 60)) && world.stored.contains(&(1, 61)));
+}
+
+#[test]
+fn wal_behind_a_backup_that_stays_for_its_day_has_the_same_grace() {
+    let mut world = world(&[5, 29, 53], 70);
+    world.grace = 48;
+    let first = world.backups[0].clone();
+    let before = reached(&world, &first);
+    // Somebody types hours for days. Nothing is marked: each stands for its day.
+    let policy = Policy { daily: hours(24 * 30), ..window(7) };
+    let plan = decide(&policy, &world);
+    assert_eq!(gone(&plan, &world), [0; 0]);
+    assert_eq!(floor(&plan, &world.holdings()), "54 1-53");
+    world.perform(&plan);
+    assert_eq!(reached(&world, &first), before);
+    // He sees it the next day, and nothing was lost.
+    day(&mut world);
+    let mended = decide(&Policy { window: hours(24 * 7), ..policy }, &world);
+    world.perform(&mended);
+    (0..3).for_each(|_| {
+        day(&mut world);
+        world.perform(&decide(&Policy { window: hours(24 * 7), ..policy }, &world));
+    });
+    assert_eq!(reached(&world, &first), before + 4 * 24);
+    // He does not: what makes each consistent is left.
+    let mut late = world.clone();
+    (0..3).for_each(|_| {
+        day(&mut late);
+        late.perform(&decide(&policy, &late));
+    });
+    assert_eq!((reached(&late, &first), late.is_sound(&first)), (0, true));
 }
 
 #[test]

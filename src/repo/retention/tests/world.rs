@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::repo::objects::{Floor, Nonce};
 use crate::repo::path::BackupId;
-use crate::repo::retention::{HeldBackup, Holdings, Plan, Spans};
+use crate::repo::retention::{HeldBackup, Holdings, LetGo, Marked, Plan, Spans};
 use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 pub(super) const SEGMENT: u64 = 1 << 20;
@@ -70,6 +70,12 @@ pub(super) struct World {
     pub(super) running: Vec<SegmentName>,
     pub(super) pins: Vec<SegmentName>,
     pub(super) floor: Option<Floor>,
+    /// Hours.
+    pub(super) grace: i64,
+    /// Tombstones, with the hour of each.
+    pub(super) marked: Vec<(i64, HeldBackup)>,
+    /// All floors, likewise.
+    floors: Vec<(i64, Floor)>,
     counter: u32,
 }
 
@@ -87,6 +93,9 @@ impl World {
             running: Vec::new(),
             pins: Vec::new(),
             floor: None,
+            grace: 0,
+            marked: Vec::new(),
+            floors: Vec::new(),
             counter: 0,
         }
     }
@@ -163,14 +172,18 @@ impl World {
 
     /// Whether a moment can be restored, found out segment by segment.
     pub(super) fn restores(&self, moment: Moment) -> bool {
-        self.backups.iter().any(|backup| {
-            self.is_on(moment.timeline, backup)
-                && backup.stop_lsn.get() <= moment.lsn
-                && backup.earliest <= at(moment.hour)
-                && (backup.start_lsn.get() / SEGMENT..=(moment.lsn - 1) / SEGMENT).all(|number| {
-                    self.stored.contains(&(self.owner(moment.timeline, number, moment.lsn), number))
-                })
-        })
+        self.backups.iter().any(|backup| self.way(backup, moment).is_some())
+    }
+
+    /// The segments that bring a backup to a moment, if all are stored.
+    pub(super) fn way(&self, backup: &HeldBackup, moment: Moment) -> Option<Vec<(u32, u64)>> {
+        let leads = self.is_on(moment.timeline, backup)
+            && backup.stop_lsn.get() <= moment.lsn
+            && backup.earliest <= at(moment.hour);
+        let needed = |number| (self.owner(moment.timeline, number, moment.lsn), number);
+        let numbers = backup.start_lsn.get() / SEGMENT..=(moment.lsn - 1) / SEGMENT;
+        let way: Vec<(u32, u64)> = numbers.map(needed).collect();
+        (leads && way.iter().all(|segment| self.stored.contains(segment))).then_some(way)
     }
 
     /// Whether a backup can be made consistent, on its own timeline or on the way to another.
@@ -207,7 +220,7 @@ impl World {
         Holdings {
             segment_size: size(),
             backups: self.backups.iter().map(judged).collect(),
-            marked: Vec::new(),
+            marked: self.marked.iter().filter(|(hour, _)| !self.is_old(*hour)).map(of_marked).collect(),
             running: self.running.clone(),
             pins: self.pins.clone(),
             failures: Vec::new(),
@@ -215,19 +228,49 @@ impl World {
             wal,
             last_stored: self.last_stored.iter().map(|(t, hour)| (tli(*t), at(*hour))).collect(),
             floor: self.floor.clone(),
+            let_go: match self.grace {
+                0 => LetGo::AtOnce,
+                _ => match self.floors.iter().rposition(|(hour, _)| self.is_old(*hour)) {
+                    Some(first) => {
+                        LetGo::Below(self.floors[first..].iter().map(|(_, f)| f.clone()).collect())
+                    }
+                    None => LetGo::Nothing,
+                },
+            },
             superseded: false,
         }
     }
 
-    /// Does what a plan says, at once.
-    pub(super) fn perform(&mut self, plan: &Plan) {
-        let holdings = self.holdings();
-        self.backups.retain(|backup| plan.go.iter().all(|going| going.id != backup.id));
-        let Some(timelines) = plan.floor(self.floor.as_ref(), &holdings.wal) else { return };
-        let floor = Floor { nonce: Nonce::new([0; 16]), created: at(self.hour), timelines };
-        self.stored.retain(|(t, n)| floor.keeps(SegmentName::new(tli(*t), SegmentNo::new(*n), size())));
-        self.floor = Some(floor);
+    fn is_old(&self, hour: i64) -> bool {
+        self.hour - hour >= self.grace
     }
+
+    /// Does what a plan says: marks, raises the floor, deletes what earlier runs marked and WAL that nobody holds.
+    pub(super) fn perform(&mut self, plan: &Plan) {
+        let (hour, grace, wal) = (self.hour, self.grace, self.holdings().wal);
+        self.marked.retain(|(marked, _)| hour - marked < grace);
+        let (goes, stays) =
+            self.backups.drain(..).partition(|b| plan.go.iter().any(|going| going.id == b.id));
+        self.backups = stays;
+        self.marked.extend(Vec::into_iter(goes).map(|backup| (hour, backup)));
+        if let Some(timelines) = plan.floor(self.floor.as_ref(), &wal) {
+            let floor = Floor { nonce: Nonce::new([0; 16]), created: at(hour), timelines };
+            self.floors.push((hour, floor.clone()));
+            self.floor = Some(floor);
+        }
+        let Some(floor) = self.floor.as_ref().filter(|_| plan.frozen.is_none()) else { return };
+        let marked = self.marked.iter().map(of_marked).collect();
+        let needed = Holdings { marked, ..self.holdings() }.holds_with_backups();
+        let stays = |t: u32, n: u64| {
+            let name = SegmentName::new(tli(t), SegmentNo::new(n), size());
+            floor.keeps(name) || needed.holds(name)
+        };
+        self.stored.retain(|(t, n)| stays(*t, *n));
+    }
+}
+
+fn of_marked((_, backup): &(i64, HeldBackup)) -> Marked {
+    Marked { timeline: backup.timeline, start_lsn: backup.start_lsn, stop_lsn: backup.stop_lsn }
 }
 
 pub(super) fn size() -> SegmentSize {
