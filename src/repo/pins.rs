@@ -104,11 +104,15 @@ impl System {
     /// Releases a pin: it no longer counts, and expiry deletes it.
     ///
     /// # Errors
-    /// [`RepoError::Store`].
+    /// [`RepoError::Forged`] if something else lies there that releases nothing.
     pub async fn release(&self, id: &PinId) -> Result<(), RepoError> {
         let key = self.keys.key(&SystemObject::PinReleased(id.clone()));
-        self.store().create(&key, bytes::Bytes::from(self.released(&key))).await?;
-        Ok(())
+        match self.repository.put_bytes(&key, bytes::Bytes::from(self.released(&key))).await? {
+            Some(_) if self.seal_key().is_some() => {
+                Err(self.repository.forged(&key, &"it does not release its pin"))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// All pins, released ones included.
@@ -147,7 +151,10 @@ impl System {
     }
 
     /// Whether the object at `key` releases its pin. In a plain folder its being there says so.
-    async fn is_release(&self, key: &str) -> Result<bool, RepoError> {
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn is_release(&self, key: &str) -> Result<bool, RepoError> {
         if self.seal_key().is_none() {
             return Ok(true);
         }

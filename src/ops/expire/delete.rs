@@ -161,12 +161,19 @@ impl<'a> Remover<'a> {
     /// Deletes pins that no longer count, and leases and floors that were followed by others.
     pub(super) async fn leftovers(&mut self, now: Timestamp, grace: SignedDuration) -> Result<()> {
         let pins = self.system.pin_objects().await?;
-        let released: BTreeSet<_> = pins.iter().filter(|p| p.release).map(|p| &p.id).collect();
+        let mut released = BTreeSet::new();
+        for pin in pins.iter().filter(|p| p.release) {
+            // Its name alone says nothing: who can write to the bucket can plant one.
+            if self.system.is_release(&pin.object.key).await? {
+                released.insert(&pin.id);
+            }
+        }
         let ran_out = |p: &&crate::repo::expiry::PinObject| {
             p.id.kind() == PinKind::Reader && now.duration_since(p.object.modified) >= READER_COUNTS
         };
-        let gone = pins.iter().filter(|p| !p.release && (released.contains(&p.id) || ran_out(p)));
-        let mut first: Vec<String> = gone.map(|p| p.object.key.clone()).collect();
+        let (gone, live): (Vec<_>, Vec<_>) =
+            pins.iter().filter(|p| !p.release).partition(|p| released.contains(&p.id) || ran_out(p));
+        let mut first: Vec<String> = gone.iter().map(|p| p.object.key.clone()).collect();
         let leases = self.system.leases().await?;
         let followed = leases.len().saturating_sub(1);
         first.extend(leases.iter().take(followed).map(|listed| listed.object.key.clone()));
@@ -178,8 +185,10 @@ impl<'a> Remover<'a> {
             _ => None,
         });
         first.extend(old.map(|listed| listed.object.key.clone()));
-        // A release goes after its pin: without it the pin would count again.
-        let second: Vec<String> = pins.iter().filter(|p| p.release).map(|p| p.object.key.clone()).collect();
+        // A release goes after its pin: without it the pin would count again. What was planted beside a pin that counts stays to be seen.
+        let holds = |p: &&crate::repo::expiry::PinObject| live.iter().any(|pin| pin.id == p.id);
+        let releases = pins.iter().filter(|p| p.release && !holds(p));
+        let second: Vec<String> = releases.map(|p| p.object.key.clone()).collect();
         for keys in [first, second] {
             let count = u64::try_from(keys.len()).unwrap_or(u64::MAX);
             self.remove(keys).await?;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::*;
 use crate::clock;
 use crate::codec::{Compression, Digest, len_u64};
+use crate::ops::expire::{self, ExpireRequest};
 use crate::repo::archive::{Absence, Stored};
 use crate::repo::objects::{Expired, Floor, encode};
 use crate::repo::path::{BackupId, PinKind, Sealing};
@@ -469,9 +470,28 @@ async fn a_forged_tombstone_or_release_lets_nothing_go() {
     let release = system.keys().key(&SystemObject::PinReleased(pin.clone()));
     world.store.create(&release, Bytes::from_static(b"released\n")).await.unwrap();
     assert!(!system.pins().await.unwrap()[0].released);
+    // What somebody planted is not taken for one's own: the operator is told, instead of believing that the pin is gone.
+    is_forged(system.release(&pin).await, ".released");
+    let expire = async || {
+        let request =
+            ExpireRequest { policy: None, zone: jiff::tz::TimeZone::UTC, now: now(), dry_run: false };
+        let done = expire::expire(&world.on_host(), &[], &request, &crate::ops::Silent).await.unwrap();
+        done[0].deleted.leftovers
+    };
+    assert_eq!(expire().await, 0);
+    assert!(
+        !system.pins().await.unwrap()[0].released,
+        "a run of expire leaves it, and what was planted beside it"
+    );
     world.store.delete(&release).await.unwrap();
     system.release(&pin).await.unwrap();
+    system.release(&pin).await.unwrap();
     assert!(system.pins().await.unwrap()[0].released);
+    assert_eq!(expire().await, 2);
+    assert!(world.listing().await.iter().all(|key| !key.starts_with("pins/")));
+    // Beside nothing, it is rubbish.
+    world.store.create(&release, Bytes::from_static(b"released\n")).await.unwrap();
+    assert_eq!(expire().await, 1);
 }
 
 #[tokio::test]
