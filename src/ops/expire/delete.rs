@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  a dead backup   packs that nobody refers to ─► manifest and what is beside it ─► intent ─► backup.json ─► expired.json
-//!                  a pack remains: its intent, verdict and tombstone stay with it
+//!                  a pack remains: its intent, verdict and tombstone stay with it; so do those of the failure that freezes retention
 //!  WAL             what the floors of the whole grace let go, and nobody announced a need of since
 //!  leftovers       pins that no longer count, leases and floors that were followed by others
 //! ```
@@ -75,16 +75,22 @@ impl<'a> Remover<'a> {
         Ok(())
     }
 
-    /// D3: deletes the backups in `dead`, as far as nobody refers to their packs. `look` was taken after `dead` was fixed.
-    pub(super) async fn backups(&mut self, dead: &BTreeSet<BackupId>, look: &Look) -> Result<()> {
+    /// D3: deletes the backups in `dead`, as far as nobody refers to their packs. `look` was taken after `dead` was fixed. Of `evidence`
+    /// intent and verdict stay.
+    pub(super) async fn backups(
+        &mut self,
+        dead: &BTreeSet<BackupId>,
+        evidence: Option<&BackupId>,
+        look: &Look,
+    ) -> Result<()> {
         let needed = references(look, dead);
         for info in look.catalog.backups.iter().filter(|info| dead.contains(&info.id)) {
-            self.backup(info, needed.get(&info.id)).await?;
+            self.backup(info, needed.get(&info.id), evidence == Some(&info.id)).await?;
         }
         Ok(())
     }
 
-    async fn backup(&mut self, info: &BackupInfo, needed: Option<&PackSet>) -> Result<()> {
+    async fn backup(&mut self, info: &BackupInfo, needed: Option<&PackSet>, evidence: bool) -> Result<()> {
         let is_needed = |pack: u32| needed.is_some_and(|needed| needed.contains(pack));
         let remains = info.files.packs().any(|(pack, _)| is_needed(pack));
         type Step = fn(BackupObject) -> bool;
@@ -105,7 +111,7 @@ impl<'a> Remover<'a> {
             |object| object == BackupObject::Verdict,
             |object| object == BackupObject::Expired,
         ];
-        let steps = data.iter().chain(if remains { &[][..] } else { &signs[..] });
+        let steps = data.iter().chain(if remains || evidence { &[][..] } else { &signs[..] });
         for step in steps {
             let unneeded = |object: BackupObject| !matches!(object, BackupObject::Pack(n) if is_needed(n));
             let objects = info.files.iter().filter(|(object, _)| step(*object) && unneeded(*object));
@@ -119,8 +125,11 @@ impl<'a> Remover<'a> {
             self.done.objects = self.done.objects.saturating_add(count);
             self.done.bytes = self.done.bytes.saturating_add(bytes);
         }
-        let list = if remains { &mut self.done.remain } else { &mut self.done.backups };
-        list.push(info.id.clone());
+        if remains {
+            self.done.remain.push(info.id.clone());
+        } else if !evidence {
+            self.done.backups.push(info.id.clone());
+        }
         Ok(())
     }
 

@@ -84,6 +84,8 @@ pub(super) struct Mark {
     pub(super) at: Timestamp,
     /// The backup was complete.
     pub(super) complete: bool,
+    /// It was abandoned with all of its files stored.
+    pub(super) nearly: bool,
     /// It holds damaged pages.
     pub(super) corrupt: bool,
 }
@@ -116,7 +118,8 @@ impl Look {
         Ok(Self { catalog, pins, floor: system.floor().await?, floor_since, let_go })
     }
 
-    /// What retention decides on. For the backups in `dead` nothing is held any more, unless somebody pinned them.
+    /// What retention decides on. For the backups in `dead` nothing is held any more, unless somebody pinned them; that one failed is known
+    /// for as long as its verdict is there.
     pub(super) fn holdings(
         &self,
         system: &System,
@@ -142,7 +145,7 @@ impl Look {
         let kept = holdings.kept_wal();
         for info in &self.catalog.backups {
             let pinned = self.is_pinned(&info.id);
-            if pinned || !dead.contains(&info.id) {
+            if pinned || !dead.contains(&info.id) || info.state == BackupState::Abandoned {
                 sort(info, &kept, pinned, now, &mut holdings);
             }
         }
@@ -198,8 +201,10 @@ fn mark(info: &BackupInfo) -> Option<Mark> {
     let decided =
         info.files.has(BackupObject::Verdict) && !matches!(info.verdict, Some(Verdict::Abandoned(_)));
     let complete = decided && info.state == BackupState::Expired;
+    let nearly =
+        matches!(info.verdict, Some(Verdict::Abandoned(_))) && info.files.has(BackupObject::Manifest);
     let corrupt = matches!(&info.verdict, Some(Verdict::Complete(b)) if b.checksums == Checksums::Corrupt);
-    Some(Mark { id: info.id.clone(), at, complete, corrupt })
+    Some(Mark { id: info.id.clone(), at, complete, nearly, corrupt })
 }
 
 fn is_silent(info: &BackupInfo, now: Timestamp) -> bool {

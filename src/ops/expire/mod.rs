@@ -18,6 +18,8 @@ mod delete;
 mod look;
 mod one;
 mod others;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 
@@ -31,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::repo::objects::{Floor, Identity, TimelineFloor};
 use crate::repo::path::{BackupId, BackupObject};
-use crate::repo::retention::{DEFAULT_GRACE, Plan, Policy, Spans, StoredWal, above, plan, without};
+use crate::repo::retention::{DEFAULT_GRACE, Freeze, Plan, Policy, Spans, StoredWal, above, plan, without};
 use crate::repo::{RepoError, Repository, System};
 use crate::store::StoreErrorKind;
 use delete::Remover;
@@ -274,20 +276,27 @@ impl Run<'_> {
         let again = Look::read(self.system, self.store_now, self.grace()).await?;
         again.check_readable(dead)?;
         let holdings = again.holdings(self.system, stored, dead, self.store_now, self.superseded);
-        let frozen = report.plan.as_ref().is_some_and(|plan| plan.frozen.is_some());
-        // While nothing sound is left beside it, or backups fail, what was complete once is not touched, whoever marked it. Only
+        let freeze = report.plan.as_ref().and_then(|plan| plan.frozen.as_ref());
+        let frozen = freeze.is_some();
+        // While nothing sound is left beside it, or backups fail, what was complete once is not touched, whoever marked it; nor then what
+        // is said to be abandoned and may be complete: its verdict is all that tells, and may have been replaced. Only
         // that a server with damaged pages may not fill the store: its copies go while there is a sound backup.
         let alone = holdings.backups.iter().all(|b| b.unsound.is_some());
         let careful = frozen || alone;
-        let spares = |mark: &Mark| mark.complete && (alone || frozen && !mark.corrupt);
+        let spares =
+            |mark: &Mark| mark.complete && (alone || frozen && !mark.corrupt) || mark.nearly && alone;
         let spared = |id: &BackupId| marks.iter().any(|mark| mark.id == *id && spares(mark));
         let goes: BTreeSet<BackupId> =
             dead.iter().filter(|id| !again.is_pinned(id) && !spared(id)).cloned().collect();
-        report
-            .waiting
-            .extend(dead.difference(&goes).map(|id| Waiting { id: id.clone(), until: Timestamp::MAX }));
+        // What says that backups fail goes when they no longer do.
+        let evidence = match freeze {
+            Some(Freeze::Failing(failure)) => goes.get(&failure.id).cloned(),
+            Some(Freeze::NoBackup | Freeze::Silent { .. }) | None => None,
+        };
+        let stay = dead.difference(&goes).chain(&evidence);
+        report.waiting.extend(stay.map(|id| Waiting { id: id.clone(), until: Timestamp::MAX }));
         let mut remover = Remover::new(self.system, self.request.dry_run);
-        remover.backups(&goes, &again).await?;
+        remover.backups(&goes, evidence.as_ref(), &again).await?;
         if let Some(floor) = floor.filter(|_| !careful) {
             remover.wal(stored.timelines(), floor, &holdings.holds_with_backups()).await?;
         }

@@ -1,0 +1,208 @@
+//! Runs of `expire` on small repositories in memory, where a whole server would add nothing: failures, pins, other repositories, clocks.
+//!
+//! Backups are a pack and a manifest of a few bytes, WAL is a name: what decides here reads neither. There is no grace unless a test
+//! says so, so that a second run deletes what the first one gave up.
+
+#![allow(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp, ToSpan as _, Unit};
+
+use super::*;
+use crate::clock::{Clock as _, SystemClock};
+use crate::codec::Digest;
+use crate::ops::Silent;
+use crate::repo::objects::{Backup, BackupKind, Checksums, Intent, ObjectRef, PackTotals, Status};
+use crate::repo::path::Sealing;
+use crate::repo::{NewIdentity, nonce, this_process};
+use crate::store::{Store, StoreOptions, StoreUrl};
+use crate::wal::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId, WalFileName};
+
+const SYSTEM: SystemId = SystemId::new(7_301_234_567_890_123_456);
+const MIB: u64 = 1 << 20;
+
+fn now() -> Timestamp {
+    SystemClock.now()
+}
+
+fn nth(n: u64) -> SegmentName {
+    SegmentName::new(TimelineId::FIRST, SegmentNo::new(n), SegmentSize::new(MIB).unwrap())
+}
+
+/// No grace, and every moment of the last hour.
+fn hour() -> Policy {
+    Policy { window: Duration::from_secs(3600), grace: Duration::ZERO, ..Policy::default() }
+}
+
+struct World {
+    repository: Repository,
+    system: System,
+}
+
+impl World {
+    async fn new(name: &str) -> Self {
+        let store = Store::open(&"memory:".parse::<StoreUrl>().unwrap(), &StoreOptions::default()).unwrap();
+        let repository = Repository::new(store, name, "main".parse().unwrap(), true);
+        let facts = NewIdentity {
+            system: SYSTEM,
+            major: PgMajor::V15,
+            segment_size: SegmentSize::new(MIB).unwrap(),
+            sealing: Sealing::Plain,
+        };
+        let system = repository.create_identity(facts, now()).await.unwrap().0;
+        Self { repository, system }
+    }
+
+    async fn create(&self, key: &str, body: &'static str) {
+        self.repository.store().create(key, Bytes::from_static(body.as_bytes())).await.unwrap();
+    }
+
+    async fn wal(&self, segments: impl IntoIterator<Item = u64>) {
+        for n in segments {
+            self.create(&self.system.keys().wal(WalFileName::Segment(nth(n))), "wal").await;
+        }
+    }
+
+    /// Begins a backup some hours ago, in the segment `segment`, and stores its files.
+    async fn begin(&self, serial: u32, hours: i64, segment: u64) -> Intent {
+        let started_at = (now() - SignedDuration::from_hours(hours)).round(Unit::Second).unwrap();
+        let intent = Intent {
+            id: BackupId::new(started_at, serial),
+            nonce: nonce().unwrap(),
+            cluster: "main".parse().unwrap(),
+            system: SYSTEM,
+            kind: BackupKind::Full,
+            started_at,
+            timeline: TimelineId::FIRST,
+            wal_floor: nth(segment),
+            references: Vec::new(),
+            takes_over: None,
+            process: this_process(),
+        };
+        self.system.create_intent(&intent).await.unwrap();
+        for (object, body) in [(BackupObject::Pack(0), "pack"), (BackupObject::Manifest, "manifest")] {
+            let body = Bytes::from_static(body.as_bytes());
+            self.system.put_backup_object(&intent.id, object, body).await.unwrap();
+        }
+        intent
+    }
+
+    async fn backup(&self, serial: u32, hours: i64, segment: u64, checksums: Checksums) -> BackupId {
+        let intent = self.begin(serial, hours, segment).await;
+        self.create(&self.system.keys().wal(WalFileName::Segment(nth(segment))), "wal").await;
+        let ended = intent.started_at + 1.minute();
+        let backup = Backup {
+            status: Status::Complete,
+            id: intent.id.clone(),
+            nonce: intent.nonce,
+            kind: intent.kind,
+            cluster: intent.cluster.clone(),
+            system: intent.system,
+            major: PgMajor::V15,
+            server_version: 150_018,
+            segment_size: SegmentSize::new(MIB).unwrap(),
+            timeline: intent.timeline,
+            start_lsn: Lsn::new(segment * MIB + 40),
+            stop_lsn: Lsn::new(segment * MIB + 400),
+            started_at: intent.started_at,
+            finished_at: ended,
+            stop_time: ended,
+            window_earliest: None,
+            key: None,
+            wal_floor: intent.wal_floor,
+            label: String::new(),
+            from_standby: false,
+            checksums,
+            damage: Vec::new(),
+            cluster_bytes: 10,
+            new_bytes: 10,
+            stored_bytes: 12,
+            files: 1,
+            tablespaces: Vec::new(),
+            packs: PackTotals { count: 1, stored: 4, plain: 10 },
+            references: Vec::new(),
+            manifest: ObjectRef { stored: 8, digest: Digest::of(b"manifest") },
+            pg_manifest: None,
+            catalogue: None,
+            process: intent.process.clone(),
+        };
+        self.system.publish(&backup).await.unwrap();
+        intent.id
+    }
+
+    async fn run(&self, policy: Policy, others: &[Repository]) -> SystemReport {
+        let request = ExpireRequest { policy: Some(policy), zone: TimeZone::UTC, now: now(), dry_run: false };
+        expire(&self.repository, others, &request, &Silent).await.unwrap().remove(0)
+    }
+
+    /// What is left of a backup.
+    async fn files(&self, id: &BackupId) -> Vec<String> {
+        let dir = format!("{}{id}/", self.system.keys().backups_dir());
+        let objects = self.repository.store().list(&dir).await.unwrap();
+        objects.into_iter().map(|o| o.key.replacen(&dir, "", 1)).collect()
+    }
+
+    async fn backups(&self) -> BTreeSet<BackupId> {
+        self.system.catalog().await.unwrap().complete().map(|b| b.id.clone()).collect()
+    }
+
+    /// Keys of WAL that are left, from the segment's number on.
+    async fn left(&self) -> Vec<String> {
+        let dir = self.system.keys().wal_dir();
+        let objects = self.repository.store().list(&dir).await.unwrap();
+        objects.into_iter().map(|o| o.key.rsplit('/').next().unwrap()[22..].to_owned()).collect()
+    }
+}
+
+fn is_failing(report: &SystemReport, id: &BackupId) -> bool {
+    let frozen = report.plan.as_ref().unwrap().frozen.as_ref();
+    matches!(frozen, Some(Freeze::Failing(failure)) if failure.id == *id)
+}
+
+const SIGNS: [&str; 2] = ["backup.json", "intent.json"];
+
+#[tokio::test]
+async fn what_froze_retention_is_deleted_no_sooner_than_a_sound_backup_came() {
+    let world = World::new("local").await;
+    let first = world.backup(1, 30, 3, Checksums::Ok).await;
+    let second = world.backup(2, 20, 5, Checksums::Ok).await;
+    let older = world.begin(3, 4, 6).await.id;
+    let failed = world.begin(4, 3, 6).await.id;
+    for id in [&older, &failed] {
+        world.system.abandon(id, "disk full", now()).await.unwrap();
+    }
+    for _ in 0..3 {
+        let report = world.run(hour(), &[]).await;
+        assert!(is_failing(&report, &failed) && report.plan.unwrap().go.is_empty());
+        assert_eq!(world.files(&failed).await, SIGNS, "it fills no store, and says that backups fail");
+        assert!(world.files(&older).await.is_empty());
+    }
+    let third = world.backup(5, 0, 7, Checksums::Ok).await;
+    world.run(hour(), &[]).await;
+    assert!(world.files(&failed).await.is_empty());
+    assert_eq!(world.backups().await, BTreeSet::from([second, third]), "{first} is given up");
+}
+
+#[tokio::test]
+async fn without_a_sound_backup_one_that_is_said_to_be_abandoned_stays_if_its_files_do() {
+    let world = World::new("local").await;
+    let whole = world.begin(1, 30, 3).await.id;
+    let half = world.begin(2, 3, 5).await.id;
+    let manifest = world.system.keys().backup(&half, BackupObject::Manifest);
+    world.repository.store().delete(&manifest).await.unwrap();
+    for id in [&whole, &half] {
+        world.system.abandon(id, "I say so", now()).await.unwrap();
+    }
+    let all = world.files(&whole).await;
+    for _ in 0..2 {
+        world.run(hour(), &[]).await;
+        assert_eq!(world.files(&whole).await, all);
+        assert!(world.files(&half).await.is_empty());
+    }
+    world.backup(3, 0, 7, Checksums::Ok).await;
+    world.run(hour(), &[]).await;
+    assert!(world.files(&whole).await.is_empty());
+}
