@@ -1,6 +1,7 @@
 //! `pin` and `unpin`: an operator keeps a backup from expiring for as long as he needs it.
 //!
-//! A pin keeps the backup and the WAL that makes it consistent; with its WAL, everything from its start on, on every timeline, which
+//! Any complete backup can be pinned, one with damaged pages too: it may be all there is of what they held. A pin keeps the backup and
+//! the WAL that makes it consistent; with its WAL, everything from its start on, on every timeline, which
 //! grows for as long as the pin stands. A backup is pinned in every repository that holds it: each has a retention of its own.
 //! Source of truth: REPOSITORY.md 4, "Readers".
 
@@ -35,7 +36,7 @@ pub async fn pin(
     let mut done = Vec::new();
     for repository in repositories {
         for system in systems(repository).await? {
-            let Some(backup) = system.usable_parent(id).await? else { continue };
+            let Some(backup) = system.complete_backup(id).await? else { continue };
             let size = system.identity().segment_size;
             // A pin holds what comes at or after its segment: the last one there can be holds nothing but the backup itself.
             let last = SegmentName::new(backup.timeline, SegmentNo::containing(Lsn::MAX, size), size);

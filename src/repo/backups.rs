@@ -60,11 +60,18 @@ impl System {
     /// # Errors
     /// [`RepoError`].
     pub async fn usable_parent(&self, id: &BackupId) -> Result<Option<Box<Backup>>, RepoError> {
+        Ok(self.complete_backup(id).await?.filter(|backup| backup.checksums != Checksums::Corrupt))
+    }
+
+    /// The backup `id`, if it is complete and not expired. Its pages may be damaged.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn complete_backup(&self, id: &BackupId) -> Result<Option<Box<Backup>>, RepoError> {
         let Some(Verdict::Complete(backup)) = self.verdict(id).await? else { return Ok(None) };
         let owner = self.intent(id).await?.map(|intent| intent.nonce);
-        let good = owner == Some(backup.nonce) && backup.checksums != Checksums::Corrupt;
-        let usable = good && !self.is_expired(id).await?;
-        Ok(usable.then_some(backup))
+        let complete = owner == Some(backup.nonce) && !self.is_expired(id).await?;
+        Ok(complete.then_some(backup))
     }
 
     /// W4: stores a pack, a manifest or another object of a running backup.

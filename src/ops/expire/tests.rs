@@ -206,3 +206,23 @@ async fn without_a_sound_backup_one_that_is_said_to_be_abandoned_stays_if_its_fi
     world.run(hour(), &[]).await;
     assert!(world.files(&whole).await.is_empty());
 }
+
+#[tokio::test]
+async fn a_corrupt_backup_can_be_pinned_and_stays() {
+    let world = World::new("local").await;
+    let sound = world.backup(1, 30, 3, Checksums::Ok).await;
+    let wanted = world.backup(2, 20, 4, Checksums::Corrupt).await;
+    let other = world.backup(3, 18, 5, Checksums::Corrupt).await;
+    let newest = world.backup(4, 10, 6, Checksums::Corrupt).await;
+    let repositories = [world.repository.clone()];
+    let pinned = crate::ops::pin::pin(&repositories, &wanted, "the row of 1987", false, now()).await.unwrap();
+    assert_eq!(pinned.len(), 1);
+    for _ in 0..2 {
+        world.run(hour(), &[]).await;
+    }
+    assert_eq!(world.backups().await, BTreeSet::from([sound.clone(), wanted.clone(), newest.clone()]));
+    assert!(world.files(&other).await.is_empty() && world.files(&wanted).await.len() == 4);
+    crate::ops::pin::unpin(&repositories, &wanted).await.unwrap();
+    world.run(hour(), &[]).await;
+    assert_eq!(world.backups().await, BTreeSet::from([sound, newest]));
+}
