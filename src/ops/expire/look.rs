@@ -27,6 +27,8 @@ pub(super) const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(24);
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stored {
     pub(super) wal: StoredWal,
+    /// How many copies there are of a segment, if more than one.
+    pub(super) copies: BTreeMap<(TimelineId, u64), usize>,
     pub(super) last_stored: BTreeMap<TimelineId, Timestamp>,
     pub(super) histories: BTreeMap<TimelineId, TimelineHistory>,
 }
@@ -64,6 +66,9 @@ impl Stored {
                         && listed.replayable
                         && !damaged.contains(&listed.segment)
                     {
+                        if spans.contains(number) {
+                            *stored.copies.entry((timeline, number)).or_insert(1) += 1;
+                        }
                         spans.add(number, number);
                     }
                 }

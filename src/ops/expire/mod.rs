@@ -241,7 +241,7 @@ impl Run<'_> {
         let Some(plan) = &mut report.plan else { return Ok(look.floor.clone()) };
         let Some(lines) = plan.floor(look.floor.as_ref(), &stored.wal) else { return Ok(look.floor.clone()) };
         let giving_up = self.giving_up(stored, look, &lines);
-        let owed = others::owed(self.system, self.others, &giving_up).await;
+        let owed = others::owed(self.system, self.others, &giving_up, &stored.copies).await;
         owed.wal.iter().for_each(|(timeline, spans)| plan.holds.spans(*timeline, spans));
         report.notes.extend(owed.notes);
         let lines = |before: Option<&Floor>| plan.floor(before, &stored.wal);

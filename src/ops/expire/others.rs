@@ -4,6 +4,9 @@
 //!  here    ───────────────▓▓▓▓▓▓▓▓▓▓──────►        goes: ▓
 //!  there          floor ─►──────  ─────────►       lacks two of them: they stay here, as kept ranges of the floor
 //! ```
+//! It has a segment if it holds as many copies of it as there are here: of two the second is the longer, or the good one that came after
+//! one with damage in it. A copy that an operator accepted with damage there is none: the good one is here. Headers of other segments are
+//! not read, so that it counts as lacking where in doubt.
 //! A repository that does not answer counts as lacking everything, and so does one that knows nothing of the cluster (a disk that is not
 //! mounted looks like that). One that is answered for in this run has what it wants for good: objects are never changed, and its own
 //! floor only rises. Backups are owed to nobody. Source of truth: REPOSITORY.md 4, "Between repositories".
@@ -37,13 +40,18 @@ impl Owed {
 }
 
 /// What of `giving_up` the other repositories still want and lack.
-pub(super) async fn owed(system: &System, others: &[Repository], giving_up: &StoredWal) -> Owed {
+pub(super) async fn owed(
+    system: &System,
+    others: &[Repository],
+    giving_up: &StoredWal,
+    copies: &BTreeMap<(TimelineId, u64), usize>,
+) -> Owed {
     let mut owed = Owed::default();
     if giving_up.values().all(Spans::is_empty) {
         return owed;
     }
     for other in others {
-        match lacking(system, other, giving_up).await {
+        match lacking(system, other, giving_up, copies).await {
             Ok(Some(lacks)) => {
                 let count: u64 = lacks.values().map(Spans::count).sum();
                 lacks.iter().for_each(|(timeline, spans)| owed.add(*timeline, spans));
@@ -72,7 +80,12 @@ pub(super) async fn owed(system: &System, others: &[Repository], giving_up: &Sto
 }
 
 /// What `other` wants and lacks; `None` if it knows nothing of the cluster.
-async fn lacking(system: &System, other: &Repository, giving_up: &StoredWal) -> Result<Option<StoredWal>> {
+async fn lacking(
+    system: &System,
+    other: &Repository,
+    giving_up: &StoredWal,
+    copies: &BTreeMap<(TimelineId, u64), usize>,
+) -> Result<Option<StoredWal>> {
     let identities = other.identities().await?;
     if identities.is_empty() {
         return Ok(None);
@@ -90,7 +103,8 @@ async fn lacking(system: &System, other: &Repository, giving_up: &StoredWal) -> 
     let mut lacks = BTreeMap::new();
     for (timeline, spans) in giving_up {
         let wanted = wanted(spans, *timeline, floor.as_ref(), oldest, &there);
-        let missing = wanted.without(&stored_there(&there, *timeline, &wanted).await?);
+        let copies_here = |number| copies.get(&(*timeline, number)).copied().unwrap_or(1);
+        let missing = wanted.without(&stored_there(&there, *timeline, &wanted, copies_here).await?);
         if !missing.is_empty() {
             lacks.insert(*timeline, missing);
         }
@@ -131,8 +145,13 @@ fn wanted(
     }
 }
 
-/// What of `wanted` is stored there; only the folders that matter are listed.
-async fn stored_there(there: &System, timeline: TimelineId, wanted: &Spans) -> Result<Spans> {
+/// What of `wanted` is stored there, in as many copies as here; only the folders that matter are listed.
+async fn stored_there(
+    there: &System,
+    timeline: TimelineId,
+    wanted: &Spans,
+    copies_here: impl Fn(u64) -> usize,
+) -> Result<Spans> {
     let size = there.identity().segment_size;
     let folders: BTreeSet<u64> = wanted
         .iter()
@@ -141,12 +160,24 @@ async fn stored_there(there: &System, timeline: TimelineId, wanted: &Spans) -> R
     let mut stored = Spans::default();
     for log in folders {
         let name = SegmentName::new(timeline, SegmentNo::new(log * size.segments_per_log()), size);
+        let (mut copies, mut accepted) = (BTreeMap::<u64, usize>::new(), Vec::new());
         for listed in there.wal_in(&there.keys().segment_dir(name)).await? {
-            if let Ok(number) = listed.segment.number(size).map(SegmentNo::get)
+            if listed.accepted {
+                accepted.push(listed.segment);
+            } else if let Ok(number) = listed.segment.number(size).map(SegmentNo::get)
                 && listed.replayable
             {
-                stored.add(number, number);
+                *copies.entry(number).or_default() += 1;
             }
+        }
+        for segment in accepted {
+            // A good copy may have come since; what cannot be looked at is taken for damaged.
+            if !matches!(there.accepted_end(segment).await, Ok(None)) {
+                copies.remove(&segment.number(size).map_or(0, SegmentNo::get));
+            }
+        }
+        for (number, _) in copies.into_iter().filter(|(number, found)| *found >= copies_here(*number)) {
+            stored.add(number, number);
         }
     }
     Ok(stored)

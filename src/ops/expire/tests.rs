@@ -13,12 +13,15 @@ use jiff::{SignedDuration, Timestamp, ToSpan as _, Unit};
 
 use super::*;
 use crate::clock::{Clock as _, SystemClock};
-use crate::codec::Digest;
+use crate::codec::{Compression, Digest};
 use crate::ops::Silent;
-use crate::repo::objects::{Backup, BackupKind, Checksums, Intent, ObjectRef, PackTotals, Status};
+use crate::repo::objects::{Backup, BackupKind, Checksums, Intent, KeptRange, ObjectRef, PackTotals, Status};
 use crate::repo::path::Sealing;
+use crate::repo::walobject::tests::scan;
+use crate::repo::walobject::{Facts, WalObjectBuilder};
 use crate::repo::{NewIdentity, nonce, this_process};
 use crate::store::{Store, StoreOptions, StoreUrl};
+use crate::wal::scan::SegmentEnd;
 use crate::wal::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId, WalFileName};
 
 const SYSTEM: SystemId = SystemId::new(7_301_234_567_890_123_456);
@@ -225,4 +228,72 @@ async fn a_corrupt_backup_can_be_pinned_and_stays() {
     crate::ops::pin::unpin(&repositories, &wanted).await.unwrap();
     world.run(hour(), &[]).await;
     assert_eq!(world.backups().await, BTreeSet::from([sound, newest]));
+}
+
+/// A repository that gives up segments 3 to 7, of which all that another has goes.
+async fn giving_up() -> World {
+    let world = World::new("here").await;
+    world.wal(4..=7).await;
+    world.backup(1, 30, 3, Checksums::Ok).await;
+    world.backup(2, 20, 8, Checksums::Ok).await;
+    world
+}
+
+fn copy_of(world: &World, n: u64, copy: &str) -> String {
+    let first = world.system.keys().wal(WalFileName::Segment(nth(n)));
+    first.replace(".wal", &format!(".{copy}"))
+}
+
+#[tokio::test]
+async fn a_segment_of_which_another_repository_has_fewer_copies_stays() {
+    let (here, there) = (giving_up().await, World::new("there").await);
+    here.create(&copy_of(&here, 5, "2.wal"), "more wal").await;
+    there.wal(3..=8).await;
+    let others = [there.repository.clone()];
+    let report = here.run(hour(), &others).await;
+    assert_eq!(report.notes, ["1 segments stay because repository there lacks them"]);
+    here.run(hour(), &others).await;
+    assert_eq!(here.left().await, ["05.2.wal", "05.wal", "08.wal"]);
+    there.create(&copy_of(&there, 5, "2.wal"), "more wal").await;
+    here.run(hour(), &others).await;
+    assert_eq!(here.left().await, ["08.wal"]);
+}
+
+#[tokio::test]
+async fn a_segment_that_another_repository_accepted_with_damage_stays() {
+    let (here, there) = (giving_up().await, World::new("there").await);
+    there.wal([3, 5, 7, 8]).await;
+    // Of both it is known that they were accepted; of the sixth a good copy has come.
+    for (n, facts) in [(4, Facts::Damaged(None)), (6, Facts::Unscanned)] {
+        let name = WalFileName::Segment(nth(n));
+        let mut scan = scan(MIB, SegmentEnd::Full);
+        (scan.name, scan.start, scan.valid_to) = (nth(n), Lsn::new(n * MIB), Lsn::new((n + 1) * MIB));
+        let facts = if matches!(facts, Facts::Unscanned) { Facts::Scanned(&scan) } else { facts };
+        let compression = Compression::Zstd { level: 1 };
+        let mut builder = WalObjectBuilder::new(there.system.asked(name), MIB, compression).unwrap();
+        builder.push(&[7; 1 << 20]).unwrap();
+        there.system.put_wal(&builder.finish(facts).unwrap()).await.unwrap();
+        there.create(&copy_of(&there, n, "gap.json"), "{}").await;
+    }
+    let others = [there.repository.clone()];
+    for _ in 0..2 {
+        here.run(hour(), &others).await;
+    }
+    assert_eq!(here.left().await, ["04.wal", "08.wal"]);
+}
+
+#[tokio::test]
+async fn of_what_another_repository_lacks_it_wants_what_its_floor_keeps() {
+    let (here, there) = (giving_up().await, World::new("there").await);
+    there.wal([8]).await;
+    let kept = KeptRange { first: nth(4), last: nth(5) };
+    let line = TimelineFloor { timeline: TimelineId::FIRST, first: nth(7), keep: vec![kept] };
+    there.system.raise_floor(|_| Some(vec![line.clone()]), now()).await.unwrap();
+    let others = [there.repository.clone()];
+    let report = here.run(hour(), &others).await;
+    assert_eq!(report.notes, ["3 segments stay because repository there lacks them"]);
+    for _ in 0..2 {
+        here.run(hour(), &others).await;
+    }
+    assert_eq!(here.left().await, ["04.wal", "05.wal", "07.wal", "08.wal"]);
 }
