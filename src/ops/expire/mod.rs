@@ -112,7 +112,7 @@ pub async fn expire(
     if identities.is_empty() {
         return Err(super::info::no_cluster(repository));
     }
-    let store_now = store_time(repository, request).await?;
+    let store_now = store_time(repository, request.now, request.dry_run).await?;
     let mut reports: Vec<SystemReport> = Vec::new();
     for identity in identities {
         let system = repository.open(identity.system).await?;
@@ -124,12 +124,12 @@ pub async fn expire(
 }
 
 /// The store's time. A dry run may have credentials that cannot create: then this host's time serves, as nothing depends on it.
-async fn store_time(repository: &Repository, request: &ExpireRequest) -> Result<Timestamp> {
+async fn store_time(repository: &Repository, now: Timestamp, dry_run: bool) -> Result<Timestamp> {
     match repository.store_time().await {
         Err(RepoError::Store(e))
-            if request.dry_run && matches!(e.kind, StoreErrorKind::Credentials | StoreErrorKind::Denied) =>
+            if dry_run && matches!(e.kind, StoreErrorKind::Credentials | StoreErrorKind::Denied) =>
         {
-            Ok(request.now)
+            Ok(now)
         }
         other => other.map_err(denied),
     }

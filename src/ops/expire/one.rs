@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 
 use super::look::{Look, Stored};
+use super::store_time;
 use crate::error::{Error, Result};
 use crate::repo::catalog::BackupState;
 use crate::repo::path::BackupId;
@@ -48,13 +49,14 @@ pub enum One {
 pub async fn one(repository: &Repository, request: &OneRequest) -> Result<One> {
     repository.check_writable().await?;
     let (id, name) = (&request.id, repository.name());
+    let store_now = store_time(repository, request.now, request.dry_run).await?;
     for identity in repository.identities().await? {
         let system = repository.open(identity.system).await?;
-        let look = Look::read(&system, request.now, SignedDuration::ZERO).await?;
+        let look = Look::read(&system, store_now, SignedDuration::ZERO).await?;
         let Some(info) = look.catalog.get(id) else { continue };
         return match &info.state {
             BackupState::Complete | BackupState::Damaged(_) | BackupState::Unreadable(_) => {
-                mark(&system, &look, request).await
+                mark(&system, &look, request, store_now).await
             }
             BackupState::Expired | BackupState::Abandoned => Ok(One::Before),
             BackupState::Unfinished => Err(Error::refused(format!("backup {id} is not finished"))
@@ -69,10 +71,11 @@ fn not_found(id: &BackupId, repository: &str) -> Error {
     Error::not_found(format!("repository {repository} has no backup {id}")).hint("see `pitr info`")
 }
 
-async fn mark(system: &System, look: &Look, request: &OneRequest) -> Result<One> {
+async fn mark(system: &System, look: &Look, request: &OneRequest, store_now: Timestamp) -> Result<One> {
     let stored = Stored::read(system).await?;
-    let now = request.now;
-    let holdings = look.holdings(system, &stored, &BTreeSet::new(), now, false);
+    // As for a whole run: neither clock alone makes a moment of the window old.
+    let now = request.now.min(store_now);
+    let holdings = look.holdings(system, &stored, &BTreeSet::new(), store_now, false);
     let id = &request.id;
     let found = removal(request.policy.as_ref(), &holdings, id, now);
     let breaks_window = match found {

@@ -297,3 +297,22 @@ async fn of_what_another_repository_lacks_it_wants_what_its_floor_keeps() {
     }
     assert_eq!(here.left().await, ["04.wal", "05.wal", "07.wal", "08.wal"]);
 }
+
+#[tokio::test]
+async fn a_chosen_backup_is_no_older_for_a_host_whose_clock_runs_ahead() {
+    let world = World::new("local").await;
+    let first = world.backup(1, 2, 3, Checksums::Ok).await;
+    world.backup(2, 0, 5, Checksums::Ok).await;
+    for ahead in [0, 30, 9600] {
+        let request = OneRequest {
+            id: first.clone(),
+            policy: Some(hour()),
+            below_promise: false,
+            dry_run: false,
+            now: now() + SignedDuration::from_hours(ahead),
+        };
+        let refused = one(&world.repository, &request).await.unwrap_err();
+        assert_eq!(refused.kind(), crate::error::Kind::Refused, "{ahead} hours: {refused}");
+    }
+    assert_eq!(world.backups().await.len(), 2);
+}
