@@ -471,9 +471,9 @@ fn a_token_of_azure_without_w_and_d_destroys_nothing_and_one_with_them_does() ->
         attack(place.path(), "az://pitr-test/p", &settings)
     };
     let untried = ["delete_version not_tried intact", "shorten_retention not_tried intact"];
-    let writer = ["overwrite done intact", "delete refused intact"];
+    let writer = ["overwrite refused intact", "delete refused intact"];
     expect(attacked("rlc")?, 0, "survives", &[&writer[..], &untried[..]].concat())?;
-    let expirer = ["overwrite done intact", "delete done gone"];
+    let expirer = ["overwrite refused intact", "delete done gone"];
     expect(attacked("rlcd")?, 2, "destroyable", &[&expirer[..], &untried[..]].concat())?;
     let all = ["overwrite done gone", "delete done gone"];
     expect(attacked("rwlcd")?, 2, "destroyable", &[&all[..], &untried[..]].concat())

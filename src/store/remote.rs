@@ -229,10 +229,8 @@ impl Backend for Remote {
     }
 
     async fn overwrite(&self, key: &str, body: &Payload) -> Result<(), Fault> {
-        match self.put(key, body, PutMode::Overwrite).await {
-            Ok(()) => Ok(()),
-            Err(error) => self.create_outcome(key, &error).await.map(drop),
-        }
+        // No condition was set, so a conflict is not "the key is taken".
+        self.put(key, body, PutMode::Overwrite).await.map_err(|error| judge(&error))
     }
 
     async fn open(&self, key: &str, range: Option<Range<u64>>) -> Result<Option<Opened>, Fault> {

@@ -216,3 +216,41 @@ async fn stores_in_memory_of_one_name_are_one_store() {
     assert!(open("memory:shared-by-name").get("key").await.unwrap().is_some());
     assert!(open("memory:").get("key").await.unwrap().is_none());
 }
+
+/// A server of S3 that answers every request that ends with `body` with this.
+async fn answering(status: &'static str) -> Store {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"body") && client.read_buf(&mut request).await.is_ok_and(|n| n > 0) {}
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            client.write_all(answer.as_bytes()).await.ok();
+        }
+    });
+    let options = StoreOptions {
+        endpoint: Some(endpoint),
+        region: Some("us-east-1".to_owned()),
+        allow_http: true,
+        credentials: parse_credentials_file("access_key_id = a\nsecret_access_key = b\n").unwrap(),
+        ..StoreOptions::default()
+    };
+    Store::open(&"s3://bucket".parse().unwrap(), &options).unwrap()
+}
+
+#[tokio::test]
+async fn a_conflict_means_that_a_key_is_taken_only_where_that_was_the_condition() {
+    for status in ["409 Conflict", "412 Precondition Failed", "304 Not Modified"] {
+        let store = answering(status).await;
+        let backend = &store.0.backend;
+        let body = Payload::from("body");
+        assert_eq!(backend.create("key", &body).await.unwrap(), Created::Exists, "{status}");
+        let fault = backend.overwrite("key", &body).await.unwrap_err();
+        assert!(
+            !matches!(fault.kind, StoreErrorKind::Credentials | StoreErrorKind::Unsupported),
+            "{fault:?}"
+        );
+    }
+}
