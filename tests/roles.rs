@@ -163,6 +163,11 @@ async fn the_writer_does_all_that_a_database_host_does_and_deletes_and_marks_not
     );
     ensure!(world.json(WRITER, &["info", "--json"])?.to_string().contains(&second));
     world.get(WRITER, &segment)?.expect(0, &[])?;
+    // What an operator pinned elsewhere is his: the host neither releases nor replaces it, nor pins.
+    world.ask(EXPIRER, &["pin", &second, "--reason", "audit"])?.expect(0, &[])?;
+    for args in [&["pin", second.as_str(), "--reason", "x"][..], &["unpin", &second]] {
+        world.ask(WRITER, args)?.expect(7, &["AccessDenied", "docs/roles.md"])?;
+    }
     let before = world.names().await?;
     for args in [&["expire"][..], &["expire", "--backup", first.as_str()]] {
         world.ask(WRITER, args)?.expect(7, &["AccessDenied", "the expirer of docs/roles.md"])?;
@@ -173,9 +178,12 @@ async fn the_writer_does_all_that_a_database_host_does_and_deletes_and_marks_not
         let error = writer.delete(key).await.err().with_context(|| key.clone())?;
         ensure!(error.kind == StoreErrorKind::Credentials, "{error:?}");
     }
-    // Nor may he say that something may go: expire would believe him.
-    let floor = writer.create(&world.key("floor/9.json")?, "x").await;
-    ensure!(floor.is_err_and(|error| error.kind == StoreErrorKind::Credentials));
+    // Nor may he say that something may go, or that a pin was meant otherwise: expire would believe him.
+    let pin = before.iter().find(|key| key.contains("/pins/operator-")).context("a pin")?;
+    for key in [&world.key("floor/9.json")?, pin] {
+        let put = writer.create(key, "x").await;
+        ensure!(put.is_err_and(|error| error.kind == StoreErrorKind::Credentials), "{key}");
+    }
     ensure!(world.names().await? == before);
     ensure!(!world.moto.versions("main")?.iter().any(|version| version.marker));
     Ok(())
