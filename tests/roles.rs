@@ -19,7 +19,7 @@ use pitr::store::{Created, Store, StoreErrorKind};
 use serde_json::Value;
 use support::azurite::{ACCOUNT, Azurite};
 use support::cluster::{Cluster, Install, as_server, give_to_server, scratch, setting};
-use support::moto::{Bucket, Moto, URL, owner_policy, policy};
+use support::moto::{Bucket, Moto, URL, no_bypass, owner_policy, policy};
 use support::site::{Answer, Site, SiteOptions, open, switch};
 
 /// What is marked goes with the next run.
@@ -377,7 +377,7 @@ async fn who_has_the_writers_credentials_of_a_bucket_with_versions_destroys_noth
     let hides = "overwrite done by_version";
     let rest =
         ["delete refused intact", "delete_version refused intact", "shorten_retention not_tried intact"];
-    expect(attacked(&moto, &[policy("writer")?])?, 0, "survives", &[&[hides][..], &rest[..]].concat())
+    expect(attacked(&moto.like_aws()?, &[policy("writer")?])?, 0, "survives", &[&[hides][..], &rest[..]].concat())
 }
 
 #[tokio::test]
@@ -394,7 +394,12 @@ async fn who_may_delete_versions_destroys_all_unless_object_lock_keeps_it() -> R
     let hides = ["overwrite done by_version", "delete done by_version"];
     let Some(moto) = Moto::start(Bucket::Versions)? else { return Ok(()) };
     let gone = ["delete_version done gone", "shorten_retention not_tried intact"];
-    expect(attacked(&moto, &[owner_policy()])?, 2, "destroyable", &[&hides[..], &gone[..]].concat())?;
+    expect(
+        attacked(&moto.like_aws()?, &[owner_policy()])?,
+        2,
+        "destroyable",
+        &[&hides[..], &gone[..]].concat(),
+    )?;
     let Some(moto) = Moto::start(Bucket::Locked("COMPLIANCE"))? else { return Ok(()) };
     let kept = ["delete_version refused intact", "shorten_retention refused intact"];
     expect(
@@ -405,12 +410,19 @@ async fn who_may_delete_versions_destroys_all_unless_object_lock_keeps_it() -> R
     )?;
     // In governance mode, who has the right to bypass it deletes all the same.
     let Some(moto) = Moto::start(Bucket::Locked("GOVERNANCE"))? else { return Ok(()) };
-    let gone = ["delete_version done gone", "shorten_retention refused intact"];
+    let gone = ["delete_version done gone", "shorten_retention done gone"];
     expect(
         attacked(&moto.like_aws()?, &[owner_policy()])?,
         2,
         "destroyable",
         &[&hides[..], &gone[..]].concat(),
+    )?;
+    let Some(moto) = Moto::start(Bucket::Locked("GOVERNANCE"))? else { return Ok(()) };
+    expect(
+        attacked(&moto.like_aws()?, &[owner_policy(), no_bypass()])?,
+        0,
+        "survives",
+        &[&hides[..], &kept[..]].concat(),
     )
 }
 

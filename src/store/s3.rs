@@ -15,18 +15,25 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 use object_store::aws::{AmazonS3, AwsAuthorizer};
-use object_store::client::{HttpConnector as _, HttpError, HttpRequest};
+use object_store::client::{HttpConnector as _, HttpError, HttpRequest, HttpResponse};
 use object_store::path::Path;
 use object_store::signer::{HeaderValue, Method, Signer as _, Url};
 use object_store::{ClientOptions, GetOptions, ObjectStore as _, ObjectStoreExt as _};
 use sha2::{Digest as _, Sha256};
 
-use super::error::Fault;
+use super::error::{Fault, StoreErrorKind};
 use super::http::{Connector, element, read_some};
 use super::remote::{judge, refusal_of};
 
 /// Permits what a retention in governance mode forbids, to who has the right to bypass it.
 const BYPASS: &str = "x-amz-bypass-governance-retention";
+/// How it is said that a bucket has no object lock: asked for its settings, for a retention, and to bypass one. Of the last two the codes
+/// (`InvalidRequest`, `InvalidArgument`) say other things too, hence their words.
+const NO_LOCK: [&str; 3] = [
+    "ObjectLockConfigurationNotFoundError",
+    "Bucket is missing Object",
+    "only applicable to Object Lock enabled buckets",
+];
 /// A URL that is signed only to learn where an object is.
 const PASSING: Duration = Duration::from_secs(60);
 
@@ -101,12 +108,33 @@ impl Bucket {
         }
     }
 
-    /// Deletes a version for good, past a retention in governance mode if the credentials may.
+    /// Deletes a version for good that nothing retains.
     pub(super) async fn delete(&self, key: &str, version: &str) -> Result<(), Fault> {
+        self.remove(key, Some(version), false).await.map(drop)
+    }
+
+    /// Deletes a version for good, past a retention in governance mode if the credentials may.
+    pub(super) async fn delete_past_retention(&self, key: &str, version: &str) -> Result<(), Fault> {
+        // Not with the header at once: AWS refuses it to who may not bypass, even where nothing is retained, and in a bucket without
+        // object lock to everybody.
+        let refused = match self.delete(key, version).await {
+            Err(fault) if fault.kind == StoreErrorKind::Credentials => fault,
+            done => return done,
+        };
+        match self.remove(key, Some(version), true).await {
+            Err(fault) if is_without_lock(&fault) => Err(refused),
+            done => done.map(drop),
+        }
+    }
+
+    async fn remove(&self, key: &str, version: Option<&str>, bypass: bool) -> Result<HttpResponse, Fault> {
         let url = self.object_url(key).await?;
-        let mut request = request(Method::DELETE, url, &[("versionId", version)], Bytes::new())?;
-        request.headers_mut().insert(BYPASS, HeaderValue::from_static("true"));
-        self.send(request).await.map(drop)
+        let query: Vec<_> = version.map(|version| ("versionId", version)).into_iter().collect();
+        let mut request = request(Method::DELETE, url, &query, Bytes::new())?;
+        if bypass {
+            request.headers_mut().insert(BYPASS, HeaderValue::from_static("true"));
+        }
+        self.send(request).await
     }
 
     /// Ends the retention of a version at `until`, which the store requires to be in the future.
@@ -131,7 +159,7 @@ impl Bucket {
     pub(super) async fn protection(&self) -> Result<Protection, Fault> {
         let lock = match self.ask("object-lock").await {
             Ok(answer) => answer,
-            Err(fault) if fault.cause.contains("ObjectLockConfigurationNotFoundError") => String::new(),
+            Err(fault) if is_without_lock(&fault) => String::new(),
             Err(fault) => return Err(fault),
         };
         let on = element(&lock, "ObjectLockEnabled").as_deref() == Some("Enabled");
@@ -153,7 +181,8 @@ impl Bucket {
                 parts.pop();
             }
         }
-        self.send(request(Method::GET, url, &[(what, "")], Bytes::new())?).await
+        let response = self.send(request(Method::GET, url, &[(what, "")], Bytes::new())?).await?;
+        Ok(read_some(response.into_body()).await)
     }
 
     async fn object_url(&self, key: &str) -> Result<Url, Fault> {
@@ -163,17 +192,19 @@ impl Bucket {
         Ok(url)
     }
 
-    /// Signs and sends; the beginning of the body of a success.
-    async fn send(&self, mut request: HttpRequest) -> Result<String, Fault> {
+    /// Signs and sends.
+    async fn send(&self, mut request: HttpRequest) -> Result<HttpResponse, Fault> {
         let credentials = self.s3.credentials().get_credential().await.map_err(|error| judge(&error))?;
         let signer = AwsAuthorizer::new(&credentials, "s3", &self.region);
         signer.try_authorize(&mut request, None).map_err(|error| judge(&error))?;
         let client = Connector::new(&self.name).connect(&self.options).map_err(|error| judge(&error))?;
-        match client.execute(request).await {
-            Ok(response) => Ok(read_some(response.into_body()).await),
-            Err(error) => Err(judged(error)),
-        }
+        client.execute(request).await.map_err(judged)
     }
+}
+
+/// Whether the store said that the bucket locks no objects.
+pub(super) fn is_without_lock(fault: &Fault) -> bool {
+    NO_LOCK.iter().any(|words| fault.cause.contains(words))
 }
 
 fn judged(error: HttpError) -> Fault {
@@ -214,5 +245,20 @@ mod tests {
         );
         assert_eq!(of("<Mode>GOVERNANCE</Mode>"), None);
         assert_eq!(retention("<ObjectLockConfiguration/>"), None);
+    }
+
+    #[test]
+    fn a_bucket_without_object_lock_is_told_from_any_other_refusal() {
+        let said = |code: &str, message: &str| {
+            let fault =
+                Fault::permanent(StoreErrorKind::Other, format!("the store answered 400 {code}: {message}"));
+            is_without_lock(&fault)
+        };
+        assert!(said("InvalidRequest", "Bucket is missing Object Lock Configuration"));
+        assert!(said("InvalidRequest", "Bucket is missing ObjectLockConfiguration"));
+        let bypass = "x-amz-bypass-governance-retention is only applicable to Object Lock enabled buckets.";
+        assert!(said("InvalidArgument", bypass));
+        assert!(!said("InvalidRequest", "The retain until date must be in the future!"));
+        assert!(!said("InvalidArgument", "Unknown wormMode directive."));
     }
 }

@@ -3,8 +3,8 @@
 //! It checks signatures and policies from the moment it is told to; before that, and for what a test does in the owner's name, it lets
 //! everything pass. In three things it is not like AWS. Its conditional writes are not atomic: `moto_one_by_one.py` beside this file lets one request in
 //! at a time. A put under object lock must name its checksum's algorithm in a header of the SDKs, where AWS is content with the checksum;
-//! and whoever may put may also shorten a retention: [`Moto::like_aws`] is a proxy that makes up for both. It does not look at conditions in
-//! policies.
+//! whoever may put may also shorten any retention, and whoever may delete a version may bypass one: [`Moto::like_aws`] is a proxy that makes
+//! up for these, and refuses to bypass as AWS does. It does not look at conditions in policies.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
@@ -16,6 +16,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
@@ -54,6 +55,9 @@ pub fn moto(port: u16) -> Option<Command> {
 pub struct Moto {
     server: Child,
     port: u16,
+    bucket: Bucket,
+    /// The access keys of who may bypass a retention in governance mode.
+    bypass: Arc<Mutex<Vec<String>>>,
     /// Where clients connect.
     pub endpoint: String,
 }
@@ -71,7 +75,8 @@ impl Moto {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let Some(mut command) = moto(port) else { return Ok(None) };
         let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let moto = Self { server, port, endpoint: format!("http://127.0.0.1:{port}") };
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let moto = Self { server, port, bucket, bypass: Arc::default(), endpoint };
         until(|| Ok(TcpStream::connect(("127.0.0.1", port)).is_ok()), || "moto does not listen".to_owned())?;
         let lock = matches!(bucket, Bucket::Locked(_)).to_string();
         moto.s3(&["-X", "PUT", "-H", &format!("x-amz-bucket-object-lock-enabled: {lock}")], "bucket")?;
@@ -93,11 +98,12 @@ impl Moto {
     pub fn like_aws(mut self) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         self.endpoint = format!("http://{}", listener.local_addr()?);
-        let port = self.port;
+        let aws = Aws { port: self.port, bucket: self.bucket, bypass: Arc::clone(&self.bypass) };
         // Ends with the process of the test.
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                thread::spawn(move || pass(client, port).ok());
+                let aws = aws.clone();
+                thread::spawn(move || aws.pass(client).ok());
             }
         });
         Ok(self)
@@ -162,6 +168,11 @@ impl Moto {
             value.map(str::to_owned).with_context(|| format!("{tag}: {keys}"))
         };
         let (id, secret) = (text("AccessKeyId")?, text("SecretAccessKey")?);
+        // A policy that names the right forbids it.
+        let has = |words: &str| policies.iter().any(|policy| policy.contains(words));
+        if has("s3:*") && !has("s3:BypassGovernanceRetention") {
+            self.bypass.lock().map_err(|_| anyhow::anyhow!("a user could not be made"))?.push(id.clone());
+        }
         Ok(format!("access_key_id = {id}\nsecret_access_key = {secret}\n"))
     }
 
@@ -215,47 +226,84 @@ pub fn owner_policy() -> String {
     r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"s3:*","Resource":"*"}]}"#.to_owned()
 }
 
-/// One request to moto and its answer.
-fn pass(mut client: TcpStream, port: u16) -> Result<()> {
-    let mut request = Vec::new();
-    let mut piece = [0; 64 << 10];
-    let head = loop {
-        let read = client.read(&mut piece)?;
-        ensure!(read > 0, "the client went");
-        request.extend_from_slice(&piece[..read]);
-        if let Some(at) = request.windows(4).position(|four| four == b"\r\n\r\n") {
-            break at;
+/// As [`owner_policy`], and past no retention.
+pub fn no_bypass() -> String {
+    r#"{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"s3:BypassGovernanceRetention","Resource":"*"}]}"#.to_owned()
+}
+
+/// What AWS does and moto does not.
+#[derive(Clone)]
+struct Aws {
+    port: u16,
+    bucket: Bucket,
+    bypass: Arc<Mutex<Vec<String>>>,
+}
+
+impl Aws {
+    /// One request to moto and its answer.
+    fn pass(&self, mut client: TcpStream) -> Result<()> {
+        let mut request = Vec::new();
+        let mut piece = [0; 64 << 10];
+        let head = loop {
+            let read = client.read(&mut piece)?;
+            ensure!(read > 0, "the client went");
+            request.extend_from_slice(&piece[..read]);
+            if let Some(at) = request.windows(4).position(|four| four == b"\r\n\r\n") {
+                break at;
+            }
+        };
+        let lines = String::from_utf8_lossy(&request[..head]).into_owned();
+        let length: usize = header(&lines, "content-length").map_or(Ok(0), str::parse)?;
+        while request.len() < head + 4 + length {
+            let read = client.read(&mut piece)?;
+            ensure!(read > 0, "the client went");
+            request.extend_from_slice(&piece[..read]);
         }
-    };
-    let lines = String::from_utf8_lossy(&request[..head]).into_owned();
-    let value = |name: &str| {
-        let found = lines
-            .lines()
-            .find_map(|line| line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)));
-        found.map(|(_, value)| value.to_owned())
-    };
-    let length: usize = value("content-length").map_or(Ok(0), |length| length.parse())?;
-    while request.len() < head + 4 + length {
-        let read = client.read(&mut piece)?;
-        ensure!(read > 0, "the client went");
-        request.extend_from_slice(&piece[..read]);
+        if let Some((status, code, message)) = self.refusal(&lines) {
+            let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+            let length = body.len();
+            let answer =
+                format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+            return Ok(client.write_all(answer.as_bytes())?);
+        }
+        let mut add = "\r\nConnection: close".to_owned();
+        // Twice, it would no longer be as it was signed.
+        let algorithm = "x-amz-sdk-checksum-algorithm";
+        if header(&lines, "x-amz-checksum-sha256").is_some() && header(&lines, algorithm).is_none() {
+            add.push_str(&format!("\r\n{algorithm}: SHA256"));
+        }
+        let mut moto = TcpStream::connect(("127.0.0.1", self.port))?;
+        moto.write_all(&request[..head])?;
+        moto.write_all(add.as_bytes())?;
+        moto.write_all(&request[head..])?;
+        std::io::copy(&mut moto, &mut client)?;
+        Ok(())
     }
-    let first = lines.lines().next().unwrap_or_default();
-    if first.starts_with("PUT ") && first.contains("retention=") {
-        let body = "<Error><Code>AccessDenied</Code><Message>Access Denied because object protected by object lock.</Message></Error>";
-        let length = body.len();
-        let answer =
-            format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
-        return Ok(client.write_all(answer.as_bytes())?);
+
+    /// The header that bypasses a retention, and a request that shortens one, as AWS refuses them.
+    fn refusal(&self, lines: &str) -> Option<(&'static str, &'static str, &'static str)> {
+        let protected = "Access Denied because object protected by object lock.";
+        let who = header(lines, "authorization").and_then(|signed| signed.split("Credential=").nth(1));
+        let who = who.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        let may = self.bypass.lock().is_ok_and(|keys| keys.iter().any(|key| key == who));
+        let first = lines.lines().next().unwrap_or_default();
+        let shortens = first.starts_with("PUT ") && first.contains("retention=");
+        let bypasses = header(lines, "x-amz-bypass-governance-retention").is_some();
+        match self.bucket {
+            Bucket::Locked("COMPLIANCE") if shortens => Some(("403 Forbidden", "AccessDenied", protected)),
+            Bucket::Locked(_) if bypasses && !may => Some(("403 Forbidden", "AccessDenied", "Access Denied")),
+            Bucket::Plain | Bucket::Versions if bypasses && first.starts_with("DELETE ") => {
+                let only =
+                    "x-amz-bypass-governance-retention is only applicable to Object Lock enabled buckets.";
+                Some(("400 Bad Request", "InvalidArgument", only))
+            }
+            _ => None,
+        }
     }
-    let mut add = "\r\nConnection: close".to_owned();
-    if value("x-amz-checksum-sha256").is_some() {
-        add.push_str("\r\nx-amz-sdk-checksum-algorithm: SHA256");
-    }
-    let mut moto = TcpStream::connect(("127.0.0.1", port))?;
-    moto.write_all(&request[..head])?;
-    moto.write_all(add.as_bytes())?;
-    moto.write_all(&request[head..])?;
-    std::io::copy(&mut moto, &mut client)?;
-    Ok(())
+}
+
+/// The value of a header.
+fn header<'a>(lines: &'a str, name: &str) -> Option<&'a str> {
+    let mut headers = lines.lines().filter_map(|line| line.split_once(": "));
+    headers.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
