@@ -1,9 +1,12 @@
 //! What somebody with these credentials could destroy, found out by trying it on objects made for that.
 //!
 //! ```text
-//!  for each attempt:   create probe-attack-… ─► overwrite | delete | delete its version | shorten its retention, then delete its version
+//!  for each attempt:   create probe-attack-… ─► overwrite | delete | delete its version | delete it and its delete marker's version
+//!                                                         | shorten its retention, then delete its version
 //!                                            └► is the first content still there?   as it is, by its version, or not at all
 //! ```
+//! Object lock keeps what is fresh, and what is attacked is fresh. A delete marker is never retained: whether that can be deleted by version
+//! tells what becomes of objects whose retention is over.
 //! Nothing is touched that this process did not create in the same call, and the names say what they are: `verify` passes
 //! them over, and they may go. What the credentials may do with the bucket itself (its policy, its lifecycle, its settings)
 //! is not tried: that cannot be undone.
@@ -36,13 +39,16 @@ pub enum Attempt {
     Delete,
     /// Deleting the version that has the content, past a retention in governance mode if the credentials may.
     DeleteVersion,
+    /// Deleting by version what no object lock covers: the delete marker over the object.
+    DeleteUnlocked,
     /// Ending a retention early, and then deleting the version.
     ShortenRetention,
 }
 
 impl Attempt {
     /// All of them, in the order in which they are tried.
-    pub const ALL: [Self; 4] = [Self::Overwrite, Self::Delete, Self::DeleteVersion, Self::ShortenRetention];
+    pub const ALL: [Self; 5] =
+        [Self::Overwrite, Self::Delete, Self::DeleteVersion, Self::DeleteUnlocked, Self::ShortenRetention];
 
     /// A name for JSON and for the object's name.
     pub const fn name(self) -> &'static str {
@@ -50,6 +56,7 @@ impl Attempt {
             Self::Overwrite => "overwrite",
             Self::Delete => "delete",
             Self::DeleteVersion => "delete-version",
+            Self::DeleteUnlocked => "delete-unlocked",
             Self::ShortenRetention => "shorten-retention",
         }
     }
@@ -128,7 +135,8 @@ impl Store {
             clock::nonce().map_err(|error| self.failed("attack", prefix, Fault::usage(error.to_string())))?;
         let mut attack = Attack { tried: Vec::new(), left_behind: Vec::new() };
         for attempt in Attempt::ALL {
-            let victim = self.victim(format!("{prefix}probe-attack-{nonce}-{}", attempt.name())).await?;
+            let key = format!("{prefix}probe-attack-{nonce}-{}", attempt.name());
+            let victim = self.victim(key).await?;
             let outcome = self.attempt(attempt, &victim).await;
             let content = self.content(&victim).await;
             // Where it is hidden, another delete would only add a marker.
@@ -176,6 +184,10 @@ impl Store {
                 Some(bucket) => self.delete_version(bucket, victim).await,
                 None => return Outcome::NotTried("only S3 is asked by version".to_owned()),
             },
+            Attempt::DeleteUnlocked => match self.0.backend.bucket() {
+                Some(bucket) => return self.delete_unlocked(bucket, victim).await,
+                None => return Outcome::NotTried("only S3 is asked by version".to_owned()),
+            },
             Attempt::ShortenRetention => match self.0.backend.bucket() {
                 Some(bucket) => return self.shorten(bucket, victim).await,
                 None => return Outcome::NotTried("only S3's object lock is known".to_owned()),
@@ -192,6 +204,30 @@ impl Store {
         };
         let delete = || within(self.0.policy.attempt(0), bucket.delete_past_retention(&victim.key, version));
         self.0.policy.run(0, delete).await
+    }
+
+    /// The marker is a version that nothing retains. Where none can be made, a version that is not there has to do: who may not delete
+    /// versions is refused before that is looked at.
+    async fn delete_unlocked(&self, bucket: &Bucket, victim: &Victim) -> Outcome {
+        if victim.made && victim.version == Ok(None) {
+            return Outcome::NotTried("no versions are kept".to_owned());
+        }
+        let deadline = self.0.policy.attempt(0);
+        let marked = self.0.policy.run(0, || within(deadline, bucket.delete_by_name(&victim.key))).await;
+        let (version, marked) = match marked {
+            Ok(Some(marker)) => (marker, true),
+            Ok(None) => return Outcome::NotTried("deleting it left no delete marker".to_owned()),
+            Err(fault) if is_refusal(fault.kind) => ("null".to_owned(), false),
+            Err(fault) => return outcome(Err(fault)),
+        };
+        let done = self.0.policy.run(0, || within(deadline, bucket.delete(&victim.key, &version))).await;
+        match done {
+            // That it is not there is no answer to who may.
+            Err(fault) if !marked && matches!(fault.kind, StoreErrorKind::NoRoot | StoreErrorKind::Other) => {
+                Outcome::NotTried(fault.cause)
+            }
+            done => outcome(done),
+        }
     }
 
     async fn shorten(&self, bucket: &Bucket, victim: &Victim) -> Outcome {

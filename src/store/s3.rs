@@ -127,6 +127,14 @@ impl Bucket {
         }
     }
 
+    /// Deletes an object by its name: the version of the delete marker that lies over it from then on. `None`: there is no marker.
+    pub(super) async fn delete_by_name(&self, key: &str) -> Result<Option<String>, Fault> {
+        let response = self.remove(key, None, false).await?;
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let marked = header("x-amz-delete-marker") == Some("true");
+        Ok(header("x-amz-version-id").filter(|_| marked).map(str::to_owned))
+    }
+
     async fn remove(&self, key: &str, version: Option<&str>, bypass: bool) -> Result<HttpResponse, Fault> {
         let url = self.object_url(key).await?;
         let query: Vec<_> = version.map(|version| ("versionId", version)).into_iter().collect();

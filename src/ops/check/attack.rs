@@ -3,9 +3,10 @@
 //! ```text
 //!  store::attack   tries it, on objects of its own ─► verdict: survives | destroyable | unknown
 //! ```
-//! A directory is not tried: whoever may write there may delete there. The verdict is about objects that are stored already. What the
-//! credentials may do with the bucket itself is not seen, nor what a later `expire` does that believes a forged tombstone; both are in
-//! docs/roles.md. Source of truth: REPOSITORY.md 2 and 4.
+//! A directory is not tried: whoever may write there may delete there. What is tried is tried on fresh objects, and on a delete marker, which
+//! no object lock covers: so the verdict is also about objects whose retention is over. What the credentials may do with the bucket itself
+//! is not seen, nor what a later `expire` does that believes a forged tombstone; both are in docs/roles.md. Source of truth: REPOSITORY.md 2
+//! and 4.
 
 use super::Grade;
 use crate::error::Result;
@@ -85,13 +86,13 @@ pub async fn attack(repository: &Repository) -> Result<AttackReport> {
     }
     report.protection = store.protection().await.ok().flatten();
     let attack = store.attack(&cluster_dir(repository.cluster())).await?;
-    (report.verdict, report.why) = verdict(&attack.tried);
+    (report.verdict, report.why) = verdict(&attack.tried, report.protection.as_ref());
     (report.tried, report.left_behind) = (attack.tried, attack.left_behind);
     Ok(report)
 }
 
 /// What follows from the attempts.
-fn verdict(tried: &[Tried]) -> (Verdict, String) {
+fn verdict(tried: &[Tried], protection: Option<&Protection>) -> (Verdict, String) {
     let names = |wanted: &dyn Fn(&Tried) -> bool| {
         let names: Vec<&str> = tried.iter().filter(|t| wanted(t)).map(|t| said(t.attempt)).collect();
         names.join(", ")
@@ -104,6 +105,17 @@ fn verdict(tried: &[Tried]) -> (Verdict, String) {
         );
     }
     let done = |t: &Tried| t.outcome == Outcome::Done;
+    if tried.iter().any(|t| t.attempt == Attempt::DeleteUnlocked && done(t)) {
+        let retention = protection.and_then(|p| p.retention.as_ref());
+        let retention = retention.map_or_else(String::new, |retention| format!(" ({retention})"));
+        return (
+            Verdict::Destroyable,
+            format!(
+                "an attacker with these credentials can destroy all that is older than its retention{retention}: he may delete by version \
+                 what no retention holds"
+            ),
+        );
+    }
     let unclear = names(&|t| match (&t.outcome, &t.content) {
         (Outcome::Unclear(_), _) => true,
         (Outcome::Done, Content::Unknown(_)) => true,
@@ -113,12 +125,27 @@ fn verdict(tried: &[Tried]) -> (Verdict, String) {
         return (Verdict::Unknown, format!("it cannot be said whether what is stored survives: {unclear}"));
     }
     let hidden = names(&|t| done(t) && t.content == Content::ByVersion);
-    let survives = "what is stored survives who has these credentials";
-    let why = match hidden.as_str() {
-        "" => survives.to_owned(),
-        hidden => format!("{survives}; what he hides ({hidden}) is brought back by its version"),
-    };
+    let mut why = "what is stored survives who has these credentials".to_owned();
+    if !hidden.is_empty() {
+        why.push_str(&format!("; what he hides ({hidden}) is brought back by its version"));
+    }
+    if guessed(tried, protection) {
+        why.push_str(
+            "; of what is older than its retention that is so only if he may not delete versions, which could not be tried on any that \
+             is stored",
+        );
+    }
     (Verdict::Survives, why)
+}
+
+/// The refusal to delete a version may be the object lock's alone, which holds only what is fresh: there was no delete marker to try it on.
+fn guessed(tried: &[Tried], protection: Option<&Protection>) -> bool {
+    let of = |attempt| tried.iter().find(|t| t.attempt == attempt);
+    let refused = |attempt| of(attempt).is_some_and(|t| matches!(t.outcome, Outcome::Refused(_)));
+    let made = of(Attempt::DeleteVersion).is_some_and(|t| !matches!(t.content, Content::Unknown(_)));
+    let marked = of(Attempt::Delete).is_some_and(|t| t.outcome == Outcome::Done);
+    let shown = marked && refused(Attempt::DeleteUnlocked);
+    protection.is_none_or(|p| p.lock) && made && refused(Attempt::DeleteVersion) && !shown
 }
 
 /// An attempt in words.
@@ -127,6 +154,7 @@ pub const fn said(attempt: Attempt) -> &'static str {
         Attempt::Overwrite => "overwrite",
         Attempt::Delete => "delete",
         Attempt::DeleteVersion => "delete by version",
+        Attempt::DeleteUnlocked => "delete a marker",
         Attempt::ShortenRetention => "shorten retention",
     }
 }
@@ -164,7 +192,7 @@ mod tests {
             tried(Attempt::Delete, no(), Content::Intact),
             tried(Attempt::DeleteVersion, Outcome::Done, Content::Gone),
         ];
-        let (verdict, why) = verdict(&all);
+        let (verdict, why) = verdict(&all, None);
         assert_eq!(verdict, Verdict::Destroyable);
         assert!(why.ends_with("can destroy the repository: delete by version"), "{why}");
     }
@@ -177,7 +205,7 @@ mod tests {
             tried(Attempt::DeleteVersion, no(), Content::Intact),
             tried(Attempt::ShortenRetention, Outcome::NotTried("x".to_owned()), Content::Intact),
         ];
-        let (verdict, why) = verdict(&all);
+        let (verdict, why) = verdict(&all, None);
         assert_eq!(verdict, Verdict::Survives);
         assert!(why.contains("(overwrite) is brought back"), "{why}");
     }
@@ -185,11 +213,45 @@ mod tests {
     #[test]
     fn a_yes_without_a_look_at_the_content_is_no_survival() {
         let unknown = || Content::Unknown("403".to_owned());
-        let of = |outcome, content| verdict(&[tried(Attempt::Delete, outcome, content)]).0;
+        let of = |outcome, content| verdict(&[tried(Attempt::Delete, outcome, content)], None).0;
         assert_eq!(of(Outcome::Done, unknown()), Verdict::Unknown);
         assert_eq!(of(Outcome::Unclear("500".to_owned()), Content::Intact), Verdict::Unknown);
         // Nothing of its own to try it on, and a no all the same.
         assert_eq!(of(no(), unknown()), Verdict::Survives);
         assert_eq!(of(Outcome::Done, Content::Intact), Verdict::Survives);
+    }
+
+    /// Object lock holds what is fresh. Who may delete versions destroys the rest, and that nobody could try is said.
+    #[test]
+    fn a_lock_that_refuses_what_is_fresh_is_no_survival_of_what_is_old() {
+        let lock = Protection {
+            versions: Versions::Kept,
+            lock: true,
+            retention: Some("COMPLIANCE, 3 days".to_owned()),
+        };
+        let of = |delete: Outcome, unlocked: Outcome, lock: Option<&Protection>| {
+            let all = [
+                tried(Attempt::Delete, delete, Content::ByVersion),
+                tried(Attempt::DeleteVersion, no(), Content::Intact),
+                tried(Attempt::DeleteUnlocked, unlocked, Content::Intact),
+            ];
+            verdict(&all, lock)
+        };
+        let (found, why) = of(Outcome::Done, Outcome::Done, Some(&lock));
+        assert_eq!(found, Verdict::Destroyable);
+        assert!(why.contains("all that is older than its retention (COMPLIANCE, 3 days)"), "{why}");
+        // Without the right to ask for the bucket's settings it is the same.
+        assert_eq!(of(no(), Outcome::Done, None).0, Verdict::Destroyable);
+        let untried = "which could not be tried on any that is stored";
+        let (found, why) = of(Outcome::Done, no(), Some(&lock));
+        assert!(found == Verdict::Survives && !why.contains(untried), "{why}");
+        for (unlocked, lock) in [(no(), Some(&lock)), (no(), None), (Outcome::NotTried(String::new()), None)]
+        {
+            let (found, why) = of(no(), unlocked, lock);
+            assert!(found == Verdict::Survives && why.ends_with(untried), "{why}");
+        }
+        let none = Protection { lock: false, retention: None, ..lock };
+        let (found, why) = of(no(), no(), Some(&none));
+        assert!(found == Verdict::Survives && !why.contains(untried), "{why}");
     }
 }
