@@ -321,6 +321,8 @@ struct Found {
     why: String,
     /// What became of the object of each attempt.
     attempts: Vec<String>,
+    /// The attempts of which something stays.
+    left: Vec<String>,
 }
 
 /// What `check --attack` finds with these credentials.
@@ -357,7 +359,9 @@ fn attack(place: &std::path::Path, url: &str, settings: &str) -> Result<Found> {
     let words = ask(&[])?;
     let (verdict, why) = (text(&found["verdict"]), text(&found["why"]));
     ensure!(words.code == answer.code && words.out.contains(&why), "{words:?}");
-    Ok(Found { code: answer.code, verdict, why, attempts })
+    let of_key = |key: &Value| text(key).split('-').skip(3).collect::<Vec<_>>().join("_");
+    let left = found["left_behind"].as_array().context("keys")?.iter().map(of_key).collect();
+    Ok(Found { code: answer.code, verdict, why, attempts, left })
 }
 
 fn expect(found: Found, code: i32, verdict: &str, attempts: &[&str]) -> Result<Found> {
@@ -380,7 +384,8 @@ async fn who_has_the_writers_credentials_of_a_bucket_without_versions_can_overwr
         "delete_unlocked not_tried intact",
         NO_LOCK,
     ];
-    expect(attacked(&moto.like_aws()?, &[policy("writer")?])?, 2, "destroyable", &all)?;
+    let found = expect(attacked(&moto.like_aws()?, &[policy("writer")?])?, 2, "destroyable", &all)?;
+    ensure!(found.left.len() == all.len(), "{found:?}");
     Ok(())
 }
 
@@ -409,7 +414,14 @@ async fn who_has_the_expirers_credentials_of_a_bucket_with_versions_only_hides()
         "delete_unlocked refused by_version",
         NO_LOCK,
     ];
-    expect(attacked(&moto.like_aws()?, &[policy("expirer")?])?, 0, "survives", &all)?;
+    let moto = moto.like_aws()?;
+    let found = expect(attacked(&moto, &[policy("expirer")?])?, 0, "survives", &all)?;
+    // What lies below a marker stays as much as what cannot be deleted.
+    let left = ["overwrite", "delete", "delete_version", "delete_unlocked", "shorten_retention"];
+    ensure!(found.left == left, "{found:?}");
+    for key in moto.versions("main/probe-attack-")?.into_iter().filter(|version| !version.marker) {
+        ensure!(left.iter().any(|name| key.key.ends_with(&name.replace('_', "-"))), "{key:?}");
+    }
     Ok(())
 }
 
@@ -475,8 +487,8 @@ async fn a_readers_credentials_are_refused_before_anything_is_made() -> Result<(
         .map(|what| format!("{what} refused unknown"));
     let mut refused: Vec<&str> = refused.iter().map(String::as_str).collect();
     refused.push("shorten_retention not_tried unknown");
-    expect(attacked(&moto, &[policy("reader")?])?, 0, "survives", &refused)?;
-    ensure!(moto.versions("main")?.is_empty(), "a reader made something");
+    let found = expect(attacked(&moto, &[policy("reader")?])?, 0, "survives", &refused)?;
+    ensure!(found.left.is_empty() && moto.versions("main")?.is_empty(), "a reader made something: {found:?}");
     Ok(())
 }
 
@@ -490,7 +502,7 @@ async fn an_attack_touches_nothing_but_its_own_objects() -> Result<()> {
         ensure!(store.create(key, "x").await? == Created::New);
     }
     let attack = attacked(&moto, &[owner_policy()])?;
-    ensure!(attack.verdict == "destroyable", "{attack:?}");
+    ensure!(attack.verdict == "destroyable" && attack.left.is_empty(), "{attack:?}");
     for info in store.list("").await? {
         ensure!(store.get(&info.key).await?.as_deref() == Some(b"x".as_slice()), "{info:?}");
     }

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use super::error::{Fault, StoreErrorKind};
 use super::policy::within;
 use super::s3::{Bucket, is_without_lock};
-use super::{Payload, Store, StoreError};
+use super::{Class, Payload, Store, StoreError};
 use crate::clock;
 
 /// How long a retention lasts that was shortened, so that its end can be waited for. The store wants it in the future.
@@ -106,7 +106,7 @@ pub struct Tried {
 pub struct Attack {
     /// One by one, in order.
     pub tried: Vec<Tried>,
-    /// Keys of the objects that could not be removed afterwards.
+    /// Keys of which something stayed: the object, or a version of it below a delete marker.
     pub left_behind: Vec<String>,
 }
 
@@ -136,17 +136,36 @@ impl Store {
         let mut attack = Attack { tried: Vec::new(), left_behind: Vec::new() };
         for attempt in Attempt::ALL {
             let key = format!("{prefix}probe-attack-{nonce}-{}", attempt.name());
-            let victim = self.victim(key).await?;
+            let victim = match self.victim(key.clone()).await {
+                Ok(victim) => victim,
+                Err(error) => {
+                    attack.left_behind.extend((error.class == Class::Unknown).then_some(key));
+                    return Err(with_left_behind(error, &attack.left_behind));
+                }
+            };
             let outcome = self.attempt(attempt, &victim).await;
             let content = self.content(&victim).await;
-            // Where it is hidden, another delete would only add a marker.
-            let shown = content == Content::Intact || attempt == Attempt::Overwrite;
-            if victim.made && shown && self.remove_probe(&victim.key).await.is_err() {
+            if self.stays(attempt, &victim, &outcome, &content).await {
                 attack.left_behind.push(victim.key.clone());
             }
             attack.tried.push(Tried { attempt, key: victim.key, outcome, content });
         }
         Ok(attack)
+    }
+
+    /// Removes what an attempt left, as far as the credentials may. True: something stays.
+    async fn stays(&self, attempt: Attempt, victim: &Victim, outcome: &Outcome, content: &Content) -> bool {
+        // Also of an object that could not be created: a write without a condition may have made it.
+        let written = attempt == Attempt::Overwrite && matches!(outcome, Outcome::Done | Outcome::Unclear(_));
+        if !written && (!victim.made || *content == Content::Gone) {
+            return false;
+        }
+        // Where it is hidden, another delete would only add a marker.
+        let hidden = *content == Content::ByVersion && !written;
+        let removed = !hidden && self.remove_probe(&victim.key).await.is_ok();
+        let keeps_versions =
+            if victim.made { victim.version != Ok(None) } else { self.0.backend.bucket().is_some() };
+        !removed || keeps_versions
     }
 
     async fn victim(&self, key: String) -> Result<Victim, StoreError> {
@@ -290,6 +309,15 @@ impl Store {
             Err(fault) => Content::Unknown(fault.cause),
         }
     }
+}
+
+/// The failure, and what the attempts before it left.
+fn with_left_behind(error: StoreError, keys: &[String]) -> StoreError {
+    if keys.is_empty() {
+        return error;
+    }
+    let cause = format!("{}; left behind, may go: {}", error.cause, keys.join(", "));
+    StoreError { cause, ..error }
 }
 
 fn is_refusal(kind: StoreErrorKind) -> bool {

@@ -254,3 +254,44 @@ async fn a_conflict_means_that_a_key_is_taken_only_where_that_was_the_condition(
         );
     }
 }
+
+/// The parts of the keys that say what was attempted.
+fn attempts(text: &str) -> Vec<&str> {
+    let names = Attempt::ALL.map(Attempt::name);
+    let ends = |key: &str| names.into_iter().find(|name| key.trim_end_matches(',').ends_with(name));
+    let (_, keys) = text.split_once("left behind, may go: ").unwrap_or_default();
+    keys.split(' ').filter_map(ends).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attack_names_all_that_it_leaves_even_if_it_comes_to_no_end() {
+    let attack = async |rules: &str| {
+        let (plain, store, _) = faulty(Policy::default().once(), rules);
+        let done = store.attack("").await;
+        let left: Vec<String> = plain.list("").await.unwrap().into_iter().map(|info| info.key).collect();
+        (done, left)
+    };
+    // The third write is the second attempt's create, after the first one's create and overwriting.
+    let (done, left) = attack("deny@delete:1+,fail@create:3").await;
+    let said = done.unwrap_err().to_string();
+    assert_eq!((attempts(&said), left.len()), (vec!["overwrite"], 1), "{said}");
+    let (done, left) = attack("deny@delete:1+,lost@create:3").await;
+    let said = done.unwrap_err().to_string();
+    assert_eq!((attempts(&said), left.len()), (vec!["overwrite", "delete"], 2), "{said}");
+    let (done, left) = attack("fail@create:3").await;
+    let said = done.unwrap_err().to_string();
+    assert!(left.is_empty() && !said.contains("left behind"), "{said}");
+    // What only an overwriting made.
+    let (done, left) = attack("deny@create:1").await;
+    assert!(done.unwrap().left_behind.is_empty() && left.is_empty(), "{left:?}");
+    let sorted = |done: Result<Attack, StoreError>| {
+        let mut keys = done.unwrap().left_behind;
+        keys.sort();
+        keys
+    };
+    let (done, left) = attack("deny@create:1,deny@delete:1+").await;
+    assert_eq!((sorted(done), left.len()), (left.clone(), 5));
+    // What could not be read back.
+    let (done, left) = attack("fail@open:1+,deny@delete:1+").await;
+    assert_eq!((sorted(done), left.len()), (left.clone(), 5));
+}

@@ -55,7 +55,7 @@ pub struct AttackReport {
     pub protection: Option<Protection>,
     /// What was tried; nothing in a directory.
     pub tried: Vec<Tried>,
-    /// Keys of the objects that could not be removed afterwards.
+    /// Keys of which something stayed: the object, or a version of it below a delete marker.
     pub left_behind: Vec<String>,
     /// What it came to.
     pub verdict: Verdict,
