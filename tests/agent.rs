@@ -358,6 +358,47 @@ fn a_repository_that_is_down_keeps_the_others_from_nothing() -> Result<()> {
 }
 
 #[test]
+fn nothing_is_stored_under_the_mount_point_of_a_disk_that_was_unmounted() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = site(&install, true)?;
+    configure(&site, &own_repository(&site))?;
+    block(&site)?;
+    let disk = site.place().join("disk");
+    fs::rename(&site.repository, &disk)?;
+    fs::create_dir(&site.repository)?;
+    give_to_server(&site.repository)?;
+    let mount = || Command::new("mount").arg("--bind").arg(&disk).arg(&site.repository).status();
+    let umount = || Command::new("umount").arg(&site.repository).status();
+    if !mount().is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: mounting a disk takes root");
+        return Ok(());
+    }
+    let tried = (|| -> Result<()> {
+        let agent = Agent::start(&site)?;
+        write_wal(&site, 12_000)?;
+        until(|| Ok(status(&site)?["waiting"] == 0), || agent.log())?;
+        let before = marked(&site, ".ready")?;
+        // While it is written to, it is busy.
+        until(|| Ok(umount()?.success()), || "it stays mounted".to_owned())?;
+        write_wal(&site, 12_000)?;
+        let ready = marked(&site, ".ready")?;
+        let name = ready.iter().find(|name| !before.contains(name)).context("a segment")?;
+        push(&site, name)?.expect(5, &["is the disk mounted"])?;
+        until(|| Ok(status(&site)?["repositories"][0]["failing"].is_string()), || agent.log())?;
+        ensure!(fs::read_dir(&site.repository)?.next().is_none(), "under the mount point");
+        ensure!(mount()?.success());
+        push(&site, name)?.expect(0, &[])?;
+        ensure!(site.object(name)?.exists());
+        until(|| Ok(status(&site)?["waiting"] == 0), || format!("{:?}\n{}", status(&site), agent.log()))?;
+        agent.end(Signal::SIGTERM)?;
+        Ok(())
+    })();
+    // What is not mounted cannot be unmounted.
+    let _ = Command::new("umount").arg("--lazy").arg(&site.repository).status();
+    tried
+}
+
+#[test]
 fn a_restore_in_place_and_the_server_after_it_go_well_beside_a_running_agent() -> Result<()> {
     for major in [15, 18] {
         let Some(install) = Install::find_or_skip(major) else { continue };

@@ -54,6 +54,11 @@ pub struct DurableError {
     pub source: io::Error,
 }
 
+/// A tree is not the one that it was.
+#[derive(Debug, thiserror::Error)]
+#[error("another directory is there than before: it was unmounted, or replaced")]
+struct Moved;
+
 impl DurableError {
     pub(crate) fn new(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Self { action, path: path.to_path_buf(), source: source.into() }
@@ -62,6 +67,12 @@ impl DurableError {
     /// The disk or the quota is full.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
+    /// Another tree is there than at the first look.
+    pub fn is_moved(&self) -> bool {
+        let Some(cause) = self.source.get_ref() else { return false };
+        cause.is::<Moved>()
     }
 
     /// Repeating will not help before somebody changes permissions or the mount.

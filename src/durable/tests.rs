@@ -89,6 +89,54 @@ fn a_missing_root_is_an_error_and_not_an_absence() {
 }
 
 #[test]
+fn a_root_that_is_another_tree_than_before_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for root in roots(dir.path()) {
+        root.make().unwrap();
+        root.create(Path::new("wal/1"), &["x"]).unwrap();
+        std::fs::rename(root.path(), dir.path().join("aside")).unwrap();
+        make_dir(root.path(), DIR_MODE, None).unwrap();
+        let error = root.create(Path::new("wal/2"), &["x"]).unwrap_err();
+        assert!(error.is_moved(), "{error}");
+        assert!(files(root.path()).is_empty() && !root.path().join("wal").exists());
+        // Who looks anew takes it as it is.
+        assert_eq!(root.anew().create(Path::new("wal/2"), &["x"]).unwrap(), Creation::New);
+        std::fs::remove_dir_all(dir.path().join("aside")).unwrap();
+    }
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+fn a_root_whose_disk_was_unmounted_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, root) = (dir.path().join("disk"), Root::new(dir.path().join("mounted"), None));
+    make_dir(&disk, DIR_MODE, None).unwrap();
+    root.make().unwrap();
+    let run = |program: &str, args: &[&Path]| {
+        std::process::Command::new(program).args(args).status().is_ok_and(|status| status.success())
+    };
+    // Of the same device: only the number of the mount tells.
+    if !run("mount", &[Path::new("--bind"), &disk, root.path()]) {
+        eprintln!("SKIPPED: mounting takes root");
+        return;
+    }
+    root.note();
+    let unmounted = run("umount", &[root.path()]);
+    let refused =
+        [root.create(Path::new("wal/1"), &["x"]).map(drop), root.remove(Path::new("wal/1")).map(drop)];
+    let mounted = run("mount", &[Path::new("--bind"), &disk, root.path()]);
+    let created = root.anew().create(Path::new("wal/1"), &["x"]);
+    let found = files(&disk);
+    run("umount", &[root.path()]);
+    assert!(unmounted && mounted);
+    for error in refused.map(Result::unwrap_err) {
+        assert!(error.is_moved(), "{error}");
+    }
+    assert_eq!((created.unwrap(), found), (Creation::New, expect(&[("wal/1", "x")])));
+    assert!(files(root.path()).is_empty());
+}
+
+#[test]
 fn names_that_lead_out_of_the_root_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (root, tree) = (Root::new(dir.path(), None), TreeWriter::new(dir.path(), None));

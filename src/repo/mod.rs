@@ -106,6 +106,14 @@ impl Repository {
         Self(Arc::new(Inner { store, name, cluster, required: *required, keys: Some(keys), may_be_plain }))
     }
 
+    /// The same repository for who looks at it anew ([`Store::anew`]).
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        let Inner { store, name, cluster, required, keys, may_be_plain } = &*self.0;
+        let (store, name, cluster, keys) = (store.anew(), name.clone(), cluster.clone(), keys.clone());
+        Self(Arc::new(Inner { store, name, cluster, required: *required, keys, may_be_plain: *may_be_plain }))
+    }
+
     /// The keys at hand.
     pub fn keys(&self) -> Option<&Keyring> {
         self.0.keys.as_deref()

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -151,6 +152,11 @@ pub(super) trait Backend: fmt::Debug + Send + Sync {
 
     /// Makes the place of the store, where pitr may (a local directory).
     async fn make_root(&self) -> Result<(), Fault>;
+
+    /// The same store for who looks at it anew, if this one goes by what it saw at its first look (a local directory).
+    fn anew(&self) -> Option<Arc<dyn Backend>> {
+        None
+    }
 
     /// The requests that only S3 has.
     fn bucket(&self) -> Option<&Bucket> {

@@ -173,6 +173,7 @@ impl From<DurableError> for Fault {
         let kind = match () {
             () if error.is_full() => StoreErrorKind::Full,
             () if error.is_denied() => StoreErrorKind::Denied,
+            () if error.is_moved() => StoreErrorKind::NoRoot,
             () => StoreErrorKind::Other,
         };
         // A stale handle of a network file system heals with the next lookup.

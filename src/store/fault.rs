@@ -288,6 +288,11 @@ impl Backend for FaultStore {
         self.around("delete", key, self.inner.delete(key)).await.map(|((), _)| ())
     }
 
+    fn anew(&self) -> Option<Arc<dyn Backend>> {
+        let inner = self.inner.anew()?;
+        Some(Arc::new(Self { inner, faults: self.faults.clone() }))
+    }
+
     fn bucket(&self) -> Option<&Bucket> {
         self.inner.bucket()
     }

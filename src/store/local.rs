@@ -4,7 +4,7 @@
 //! answer; directories are never removed, so a directory counts only if there is an object in it.
 //! Invariants: an absent directory of the URL (an unmounted disk) is a fault, never an empty store; listings walk
 //! only what can match, in key order, and tolerate concurrent creates and deletes; a link that leads nowhere (another
-//! unmounted disk) is a fault.
+//! unmounted disk) is a fault. What is created goes to the file system that was there at the first look, or fails.
 //! Source of truth: REPOSITORY.md section 2 "Local disk".
 
 use std::ffi::OsStr;
@@ -44,7 +44,11 @@ impl Local {
         work: impl FnOnce(&Self) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, Fault> {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || work(&this)).await.unwrap_or_else(|error| {
+        let work = move || {
+            this.0.note();
+            work(&this)
+        };
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
             Err(Fault::permanent(StoreErrorKind::Other, format!("the file work ended early: {error}")))
         })
     }
@@ -261,6 +265,10 @@ impl Backend for Local {
             this.0.remove(Path::new(&key)).map(drop).map_err(Fault::from)
         })
         .await
+    }
+
+    fn anew(&self) -> Option<Arc<dyn Backend>> {
+        Some(Arc::new(Self(Arc::new(self.0.anew()))))
     }
 
     async fn make_root(&self) -> Result<(), Fault> {

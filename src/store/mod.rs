@@ -96,6 +96,21 @@ impl Store {
         self.rebuilt(Arc::clone(&self.0.backend), policy)
     }
 
+    /// The same store for who looks at it anew. A directory goes by the file system that was under its path at the first call: who stays
+    /// for long, and asks again whose it is, asks through a new one. Elsewhere it is this one.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        match self.0.backend.anew() {
+            Some(backend) => self.rebuilt(backend, self.0.policy),
+            None => self.clone(),
+        }
+    }
+
+    /// True for a `file://` store.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.0.url, StoreUrl::File(_))
+    }
+
     fn rebuilt(&self, backend: Arc<dyn Backend>, policy: Policy) -> Self {
         let unsafe_create = self.0.unsafe_create;
         Self(Arc::new(Inner { backend, url: self.0.url.clone(), policy, unsafe_create }))

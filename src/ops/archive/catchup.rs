@@ -50,6 +50,8 @@ pub async fn catch_up(
     tell: impl Fn(u64),
 ) -> Result<CaughtUp> {
     let mut done = CaughtUp::default();
+    // The agent stays, and its directories may be mounted again.
+    let target = target.anew();
     target.check_writable().await?;
     let target = target.open(system).await?;
     // Without any WAL there is no backup either, and nothing that older WAL could be of use for.

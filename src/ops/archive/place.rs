@@ -4,7 +4,8 @@
 //!  identity ─ is it this cluster's? │ format ─ may this pitr write? │ floor ─ is it still wanted? │ histories ─ is it reachable?
 //!      └── asked each time by a command; an agent remembers the answers for five minutes (REPOSITORY.md 2) ──┘
 //! ```
-//! Invariants: nothing is remembered of a repository that failed; a history is remembered only when it and those of its ancestors are
+//! Invariants: nothing is remembered of a repository that failed; a directory shows its identity for every file, and takes the file only
+//! where it showed it, since the disk may be unmounted at any moment; a history is remembered only when it and those of its ancestors are
 //! stored, which nothing undoes but retention of the whole timeline.
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::push::{Offer, TWO_PROMOTED, directory_of};
 use crate::error::{Error, Result};
 use crate::repo::objects::Floor;
+use crate::repo::path::SystemObject;
 use crate::repo::{RepoError, Repository, System};
 use crate::wal::timeline::MAX_HISTORY_BYTES;
 use crate::wal::{SystemId, TimelineHistory, TimelineId, WalFileName};
@@ -86,11 +88,16 @@ impl Place {
     pub(super) async fn prepare(&self, offer: &Offer<'_>) -> Result<Ready> {
         let pg_wal = directory_of(offer.path);
         if let Some(known) = self.remembered(offer.system) {
+            if !is_still_there(&known.system).await? {
+                return Err(foreign(&self.repository, offer.name, offer.system).await);
+            }
             self.check(&known.system, offer)?;
             self.check_floor(known.floor.as_ref(), offer.name)?;
             return self.with_histories(known, offer.name, pg_wal).await;
         }
-        let system = match self.repository.open(offer.system).await {
+        // What was remembered holds on to the directory that it was read from.
+        let repository = if self.memory.is_some() { self.repository.anew() } else { self.repository.clone() };
+        let system = match repository.open(offer.system).await {
             Err(RepoError::NoIdentity { .. }) => {
                 return Err(foreign(&self.repository, offer.name, offer.system).await);
             }
@@ -98,7 +105,7 @@ impl Place {
         };
         self.check(&system, offer)?;
         let (writable, sealer, floor, histories) = tokio::join!(
-            self.repository.check_writable(),
+            repository.check_writable(),
             system.sealer(),
             system.floor(),
             missing_histories(&system, offer.name, pg_wal)
@@ -150,6 +157,16 @@ impl Place {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a directory still has the identity that was read there: without its disk it is an empty one.
+async fn is_still_there(system: &System) -> Result<bool> {
+    let store = system.repository().store();
+    if !store.is_directory() {
+        return Ok(true);
+    }
+    let identity = system.keys().key(&SystemObject::Identity);
+    Ok(store.head(&identity).await.map_err(RepoError::from)?.is_some())
 }
 
 /// No folder of this system identifier: another cluster, or one that was never initialised.
