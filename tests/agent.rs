@@ -357,6 +357,49 @@ fn a_repository_that_is_down_keeps_the_others_from_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Bytes that a process has read so far.
+fn bytes_read(agent: &Agent) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{}/io", agent.pid()?))?;
+    let read = text.lines().find_map(|line| line.strip_prefix("rchar: "));
+    Ok(read.context("no count")?.trim().parse()?)
+}
+
+#[test]
+fn a_repository_that_refuses_costs_the_others_nothing_more() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = site(&install, true)?;
+    let other = site.place().join("other");
+    let second = format!("[[repository]]\nname = \"other\"\nurl = \"file://{}\"\n", other.display());
+    configure(&site, &format!("{}{second}", own_repository(&site)))?;
+    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    block(&site)?;
+    // Folders of WAL cannot be made there.
+    let folder = other.join("main").join(site.folder()?.file_name().context("a folder")?);
+    let mode = |mode: u32| fs::set_permissions(&folder, fs::Permissions::from_mode(mode));
+    mode(0o555)?;
+    let agent = Agent::start(&site)?;
+    write_wal(&site, 160_000)?;
+    let ready = marked(&site, ".ready")?;
+    ensure!(ready.len() >= 16, "{ready:?}");
+    let lacks =
+        |i: usize| -> Result<u64> { status(&site)?["repositories"][i]["lacks"].as_u64().context("a number") };
+    until(|| Ok(lacks(0)? == 0 && lacks(1)? > 0), || format!("{:?}\n{}", status(&site), agent.log()))?;
+    let before = bytes_read(&agent)?;
+    for name in ready.iter().take(3) {
+        let answer = push(&site, name)?;
+        ensure!((1..=125).contains(&answer.code), "{answer:?}");
+        // Longer than between two readings of the configuration.
+        std::thread::sleep(std::time::Duration::from_millis(2500));
+        ensure!(lacks(0)? == 0, "it begins anew: {:?}\n{}", status(&site), agent.log());
+    }
+    // One file for each time that the other was tried, and not the queue.
+    let grown = bytes_read(&agent)?.saturating_sub(before);
+    ensure!(grown < u64::try_from(ready.len())? << 20, "{grown} bytes were read\n{}", agent.log());
+    mode(0o755)?;
+    push(&site, &ready[0])?.expect(0, &[])?;
+    until(|| Ok(lacks(1)? == 0), || format!("{:?}\n{}", status(&site), agent.log()))
+}
+
 #[test]
 fn nothing_is_stored_under_the_mount_point_of_a_disk_that_was_unmounted() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };

@@ -92,7 +92,7 @@ pub async fn run(
 ) -> Result<()> {
     let socket = Socket::bind(&setup.socket)?;
     let (reload, mut wishes) = mpsc::channel(1);
-    let (generation, mut life) = begin(&setup, &reload, cancel);
+    let (generation, mut life) = begin(&setup, None, &reload, cancel);
     let mut seals = setup.seals();
     let desk = Arc::new(Desk {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -115,13 +115,16 @@ pub async fn run(
             }
             // It was the asker who went by another file.
             Ok(Ok(new)) if wish == Some(Wish::Configuration) && new.config == desk.generation().config => {}
+            // Refused for another reason than that they are old.
+            Ok(Ok(new)) if wish == Some(Wish::Credentials) && desk.generation().goes_by(&new) => {}
             Ok(Ok(new)) if seals && !new.seals() && new.config == desk.generation().config => {
                 tracing::warn!(
                     "the host file cannot be used any more: the agent goes on with what it read before"
                 );
             }
             Ok(Ok(new)) => {
-                let (generation, next) = begin(&new, &reload, cancel);
+                let before = desk.generation();
+                let (generation, next) = begin(&new, Some(&before), &reload, cancel);
                 seals = new.seals();
                 std::mem::replace(&mut life, next).cancel();
                 *desk.current.write().unwrap_or_else(PoisonError::into_inner) = generation;
@@ -181,9 +184,10 @@ pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Starts what works by one configuration; it stops when the token is cancelled.
+/// Starts what works by one configuration, with what is known of the same one `before`; it stops when the token is cancelled.
 fn begin(
     setup: &Setup,
+    before: Option<&Generation>,
     reload: &mpsc::Sender<Wish>,
     cancel: &CancellationToken,
 ) -> (Arc<Generation>, CancellationToken) {
@@ -192,7 +196,13 @@ fn begin(
     let segment = control_of(&setup.data_dir).map_or(SegmentSize::DEFAULT, |control| control.segment_size);
     let watch = Watch::new(segment.bytes(), setup.rpo);
     let (data_dir, compression) = (setup.data_dir.clone(), setup.compression);
-    let pusher = Arc::new(Pusher::new(places, data_dir, compression, setup.push_ahead, watch));
+    let pusher = Pusher::new(places, data_dir, compression, setup.push_ahead, watch);
+    // Of another configuration's repositories nothing is known.
+    let known = before.filter(|before| before.config == setup.config).and_then(|b| b.pusher.as_ref());
+    let pusher = Arc::new(match known {
+        Some(known) => pusher.after(known),
+        None => pusher,
+    });
     let fetcher = Arc::new(Fetcher::new(setup.repositories.clone(), setup.data_dir.clone()));
     let life = cancel.child_token();
     tokio::spawn(store_ahead(Arc::clone(&pusher), Arc::clone(&fetcher), life.clone()));

@@ -46,7 +46,8 @@ pub struct Pusher {
     ahead: usize,
     /// One for each processor: who reads and compresses holds one.
     turns: Arc<Semaphore>,
-    account: Mutex<Account>,
+    /// Handed on to who takes over when keys or credentials were renewed.
+    account: Arc<Mutex<Account>>,
     watch: Mutex<Watch>,
     /// Moves whenever a repository has answered.
     ended: watch::Sender<u64>,
@@ -82,7 +83,7 @@ impl Pusher {
     ) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let lanes = places.iter().map(Place::repository).map(|r| (r.name().to_owned(), r.is_required()));
-        let account = Mutex::new(Account::new(lanes, ahead));
+        let account = Arc::new(Mutex::new(Account::new(lanes, ahead)));
         Self {
             places,
             data_dir,
@@ -93,6 +94,24 @@ impl Pusher {
             watch: Mutex::new(watch),
             ended: watch::Sender::new(0),
         }
+    }
+
+    /// Goes on with what another one knows, which was made from the same configuration: what it stored is stored, and what it has under
+    /// way is told to both.
+    pub(super) fn after(mut self, other: &Self) -> Self {
+        let lanes = |pusher: &Self| -> Vec<(String, bool)> {
+            pusher.repositories().map(|r| (r.name().to_owned(), r.is_required())).collect()
+        };
+        if self.data_dir == other.data_dir && lanes(&self) == lanes(other) {
+            self.account = Arc::clone(&other.account);
+            self.ended = other.ended.clone();
+        }
+        self
+    }
+
+    /// Where it stores.
+    pub(super) fn repositories(&self) -> impl Iterator<Item = &Repository> {
+        self.places.iter().map(Place::repository)
     }
 
     /// The data directory.
@@ -277,8 +296,9 @@ impl Pusher {
             if !may || !self.lock().take_behind(lane) {
                 continue;
             }
+            let catching_up = CatchingUp { pusher: self, lane, well: false };
             let result = self.catch_up(lane, target).await;
-            self.lock().catching_up(lane, None, result.is_err());
+            catching_up.end(result.is_ok());
             match result {
                 Ok(()) => rest = Rest::default(),
                 Err(e) => {
@@ -317,6 +337,25 @@ impl Pusher {
             );
         }
         Ok(())
+    }
+}
+
+/// A lane is being caught up, and is behind again unless that ends well: whoever takes over begins once more.
+struct CatchingUp<'a> {
+    pusher: &'a Pusher,
+    lane: usize,
+    well: bool,
+}
+
+impl CatchingUp<'_> {
+    fn end(mut self, well: bool) {
+        self.well = well;
+    }
+}
+
+impl Drop for CatchingUp<'_> {
+    fn drop(&mut self) {
+        self.pusher.lock().catching_up(self.lane, None, !self.well);
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
+use super::Setup;
 use super::fetcher::Fetcher;
 use super::pusher::{Pusher, Status};
 use super::queue::Turn;
@@ -43,6 +44,17 @@ pub(super) struct Generation {
     pub(super) pusher: Option<Arc<Pusher>>,
     /// Answers for `archive-get`.
     pub(super) fetcher: Arc<Fetcher>,
+}
+
+impl Generation {
+    /// Whether it goes by this configuration and these credentials already.
+    pub(super) fn goes_by(&self, setup: &Setup) -> bool {
+        let same = |pusher: &Arc<Pusher>| {
+            let mut pairs = pusher.repositories().zip(&setup.repositories);
+            pairs.all(|(ours, theirs)| ours.store().has_credentials_of(theirs.store()))
+        };
+        self.config == setup.config && self.pusher.as_ref().is_some_and(same)
+    }
 }
 
 /// Why the configuration is to be read again.

@@ -6,6 +6,8 @@
 //! an operator use the same; object_store repeats nothing and has no deadline of its own.
 //! Source of truth: INTERFACE.md "Credentials".
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -29,6 +31,8 @@ use super::url::StoreUrl;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// object_store's own, where nothing names one.
 const DEFAULT_REGION: &str = "us-east-1";
+/// Most of a key's file that is looked at.
+const MAX_KEY: u64 = 1 << 16;
 const USER_AGENT: &str = concat!("pitr/", env!("CARGO_PKG_VERSION"));
 
 /// The faces of one client.
@@ -81,6 +85,32 @@ pub(super) fn build(url: &StoreUrl, options: &StoreOptions) -> Result<Clients, F
         }
         StoreUrl::File(_) | StoreUrl::Memory(_) => Err(Fault::usage("it is not in a cloud")),
     }
+}
+
+/// A mark of the credentials that [`build`] would take now: another one if they were renewed. What is fetched anew for each use (a cloud's
+/// own tokens) is no part of it. 0 for what needs none.
+pub(super) fn credentials(url: &StoreUrl, options: &StoreOptions) -> u64 {
+    let mut settings = match url {
+        StoreUrl::S3 { .. } => s3_settings(options).unwrap_or_default(),
+        StoreUrl::Gcs { .. } => given(options, "google_", "GOOGLE_"),
+        StoreUrl::Azure { .. } => given(options, "azure_", "AZURE_"),
+        StoreUrl::File(_) | StoreUrl::Memory(_) => return 0,
+    };
+    // Where object_store looks for Google's when nothing else is set.
+    if let Some(home) = options.environment.get("HOME").filter(|_| matches!(url, StoreUrl::Gcs { .. })) {
+        settings.set("", format!("{home}/.config/gcloud/application_default_credentials.json"));
+    }
+    let mut mark = DefaultHasher::new();
+    for (name, value) in settings.iter() {
+        (name, value).hash(&mut mark);
+        // A setting may name the file of a key.
+        if let Some(file) = value.starts_with('/').then(|| std::fs::File::open(value).ok()).flatten() {
+            let mut content = Vec::new();
+            let read = file.take(MAX_KEY).read_to_end(&mut content);
+            read.map(|_| content).ok().hash(&mut mark);
+        }
+    }
+    mark.finish()
 }
 
 fn pair<S: ObjectStore + PaginatedListStore>(store: S) -> Clients {
@@ -242,6 +272,30 @@ mod tests {
             s3_settings(&environment).unwrap().iter().collect::<Vec<_>>(),
             [("aws_access_key_id", "env")]
         );
+    }
+
+    #[test]
+    fn renewed_credentials_have_another_mark() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("keys");
+        let put = |key: &str| {
+            let text = format!("[default]\naws_access_key_id={key}\naws_secret_access_key=S");
+            crate::durable::write_replace(&file, text.as_bytes(), 0o600, None).unwrap();
+        };
+        let (s3, gcs): (StoreUrl, StoreUrl) = ("s3://b".parse().unwrap(), "gs://b".parse().unwrap());
+        let named = |variable: &'static str| options(&[], &[(variable, file.to_str().unwrap())]);
+        let profile = named("AWS_SHARED_CREDENTIALS_FILE");
+        let account = named("GOOGLE_SERVICE_ACCOUNT");
+        let given = |key: &str| options(&[("aws_access_key_id", key)], &[]);
+        let marks = || (credentials(&s3, &profile), credentials(&gcs, &account));
+        put("A");
+        let before = marks();
+        assert_eq!(marks(), before);
+        put("B");
+        let after = marks();
+        assert!(after.0 != before.0 && after.1 != before.1);
+        assert_ne!(credentials(&s3, &given("A")), credentials(&s3, &given("B")));
+        assert_eq!(credentials(&s3, &given("A")), credentials(&s3, &given("A")));
     }
 
     #[test]

@@ -66,6 +66,8 @@ struct Inner {
     policy: Policy,
     /// The store has no conditional create and the operator knows it.
     unsafe_create: bool,
+    /// A mark of what it was opened with.
+    credentials: u64,
 }
 
 impl fmt::Debug for Store {
@@ -86,8 +88,9 @@ impl Store {
         };
         #[cfg(feature = "testing")]
         let backend = fault::from_environment(backend);
-        let unsafe_create = options.allow_unsafe_store;
-        Ok(Self(Arc::new(Inner { backend, url: url.clone(), policy: options.policy(), unsafe_create })))
+        let (url, policy, unsafe_create) = (url.clone(), options.policy(), options.allow_unsafe_store);
+        let credentials = builder::credentials(&url, options);
+        Ok(Self(Arc::new(Inner { backend, url, policy, unsafe_create, credentials })))
     }
 
     /// The same store with other deadlines.
@@ -106,14 +109,20 @@ impl Store {
         }
     }
 
+    /// Whether both were opened with the same credentials: those that are found in files and variables.
+    pub fn has_credentials_of(&self, other: &Self) -> bool {
+        self.0.credentials == other.0.credentials
+    }
+
     /// True for a `file://` store.
     pub fn is_directory(&self) -> bool {
         matches!(self.0.url, StoreUrl::File(_))
     }
 
     fn rebuilt(&self, backend: Arc<dyn Backend>, policy: Policy) -> Self {
-        let unsafe_create = self.0.unsafe_create;
-        Self(Arc::new(Inner { backend, url: self.0.url.clone(), policy, unsafe_create }))
+        let Inner { url, unsafe_create, credentials, .. } = &*self.0;
+        let (url, unsafe_create, credentials) = (url.clone(), *unsafe_create, *credentials);
+        Self(Arc::new(Inner { backend, url, policy, unsafe_create, credentials }))
     }
 
     /// Where it is.
