@@ -9,6 +9,8 @@
 mod support;
 
 use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -178,6 +180,44 @@ fn an_agent_fetches_ahead_for_its_server() -> Result<()> {
     at.ask(&site, &names[5], &["--timeline", "1"])?.expect(0, &[])?;
     at.replayed(&site, &names[5])?;
     at.is_spooled(names.get(6..14).context("segments")?)
+}
+
+/// A store that takes connections and never answers, as a repository in TOML. Its name goes before those of the others.
+fn silent_store(site: &Site, listener: &TcpListener) -> Result<String> {
+    let keys = site.place().join("keys");
+    fs::write(&keys, "aws_access_key_id = A\naws_secret_access_key = S\n")?;
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o600))?;
+    give_to_server(&keys)?;
+    Ok(format!(
+        "[archive]\ntimeout = \"1s\"\n[[repository]]\nname = \"silent\"\nrequired = false\nurl = \"s3://bucket/pre\"\n\
+         endpoint = \"http://{}\"\nallow_http = true\nregion = \"us-east-1\"\ncredentials_file = \"{}\"\n",
+        listener.local_addr()?,
+        keys.display()
+    ))
+}
+
+#[test]
+fn a_repository_that_is_silent_keeps_nothing_from_being_fetched_ahead_from_another() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 240_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    configure(&site, &format!("{}{}", silent_store(&site, &listener)?, own_repository(&site)))?;
+    let text = fs::read_to_string(&site.config)?;
+    let data = site.cluster.data.display().to_string();
+    fs::write(&site.config, text.replace(&data, &at.data.display().to_string()))?;
+    fs::remove_file(at.data.join("postmaster.pid"))?;
+    let _agent = Agent::start(&site)?;
+    at.ask(&site, &names[0], &["--timeline", "1"])?.expect(0, &[])?;
+    at.replayed(&site, &names[0])?;
+    let ahead = names.get(1..9).context("segments")?;
+    at.is_spooled(ahead)?;
+    fs::rename(&site.repository, site.place().join("aside"))?;
+    for name in ahead {
+        at.ask(&site, name, &["--timeline", "1"])?.expect(0, &[])?;
+        at.replayed(&site, name)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::account::Rest;
 use super::system_of;
 use super::wire::Errand;
 use crate::durable;
@@ -38,6 +39,8 @@ const MOST_FILES: u64 = 8;
 const MOST_BYTES: u64 = 256 << 20;
 /// Segments that must still fit on the disk beside those ahead.
 const ROOM: u64 = 8;
+/// Longest rest after the course of a recovery could not be read.
+const LONGEST_REST: Duration = Duration::from_secs(30);
 /// After which silence a recovery is taken to be over.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -78,6 +81,11 @@ struct Recovery {
 #[derive(Debug)]
 struct State {
     course: Option<Course>,
+    /// Somebody is finding out.
+    seeking: bool,
+    rest: Rest,
+    /// The segment that was asked for last.
+    reached: Option<SegmentName>,
     files: BTreeMap<WalFileName, Slot>,
     /// Nothing is fetched ahead from here on, until recovery got there by itself.
     end: Option<SegmentName>,
@@ -109,7 +117,7 @@ impl Fetcher {
     pub async fn get(&self, name: WalFileName, errand: &Errand) -> Result<Option<PathBuf>> {
         let recovery = self.recovery(errand)?;
         recovery.reach(name);
-        recovery.fetch_course().await;
+        recovery.seek_course();
         if let Some(path) = recovery.take(name).await {
             recovery.go_on(name);
             return Ok(Some(path));
@@ -149,14 +157,14 @@ impl Fetcher {
         Ok(recovery)
     }
 
-    /// Begins to fetch what follows `segment`.
+    /// Begins to fetch what follows `segment`. Needs a runtime.
     ///
     /// # Errors
     /// If the spool cannot be used, or is another process's.
-    pub async fn begin(&self, segment: SegmentName, errand: &Errand) -> Result<()> {
+    pub fn begin(&self, segment: SegmentName, errand: &Errand) -> Result<()> {
         let recovery = self.recovery(errand)?;
-        recovery.fetch_course().await;
-        recovery.fetch_ahead(segment);
+        recovery.reach(WalFileName::Segment(segment));
+        recovery.seek_course();
         Ok(())
     }
 
@@ -215,6 +223,9 @@ impl Recovery {
             histories: AtomicU64::new(0),
             state: Mutex::new(State {
                 course: None,
+                seeking: false,
+                rest: Rest::default(),
+                reached: None,
                 files: BTreeMap::new(),
                 end: None,
                 asked: Instant::now(),
@@ -243,6 +254,7 @@ impl Recovery {
         let mut state = self.lock();
         state.asked = Instant::now();
         let WalFileName::Segment(segment) = name else { return };
+        state.reached = Some(segment);
         let passed = |name: &WalFileName| place_of(*name).is_some_and(|place| place < segment.place());
         state.files.retain(|name, slot| match slot {
             Slot::Ready(path) if passed(name) => {
@@ -270,22 +282,38 @@ impl Recovery {
         }
     }
 
-    async fn fetch_course(self: &Arc<Self>) {
-        if self.lock().course.is_some() {
+    /// Finds out where recovery goes, beside what is asked for meanwhile: nobody waits for it, and once it is known fetching ahead begins.
+    fn seek_course(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if state.course.is_some() || state.seeking || !state.rest.is_over() {
             return;
         }
-        match Course::of(&self.sources).await {
+        state.seeking = true;
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            let course = Course::of(&this.sources).await;
+            this.found_course(course);
+        });
+    }
+
+    fn found_course(self: &Arc<Self>, course: Result<Option<Course>>) {
+        let mut state = self.lock();
+        state.seeking = false;
+        match course {
             Ok(course) => {
-                let mut state = self.lock();
-                if state.course.is_none()
-                    && let Some(timeline) = self.route.timeline.filter(|t| *t != TimelineId::FIRST)
-                {
+                if let Some(timeline) = self.route.timeline.filter(|t| *t != TimelineId::FIRST) {
                     self.begin_fetch(&mut state, WalFileName::History(timeline));
                 }
                 state.course = course;
+                let reached = state.reached;
+                drop(state);
+                reached.into_iter().for_each(|segment| self.fetch_ahead(segment));
             }
             // Without it nothing is fetched ahead; whoever asks is told by get_file what is wrong.
-            Err(e) => tracing::info!("nothing is fetched ahead: {e}"),
+            Err(e) => {
+                state.rest.failed(LONGEST_REST);
+                tracing::info!("nothing is fetched ahead: {e}");
+            }
         }
     }
 

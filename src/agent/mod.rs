@@ -168,7 +168,7 @@ pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool) -> Result<()> {
     let Prefetch { config, socket, data_dir, repositories, from, errand } = setup;
     let fetcher = Arc::new(Fetcher::new(repositories, data_dir));
     // Whoever has the spool has the socket in it.
-    fetcher.begin(from, &errand).await?;
+    fetcher.begin(from, &errand)?;
     let socket = Socket::bind(&socket)?;
     let (reload, _wishes) = mpsc::channel(1);
     let generation = Arc::new(Generation { config, pusher: None, fetcher: Arc::clone(&fetcher) });

@@ -10,7 +10,10 @@
 //! (RECOVERY 7). `.partial` files are never served for their full name.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use futures_util::future::select_ok;
 use tokio::sync::OnceCell;
 
 use crate::durable::{Delivery, DurableError};
@@ -18,6 +21,11 @@ use crate::error::{Error, Result};
 use crate::repo::archive::{Absence, Fetched};
 use crate::repo::{RepoError, Repository, System};
 use crate::wal::{Lsn, SegmentName, SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
+
+/// The next repository is asked for the course of a recovery if those before it have not answered by then.
+const HEAD_START: Duration = Duration::from_secs(3);
+/// A repository that failed is asked last for what is fetched ahead, for so long.
+const ASKED_LAST: Duration = Duration::from_mins(1);
 
 /// What a get came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,40 +107,90 @@ pub struct Source {
     system: Option<SystemId>,
     route: Route,
     opened: OnceCell<(System, Option<Forks>)>,
+    /// When it failed, and how.
+    failed: Mutex<Option<(Instant, String)>>,
 }
 
 impl Source {
     /// `repository`, as the recovery of `system` along `route` sees it.
     pub fn new(repository: Repository, system: Option<SystemId>, route: Route) -> Self {
-        Self { repository, system, route, opened: OnceCell::new() }
+        Self { repository, system, route, opened: OnceCell::new(), failed: Mutex::default() }
+    }
+
+    /// How it failed a short while ago, if it did.
+    fn failure(&self) -> Option<String> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().filter(|(then, _)| then.elapsed() < ASKED_LAST).map(|(_, text)| text.clone())
+    }
+
+    fn note<T>(&self, outcome: &Result<T>) {
+        let failed = outcome.as_ref().err().map(|e| (Instant::now(), e.to_string()));
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
     }
 
     async fn opened(&self) -> Result<&(System, Option<Forks>)> {
+        let begun = Instant::now();
         let open = async || {
-            let opened = open(&self.repository, self.system).await?;
-            let forks = match self.route.timeline {
-                Some(timeline) => Some(forks(&opened, timeline).await?),
-                None => None,
-            };
-            Ok((opened, forks))
+            // Who has waited while another one failed need not find out for himself.
+            let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some((_, text)) = failed.filter(|(then, _)| *then > begun) {
+                return Err(Error::failed(text));
+            }
+            let outcome = self.open().await;
+            self.note(&outcome);
+            outcome
         };
         self.opened.get_or_try_init(open).await
     }
+
+    async fn open(&self) -> Result<(System, Option<Forks>)> {
+        let opened = open(&self.repository, self.system).await?;
+        let forks = match self.route.timeline {
+            Some(timeline) => Some(forks(&opened, timeline).await?),
+            None => None,
+        };
+        Ok((opened, forks))
+    }
+
+    /// As [`get_ahead`], from here.
+    async fn get_ahead(&self, name: WalFileName, destination: &Path) -> Result<Ahead> {
+        let (opened, forks) = self.opened().await?;
+        let found = find(opened, name, forks.as_ref(), self.route.until).await?;
+        let Some((fetched, cut)) = found else { return Ok(Ahead::NotHere) };
+        if fetched.header.valid.is_some_and(|valid| valid.end.may_have_longer_copy()) {
+            return Ok(Ahead::MayGrow);
+        }
+        deliver(fetched, destination, cut).await.map(Ahead::Delivered)
+    }
+}
+
+/// What a repository has of a file that was not asked for yet.
+enum Ahead {
+    Delivered(u64),
+    MayGrow,
+    NotHere,
 }
 
 /// As [`get_file`], before it is asked for: only what can never be answered otherwise later. `None`: not there, or a copy that may grow.
+/// Repositories that have not answered yet, or failed just now, are asked last.
 ///
 /// # Errors
-/// As [`get_file`]; whoever is then asked for the file has to find out for itself.
+/// As [`get_file`], if no repository has it; whoever is then asked for the file has to find out for itself.
 pub async fn get_ahead(sources: &[Source], name: WalFileName, destination: &Path) -> Result<Option<u64>> {
+    let mut sources: Vec<&Source> = sources.iter().collect();
+    sources.sort_by_key(|source| (source.failure().is_some(), !source.opened.initialized()));
+    let mut failure = None;
     for source in sources {
-        let (opened, forks) = source.opened().await?;
-        let found = find(opened, name, forks.as_ref(), source.route.until).await?;
-        let Some((fetched, cut)) = found else { continue };
-        let grows = fetched.header.valid.is_some_and(|valid| valid.end.may_have_longer_copy());
-        return if grows { Ok(None) } else { deliver(fetched, destination, cut).await.map(Some) };
+        let outcome = source.get_ahead(name, destination).await;
+        source.note(&outcome);
+        match outcome {
+            Ok(Ahead::Delivered(size)) => return Ok(Some(size)),
+            Ok(Ahead::MayGrow) => return Ok(None),
+            Ok(Ahead::NotHere) => {}
+            Err(e) => failure = failure.or(Some(e)),
+        }
     }
-    Ok(None)
+    failure.map_or(Ok(None), Err)
 }
 
 /// Where a recovery goes: what it will ask for next.
@@ -143,13 +201,22 @@ pub struct Course {
 }
 
 impl Course {
-    /// The course of a recovery, as the first of its sources knows it.
+    /// The course of a recovery, as the first of its sources that answers knows it; those in front have a head start.
     ///
     /// # Errors
-    /// If that cannot be read.
+    /// If that can be read from none.
     pub async fn of(sources: &[Source]) -> Result<Option<Self>> {
-        let Some(source) = sources.first() else { return Ok(None) };
-        let (opened, forks) = source.opened().await?;
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        let asked = sources.iter().enumerate().map(|(i, source)| {
+            Box::pin(async move {
+                let turn = u32::try_from(i).unwrap_or(u32::MAX);
+                crate::clock::sleep(HEAD_START.saturating_mul(turn)).await;
+                source.opened().await
+            })
+        });
+        let ((opened, forks), _) = select_ok(asked).await?;
         let history = forks.as_ref().map(|forks| forks.history.clone());
         Ok(Some(Self { history, size: opened.identity().segment_size }))
     }
