@@ -472,6 +472,37 @@ fn a_restore_in_place_and_the_server_after_it_go_well_beside_a_running_agent() -
 }
 
 #[test]
+fn file_work_that_hangs_does_not_keep_it_from_ending() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = site(&install, true)?;
+    configure(&site, &own_repository(&site))?;
+    block(&site)?;
+    write_wal(&site, 12_000)?;
+    let ready = marked(&site, ".ready")?;
+    // Whoever opens it, to see whether it is durable, waits for a writer that never comes.
+    let object = site.object(ready.last().context("a segment")?)?;
+    let folder = object.parent().context("a folder")?;
+    let missing: Vec<_> = folder.ancestors().take_while(|dir| !dir.exists()).map(Path::to_owned).collect();
+    for dir in missing.iter().rev() {
+        fs::create_dir(dir)?;
+        give_to_server(dir)?;
+    }
+    ensure!(Command::new("mkfifo").arg(&object).status()?.success());
+    give_to_server(&object)?;
+    let mut agent = Agent::start(&site)?;
+    let others = ready.len() - 1;
+    let hangs = || -> Result<bool> {
+        let said = status(&site)?;
+        Ok(said["under_way"] == 1 && said["ready"].as_u64() > u64::try_from(others).ok())
+    };
+    until(hangs, || format!("{:?}\n{}", status(&site), agent.log()))?;
+    agent.signal(Signal::SIGTERM)?;
+    let ended = agent.ends_within(std::time::Duration::from_secs(30))?;
+    ensure!(ended.is_some_and(|status| status.success()), "{ended:?}\n{}", agent.log());
+    Ok(())
+}
+
+#[test]
 fn systemd_is_told_when_questions_are_taken() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let site = site(&install, false)?;

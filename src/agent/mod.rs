@@ -109,7 +109,10 @@ pub async fn run(
             wish = wishes.recv() => wish,
         };
         let load = Arc::clone(&load);
-        match tokio::task::spawn_blocking(move || load()).await {
+        // The file may lie where reading hangs.
+        let loaded = tokio::task::spawn_blocking(move || load());
+        let Some(loaded) = cancel.run_until_cancelled(loaded).await else { break };
+        match loaded {
             Ok(Ok(new)) if new.socket != setup.socket => {
                 tracing::warn!("the configuration names another socket: restart the agent");
             }

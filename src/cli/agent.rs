@@ -16,7 +16,7 @@ use crate::agent::{self, Setup};
 use crate::cli::args::{AgentArgs, Common};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
-use crate::cli::{output, with_threads};
+use crate::cli::{output, resident};
 use crate::config::load::Caller;
 use crate::error::{Error, Result};
 use crate::ops::words::{bytes, seconds};
@@ -42,7 +42,7 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<Ended> {
             tracing::warn!("systemd cannot be told that the agent is ready: {e}");
         }
     };
-    with_threads(|cancel| async move {
+    resident(|cancel| async move {
         agent::run(setup, load, ready, &cancel).await?;
         // What it was told to do is done: stopping is no failure.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

@@ -35,6 +35,7 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use tokio_util::sync::CancellationToken;
@@ -58,6 +59,9 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
     code
 }
+
+/// How long what stays waits for its file work when it was told to end.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What a person should know after a panic.
 const DEFECT: &str = "error: pitr met a defect of its own and stopped; the lines above say where
@@ -165,27 +169,45 @@ fn alone(work: impl Future<Output = Result<Ended, Error>>) -> Result<Ended, Erro
     runtime(&mut tokio::runtime::Builder::new_current_thread())?.block_on(work)
 }
 
+/// As [`with_threads`], for what stays until it is told to end. File work that hangs (a network file system whose server is gone) keeps it no
+/// longer than [`FAREWELL`]: what is cut off is as after a kill -9, which loses nothing that was said yes to.
+pub fn resident<F>(work: impl FnOnce(CancellationToken) -> F) -> Result<Ended, Error>
+where
+    F: Future<Output = Result<Ended, Error>>,
+{
+    let runtime = runtime(&mut tokio::runtime::Builder::new_multi_thread())?;
+    let done = runtime.block_on(until_told(work));
+    runtime.shutdown_timeout(FAREWELL);
+    done
+}
+
 /// Runs on several threads; Ctrl-C and SIGTERM cancel, so that nothing half-done is left that could be told apart from a crash.
 pub fn with_threads<F>(work: impl FnOnce(CancellationToken) -> F) -> Result<Ended, Error>
 where
     F: Future<Output = Result<Ended, Error>>,
 {
-    runtime(&mut tokio::runtime::Builder::new_multi_thread())?.block_on(async {
-        let cancel = CancellationToken::new();
-        let watched = cancel.clone();
-        let signals = tokio::spawn(async move {
+    // Dropping it waits for file work that has begun: what a command made is there when it ends.
+    runtime(&mut tokio::runtime::Builder::new_multi_thread())?.block_on(until_told(work))
+}
+
+async fn until_told<F>(work: impl FnOnce(CancellationToken) -> F) -> Result<Ended, Error>
+where
+    F: Future<Output = Result<Ended, Error>>,
+{
+    let cancel = CancellationToken::new();
+    let watched = cancel.clone();
+    let signals = tokio::spawn(async move {
+        if wait_for_signal().await.is_ok() {
+            watched.cancel();
+            // A second signal means: at once.
             if wait_for_signal().await.is_ok() {
-                watched.cancel();
-                // A second signal means: at once.
-                if wait_for_signal().await.is_ok() {
-                    std::process::exit(i32::from(crate::error::Kind::Interrupted.exit_code()));
-                }
+                std::process::exit(i32::from(crate::error::Kind::Interrupted.exit_code()));
             }
-        });
-        let done = work(cancel).await;
-        signals.abort();
-        done
-    })
+        }
+    });
+    let done = work(cancel).await;
+    signals.abort();
+    done
 }
 
 async fn wait_for_signal() -> std::io::Result<()> {
