@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::agent::{Agent, configure, own_repository};
 use support::cluster::{Install, as_server, give_to_server, run};
 use support::site::{Answer, Site, SiteOptions, open, until};
@@ -216,6 +217,44 @@ fn a_repository_that_is_silent_keeps_nothing_from_being_fetched_ahead_from_anoth
     for name in ahead {
         at.ask(&site, name, &["--timeline", "1"])?.expect(0, &[])?;
         at.replayed(&site, name)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn who_is_left_behind_ends_when_he_is_told_though_the_store_is_silent() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 1000)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    // With the usual deadlines: it would wait for minutes.
+    let silent = silent_store(&site, &listener)?.replace("timeout = \"1s\"", "timeout = \"10m\"");
+    site.write_config(&silent.replace("required = false\n", ""))?;
+    for server_ends in [false, true] {
+        let mut at = Recovering::new(&site, &format!("recovering-{server_ends}"))?;
+        let mut command = site.pitr(&["fetch-ahead", &names[0]])?;
+        let mut left = command.current_dir(&at.data).spawn()?;
+        let spool = at.data.join(SPOOL);
+        until(|| Ok(spool.join("socket").exists()), || "nobody listens".to_owned())?;
+        if server_ends {
+            at.server.kill()?;
+            at.server.wait()?;
+        } else {
+            kill(Pid::from_raw(i32::try_from(left.id())?), Signal::SIGTERM)?;
+        }
+        let mut ended = None;
+        for _ in 0..400 {
+            ended = left.try_wait()?;
+            if ended.is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if ended.is_none() {
+            left.kill()?;
+            left.wait()?;
+        }
+        ensure!(ended.is_some(), "it lives on, server ends: {server_ends}");
+        ensure!(!spool.exists(), "its spool is left, server ends: {server_ends}");
     }
     Ok(())
 }

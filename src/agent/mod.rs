@@ -163,11 +163,11 @@ pub struct Prefetch {
     pub errand: wire::Errand,
 }
 
-/// Fetches ahead until recovery has asked for nothing for a minute, or `lives` says that it is over or its server gone.
+/// Fetches ahead until recovery has asked for nothing for a minute, `lives` says that it is over or its server gone, or `cancel`.
 ///
 /// # Errors
 /// If another process fetches ahead already, or the socket cannot be made.
-pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool) -> Result<()> {
+pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool, cancel: &CancellationToken) -> Result<()> {
     let Prefetch { config, socket, data_dir, repositories, from, errand } = setup;
     let fetcher = Arc::new(Fetcher::new(repositories, data_dir));
     // Whoever has the spool has the socket in it.
@@ -178,7 +178,7 @@ pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let desk = Arc::new(Desk { version, current: RwLock::new(generation), reload });
     let serving = tokio::spawn(server::serve(socket.listen()?, desk));
-    while lives() && !fetcher.rest() {
+    while !cancel.is_cancelled() && lives() && !fetcher.rest() {
         crate::clock::sleep(WATCH).await;
     }
     serving.abort();

@@ -16,8 +16,8 @@ use crate::agent::{Prefetch, prefetch};
 use crate::cli::args::{AheadArgs, Common, GetArgs};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
+use crate::cli::resident;
 use crate::cli::thin::SPOOL_SOCKET;
-use crate::cli::with_threads;
 use crate::config::load::Caller;
 use crate::error::{Error, Result};
 use crate::wal::SegmentName;
@@ -110,8 +110,8 @@ pub fn run(common: &Common, args: &AheadArgs) -> Result<Ended> {
     };
     let server = postmaster();
     let lives = move || is_recovering() && server.is_some() && postmaster() == server && is_alive(server);
-    with_threads(|_| async move {
-        prefetch(setup, lives).await?;
+    resident(|cancel| async move {
+        prefetch(setup, lives, &cancel).await?;
         Ok(Ended::Well)
     })
 }
