@@ -50,6 +50,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Between two looks whether the server lives. Whoever stops a server may remove its directory next, and would meet a spool that is being
 /// removed: `pg_ctl` looks every 100 ms whether the server has stopped.
 const WATCH: Duration = Duration::from_millis(20);
+/// Most bytes of the files under way to one repository: each is held compressed until it is stored, and may not compress at all.
+const UNDER_WAY: u64 = 256 << 20;
 /// Least time between two readings of the configuration.
 const RELOAD: Duration = Duration::from_secs(2);
 
@@ -199,7 +201,8 @@ fn begin(
     let segment = control_of(&setup.data_dir).map_or(SegmentSize::DEFAULT, |control| control.segment_size);
     let watch = Watch::new(segment.bytes(), setup.rpo);
     let (data_dir, compression) = (setup.data_dir.clone(), setup.compression);
-    let pusher = Pusher::new(places, data_dir, compression, setup.push_ahead, watch);
+    let ahead = setup.push_ahead.min(most_under_way(segment));
+    let pusher = Pusher::new(places, data_dir, compression, ahead, watch);
     // Of another configuration's repositories nothing is known.
     let known = before.filter(|before| before.config == setup.config).and_then(|b| b.pusher.as_ref());
     let pusher = Arc::new(match known {
@@ -212,6 +215,11 @@ fn begin(
     tokio::spawn(life.clone().run_until_cancelled_owned(watch_keys(keys, reload.clone())));
     pusher.keep_up(&life);
     (Arc::new(Generation { config: setup.config.clone(), pusher: Some(pusher), fetcher }), life)
+}
+
+/// Files of this size that may be under way at once; one in any case.
+fn most_under_way(segment: SegmentSize) -> usize {
+    usize::try_from(UNDER_WAY / segment.bytes().max(1)).unwrap_or(usize::MAX).max(1)
 }
 
 /// Asks for the configuration to be read again whenever a file of keys was replaced.
@@ -333,5 +341,16 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // One that stays is replaced by the next agent.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_segments_are_under_way_in_small_numbers() {
+        let most = |mib: u64| most_under_way(SegmentSize::new(mib << 20).unwrap());
+        assert_eq!([1, 16, 64, 256, 1024].map(most), [256, 16, 4, 1, 1]);
     }
 }
