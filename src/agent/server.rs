@@ -32,6 +32,8 @@ const MOST: usize = 64;
 const TO_ASK: Duration = Duration::from_secs(2);
 /// Between two signs of life.
 const SIGN: Duration = Duration::from_secs(1);
+/// Longest wait until an asker takes what it is told.
+const TO_HEAR: Duration = Duration::from_secs(2);
 /// Longest work on one question: beyond all deadlines of the store, so that only a defect of ours gets there.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -227,10 +229,10 @@ pub(super) async fn serve(listener: UnixListener, desk: Arc<Desk>) {
 }
 
 async fn converse(mut stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
-    stream.write_all(&[HEARD]).await?;
+    tell(&mut stream, &[HEARD]).await?;
     let Some(question) = tokio::time::timeout(TO_ASK, read(&mut stream)).await?? else {
         let why = "it did not understand the question".to_owned();
-        return stream.write_all(&Answer::Unsure { why }.encode()).await;
+        return tell(&mut stream, &Answer::Unsure { why }.encode()).await;
     };
     let work = tokio::time::timeout(PATIENCE, desk.answer(&question));
     tokio::pin!(work);
@@ -241,10 +243,15 @@ async fn converse(mut stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
             answer = &mut work => {
                 break answer.unwrap_or_else(|_| Answer::Unsure { why: "it came to no answer".to_owned() });
             }
-            _ = signs.tick() => stream.write_all(&[AT_IT]).await?,
+            _ = signs.tick() => tell(&mut stream, &[AT_IT]).await?,
         }
     };
-    stream.write_all(&answer.encode()).await
+    tell(&mut stream, &answer.encode()).await
+}
+
+/// One who asks and does not listen (a stopped process) has a place for so long and no longer.
+async fn tell(stream: &mut UnixStream, bytes: &[u8]) -> std::io::Result<()> {
+    tokio::time::timeout(TO_HEAR, stream.write_all(bytes)).await?
 }
 
 async fn read(stream: &mut UnixStream) -> std::io::Result<Option<Question>> {
@@ -254,4 +261,17 @@ async fn read(stream: &mut UnixStream) -> std::io::Result<Option<Question>> {
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     Ok(Question::decode(&body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_asker_that_does_not_listen_is_left_in_the_end() {
+        let (mut ours, _theirs) = UnixStream::pair().unwrap();
+        let more_than_fits = vec![0; 8 << 20];
+        let told = tell(&mut ours, &more_than_fits).await;
+        assert_eq!(told.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    }
 }
