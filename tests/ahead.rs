@@ -180,7 +180,12 @@ fn an_agent_fetches_ahead_for_its_server() -> Result<()> {
     let _agent = Agent::start(&site)?;
     at.ask(&site, &names[5], &["--timeline", "1"])?.expect(0, &[])?;
     at.replayed(&site, &names[5])?;
-    at.is_spooled(names.get(6..14).context("segments")?)
+    let ahead = names.get(6..14).context("segments")?;
+    at.is_spooled(ahead)?;
+    // Taken away by somebody who tidied up, it is made again.
+    fs::remove_dir_all(at.data.join(SPOOL))?;
+    at.ask(&site, &names[5], &["--timeline", "1"])?.expect(0, &[])?;
+    at.is_spooled(ahead)
 }
 
 /// A store that takes connections and never answers, as a repository in TOML. Its name goes before those of the others.

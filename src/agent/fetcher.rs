@@ -143,12 +143,14 @@ impl Fetcher {
 
     fn recovery(&self, errand: &Errand) -> Result<Arc<Recovery>> {
         let mut now = self.lock();
-        if let Some(recovery) = now.recovery.as_ref().filter(|recovery| recovery.errand == *errand) {
+        // Somebody may have tidied up in pg_wal.
+        let same = |recovery: &&Arc<Recovery>| recovery.errand == *errand && recovery.spool.is_there();
+        if let Some(recovery) = now.recovery.as_ref().filter(same) {
             return Ok(Arc::clone(recovery));
         }
         let spool = match &now.spool {
-            Some(spool) => Arc::clone(spool),
-            None => Arc::new(Spool::take(&self.data_dir.join(SPOOL))?),
+            Some(spool) if spool.is_there() => Arc::clone(spool),
+            _ => Arc::new(Spool::take(&self.data_dir.join(SPOOL))?),
         };
         now.spool = Some(Arc::clone(&spool));
         now.count = now.count.saturating_add(1);
@@ -423,7 +425,7 @@ impl Drop for Told<'_> {
 #[derive(Debug)]
 struct Spool {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Spool {
@@ -447,7 +449,7 @@ impl Spool {
         if std::fs::metadata(path.join(Self::LOCK)).map_err(failed)?.ino() != mine {
             return Err(busy());
         }
-        let spool = Self { path: path.to_owned(), _lock: lock };
+        let spool = Self { path: path.to_owned(), lock };
         spool.empty().map_err(failed)?;
         Ok(spool)
     }
@@ -464,6 +466,13 @@ impl Spool {
         Ok(())
     }
 
+    /// Whether what was locked is still what others would find.
+    fn is_there(&self) -> bool {
+        let inode = |found: std::io::Result<std::fs::Metadata>| found.ok().map(|found| found.ino());
+        let own = inode(self.lock.metadata());
+        own.is_some() && inode(std::fs::metadata(self.path.join(Self::LOCK))) == own
+    }
+
     fn has_room(&self, bytes: u64) -> bool {
         durable::free_bytes(&self.path).is_some_and(|free| free >= bytes)
     }
@@ -471,6 +480,10 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
+        // What is there instead is another owner's.
+        if !self.is_there() {
+            return;
+        }
         // A directory that stays is emptied by the next owner.
         let _ = self.empty();
         let _ = std::fs::remove_file(self.path.join(Self::LOCK));
