@@ -3,9 +3,10 @@
 //! Runs in the foreground as the owner of the data directory, under systemd (`Type=notify`) or any supervisor; a socket's directory that is
 //! not there is made while pitr is still root. What it notices goes to standard error, as log lines; standard output stays empty.
 
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
+use nix::fcntl::OFlag;
 use serde_json::Value;
 
 use super::archive::compression;
@@ -94,7 +95,11 @@ fn make_directory(context: &Context) -> Result<()> {
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(failed)?;
     if let Some(owner) = context.owner().filter(|_| privilege::is_root()) {
-        std::os::unix::fs::chown(directory, Some(owner.uid), Some(owner.gid)).map_err(failed)?;
+        // Who may write above could have put a link in its place by now: root gives away the directory, or nothing.
+        let plain = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let opened = std::fs::File::options().read(true).custom_flags(plain.bits()).open(directory);
+        let given = opened.and_then(|dir| std::os::unix::fs::fchown(dir, Some(owner.uid), Some(owner.gid)));
+        given.map_err(failed)?;
     }
     Ok(())
 }
