@@ -44,6 +44,16 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 /// After which silence a recovery is taken to be over.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// Removes what a process that was killed left in the spool, unless somebody has it, or the server recovers and may soon want it.
+pub(super) fn sweep(data_dir: &Path) {
+    let recovers = ["recovery.signal", "standby.signal"].iter().any(|name| data_dir.join(name).exists());
+    let spool = data_dir.join(SPOOL);
+    if !recovers && spool.is_dir() {
+        // It empties it, and is dropped.
+        let _ = Spool::take(&spool);
+    }
+}
+
 /// Fetches for the recovery of one data directory.
 #[derive(Debug)]
 pub struct Fetcher {
@@ -430,6 +440,8 @@ struct Spool {
 
 impl Spool {
     const LOCK: &str = "lock";
+    /// Where its owner may listen.
+    const SOCKET: [&str; 2] = ["socket", "socket.lock"];
 
     fn take(path: &Path) -> Result<Self> {
         let failed = |e: std::io::Error| {
@@ -486,7 +498,43 @@ impl Drop for Spool {
         }
         // A directory that stays is emptied by the next owner.
         let _ = self.empty();
+        // Of a process that was killed.
+        for left in Self::SOCKET {
+            let _ = std::fs::remove_file(self.path.join(left));
+        }
         let _ = std::fs::remove_file(self.path.join(Self::LOCK));
         let _ = std::fs::remove_dir(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spool_that_was_left_goes_unless_somebody_has_it_or_the_server_recovers() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = dir.path().join(SPOOL);
+        let put = |path: PathBuf| durable::write_replace(&path, b"", 0o600, None).unwrap();
+        let left = || {
+            DirBuilder::new().recursive(true).create(&spool).unwrap();
+            let names = ["lock", "socket.lock", "1-000000010000000000000001"];
+            names.iter().for_each(|name| put(spool.join(name)));
+            drop(std::os::unix::net::UnixListener::bind(spool.join("socket")));
+        };
+        sweep(dir.path());
+        left();
+        sweep(dir.path());
+        assert!(!spool.exists());
+        left();
+        put(dir.path().join("standby.signal"));
+        sweep(dir.path());
+        assert!(spool.join("1-000000010000000000000001").exists());
+        std::fs::remove_file(dir.path().join("standby.signal")).unwrap();
+        let taken = Spool::take(&spool).unwrap();
+        sweep(dir.path());
+        assert!(spool.join("lock").exists());
+        drop(taken);
+        assert!(!spool.exists());
     }
 }

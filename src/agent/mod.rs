@@ -93,6 +93,7 @@ pub async fn run(
     cancel: &CancellationToken,
 ) -> Result<()> {
     let socket = Socket::bind(&setup.socket)?;
+    fetcher::sweep(&setup.data_dir);
     let (reload, mut wishes) = mpsc::channel(1);
     let (generation, mut life) = begin(&setup, None, &reload, cancel);
     let mut seals = setup.seals();
