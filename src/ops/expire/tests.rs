@@ -126,6 +126,7 @@ impl World {
             files: 1,
             tablespaces: Vec::new(),
             packs: PackTotals { count: 1, stored: 4, plain: 10 },
+            pack_digests: Vec::new(),
             references: Vec::new(),
             manifest: ObjectRef { stored: 8, digest: Digest::of(b"manifest") },
             pg_manifest: None,
