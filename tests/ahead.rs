@@ -264,6 +264,54 @@ fn who_is_left_behind_ends_when_he_is_told_though_the_store_is_silent() -> Resul
     Ok(())
 }
 
+/// A repository that is behind and ends with an unfinished copy stands before one that has all.
+#[test]
+fn what_is_unfinished_in_one_repository_comes_whole_from_another() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 60_000)?;
+    let (behind, cut) = (site.place().join("behind"), names.get(2).context("segments")?);
+    let copied = Command::new("cp").arg("-a").args([&site.repository, &behind]).status()?;
+    ensure!(copied.success());
+    for name in names.iter().skip(2) {
+        fs::remove_file(behind.join(site.object(name)?.strip_prefix(&site.repository)?))?;
+    }
+    let of_behind = format!("[[repository]]\nname = \"behind\"\nurl = \"file://{}\"\n", behind.display());
+    site.write_config(&of_behind)?;
+    let mut short = fs::read(site.cluster.data.join("pg_wal").join(cut))?;
+    let half = short.len() / 2;
+    short.get_mut(half..).context("a half")?.fill(0);
+    let path = site.place().join(cut);
+    fs::write(&path, &short)?;
+    give_to_server(&path)?;
+    site.ask(&["archive-push", path.to_str().context("a path")?])?.expect(0, &[])?;
+    site.write_config(&format!("{of_behind}{}", own_repository(&site)))?;
+    let at = Recovering::new(&site, "recovering")?;
+    for flags in [&["--timeline", "1"][..], &[]] {
+        let (first, rest) = names.split_first().context("segments")?;
+        at.ask(&site, first, flags)?.expect(0, &[])?;
+        at.replayed(&site, first)?;
+        at.is_spooled(&rest[..rest.len().min(8)])?;
+        for name in rest {
+            at.ask(&site, name, flags)?.expect(0, &[])?;
+            at.replayed(&site, name)?;
+        }
+        // Asked for again it is not in the spool any more.
+        at.ask(&site, cut, flags)?.expect(0, &[])?;
+        at.replayed(&site, cut)?;
+    }
+    // Where nobody has the rest it is handed over, and still not kept.
+    for name in names.iter().skip(2) {
+        fs::remove_file(site.object(name)?)?;
+    }
+    let at = Recovering::new(&site, "again")?;
+    for name in [&names[0], &names[1], cut] {
+        at.ask(&site, name, &[])?.expect(0, &[])?;
+        ensure!(!at.spooled().contains(cut), "kept, though it may grow");
+    }
+    ensure!(fs::read(at.data.join("pg_wal/RECOVERYXLOG"))? == short);
+    Ok(())
+}
+
 #[test]
 fn a_history_that_recovery_asks_for_again_at_its_end_is_kept_ready() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };

@@ -344,6 +344,68 @@ fn unfinished(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
+/// P3, RECOVERY 12: recovery ends inside an unfinished segment, so that is an answer only if no repository has more.
+#[test]
+fn an_unfinished_segment_is_no_answer_while_another_repository_may_have_more() -> Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let [first, second, third, ..] = bench.segments.as_slice() else { unreachable!() };
+    let bytes = bench.bytes(second)?;
+    let short = |to: usize| {
+        let mut short = bytes.clone();
+        short[to..].fill(0);
+        short
+    };
+    let (record, size) = a_record(second, &bytes)?;
+    let (shorter, longer) = (short(record), short(record + size.next_multiple_of(8)));
+    let use_only = |which: &[&str]| {
+        let repository = |name: &&str| {
+            let url = bench.site.place().join(name);
+            format!("[[repository]]\nname = \"{name}\"\nurl = \"file://{}\"\n", url.display())
+        };
+        bench.site.write_config(&which.iter().map(repository).collect::<String>())
+    };
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&bench.site.repository, &bench.site.place().join("behind")])
+        .status()?;
+    ensure!(copied.success());
+    let both = ["behind", "repo"];
+
+    use_only(&both)?;
+    bench.pushed(&[first])?;
+    bench.push_bytes(second, &shorter)?.expect(0, &[])?;
+    ensure!(bench.got(second, &[])? == shorter, "neither has more");
+    use_only(&["repo"])?;
+    bench.push_bytes(second, &longer)?.expect(0, &[])?;
+    for order in [both, ["repo", "behind"]] {
+        use_only(&order)?;
+        ensure!(bench.got(second, &[])? == longer, "{order:?}: the longest of unfinished ones");
+    }
+    ensure!(bench.got(second, &["--repository", "behind"])? == shorter, "the others are not asked");
+    // Whoever cannot be asked may have more, unless recovery ends within what is there.
+    let (within, after) =
+        (position(second, PAGE)?.to_string(), position(second, record)?.saturating_add(8).to_string());
+    let (identity, aside) = (bench.site.folder()?.join("identity.json"), bench.site.place().join("aside"));
+    for order in [both, ["repo", "behind"]] {
+        use_only(&order)?;
+        fs::rename(&identity, &aside)?;
+        bench.doubted(second, "repo")?;
+        bench.not_got(second, &["--until", &after], 200..=220, "repo")?;
+        let enough = bench.got(second, &["--until", &within])?;
+        ensure!(enough == shorter, "{order:?}");
+        fs::rename(&aside, &identity)?;
+    }
+    use_only(&["repo"])?;
+    bench.pushed(&[second, third])?;
+    use_only(&both)?;
+    ensure!(bench.got(second, &[])? == bytes, "whole where more was archived");
+    // A repository that has later WAL alone shows that the segment went on.
+    for copy in ["", ".2", ".3"] {
+        fs::remove_file(bench.site.object(&format!("{second}{copy}"))?)?;
+    }
+    bench.doubted(second, third)
+}
+
 #[test]
 fn partial_and_backup_history_files_are_kept_and_never_served_as_segments() -> Result<()> {
     let Some(bench) = Bench::new()? else { return Ok(()) };

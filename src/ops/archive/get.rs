@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!  repositories in turn: GET ─ found ─► open into a private file beside the destination ─► fsync ─► rename
+//!                            ├ unfinished ─► kept, the others are asked ─► nobody has more, and all of them say so? ─► as found
 //!                            └ 404 everywhere ─► absence proven by every repository? ─► "absent"   else an error
 //! ```
 //! PostgreSQL takes "absent" as the end of WAL and opens the database, so it is said only when every repository that was asked is
-//! reachable, shows its identity in the same call, holds no later segment of the timeline, and has not given the file up. With
-//! `--timeline`, what a parent timeline holds past the fork is never delivered: that segment is cut there and padded with zeros
-//! (RECOVERY 7). `.partial` files are never served for their full name.
+//! reachable, shows its identity in the same call, holds no later segment of the timeline, and has not given the file up. A copy of an
+//! unfinished segment is an end of WAL too, and is handed over on the same proof. With `--timeline`, what a parent timeline holds past
+//! the fork is never delivered: that segment is cut there and padded with zeros (RECOVERY 7). `.partial` files are never served for
+//! their full name.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -72,13 +74,14 @@ pub async fn get_file(
 ) -> Result<Got> {
     let mut asked: Vec<System> = Vec::new();
     let mut failures: Vec<Error> = Vec::new();
+    let mut unfinished: Option<Found> = None;
     for repository in repositories {
-        let found = look(repository, name, system, route).await;
-        match found {
-            Ok((opened, Some((fetched, cut)))) => match deliver(fetched, destination, cut).await {
-                Ok(size) => {
-                    return Ok(Got::Delivered { repository: opened.repository().name().to_owned(), size });
-                }
+        match look(repository, name, system, route).await {
+            Ok((_, Some(copy))) if copy.ends.is_some() => {
+                unfinished = Some(longer(unfinished, copy));
+            }
+            Ok((_, Some(copy))) => match deliver(copy, destination).await {
+                Ok(got) => return Ok(got),
                 // A damaged copy here says nothing about the next repository's; a full disk does.
                 Err(e) => failures.push(e),
             },
@@ -89,14 +92,36 @@ pub async fn get_file(
     if let Some(e) = failures.into_iter().next() {
         return Err(e);
     }
-    if asked.is_empty() {
+    if asked.is_empty() && unfinished.is_none() {
         return Err(Error::usage("no repository is configured")
             .hint("add a [[repository]] to the configuration, or run `pitr init`"));
     }
+    // Recovery ends in an unfinished segment as it does before one that is absent: both need that nobody has more.
     for opened in &asked {
         prove_absent(opened, name, route.timeline).await?;
     }
-    Ok(Got::Absent)
+    match unfinished {
+        Some(copy) => deliver(copy, destination).await,
+        None => Ok(Got::Absent),
+    }
+}
+
+/// What a repository holds of a file.
+struct Found {
+    repository: String,
+    fetched: Fetched,
+    /// Where a parent's segment is cut.
+    cut: Option<u64>,
+    /// Where its WAL ends, if that is before the end of the segment and before where recovery stops: a longer copy may be elsewhere.
+    ends: Option<Lsn>,
+}
+
+/// Of two unfinished copies the one with more WAL; of equals the first.
+fn longer(one: Option<Found>, other: Found) -> Found {
+    match one {
+        Some(one) if one.ends >= other.ends => one,
+        _ => other,
+    }
 }
 
 /// A repository that one recovery reads ahead from, opened once: neither its identity nor a history ever changes, so they are not asked for
@@ -156,11 +181,12 @@ impl Source {
     async fn get_ahead(&self, name: WalFileName, destination: &Path) -> Result<Ahead> {
         let (opened, forks) = self.opened().await?;
         let found = find(opened, name, forks.as_ref(), self.route.until).await?;
-        let Some((fetched, cut)) = found else { return Ok(Ahead::NotHere) };
-        if fetched.header.valid.is_some_and(|valid| valid.end.may_have_longer_copy()) {
+        let Some(copy) = found else { return Ok(Ahead::NotHere) };
+        if copy.fetched.header.valid.is_some_and(|valid| valid.end.may_have_longer_copy()) {
             return Ok(Ahead::MayGrow);
         }
-        deliver(fetched, destination, cut).await.map(Ahead::Delivered)
+        let size = copy.fetched.header.size;
+        deliver(copy, destination).await.map(|_| Ahead::Delivered(size))
     }
 }
 
@@ -171,8 +197,8 @@ enum Ahead {
     NotHere,
 }
 
-/// As [`get_file`], before it is asked for: only what can never be answered otherwise later. `None`: not there, or a copy that may grow.
-/// Repositories that have not answered yet, or failed just now, are asked last.
+/// As [`get_file`], before it is asked for: only what can never be answered otherwise later. `None`: not there, or only as a copy that may
+/// grow. Repositories that have not answered yet, or failed just now, are asked last.
 ///
 /// # Errors
 /// As [`get_file`], if no repository has it; whoever is then asked for the file has to find out for itself.
@@ -185,8 +211,8 @@ pub async fn get_ahead(sources: &[Source], name: WalFileName, destination: &Path
         source.note(&outcome);
         match outcome {
             Ok(Ahead::Delivered(size)) => return Ok(Some(size)),
-            Ok(Ahead::MayGrow) => return Ok(None),
-            Ok(Ahead::NotHere) => {}
+            // The next repository may have all of it.
+            Ok(Ahead::MayGrow | Ahead::NotHere) => {}
             Err(e) => failure = failure.or(Some(e)),
         }
     }
@@ -239,13 +265,13 @@ impl Course {
     }
 }
 
-/// One repository's answer; the number is where a parent's segment must be cut.
+/// One repository's answer.
 async fn look(
     repository: &Repository,
     name: WalFileName,
     system: Option<SystemId>,
     route: Route,
-) -> Result<(System, Option<(Fetched, Option<u64>)>)> {
+) -> Result<(System, Option<Found>)> {
     let opened = open(repository, system).await?;
     let forks = match (name, route.timeline) {
         (WalFileName::Segment(_), Some(timeline)) => Some(forks(&opened, timeline).await?),
@@ -274,7 +300,7 @@ async fn find(
     name: WalFileName,
     forks: Option<&Forks>,
     until: Option<Lsn>,
-) -> Result<Option<(Fetched, Option<u64>)>> {
+) -> Result<Option<Found>> {
     // The history of timeline 1 never exists, and PostgreSQL asks for it after replay is done: no doubt may stop it there.
     if name == WalFileName::History(TimelineId::FIRST) {
         return Ok(None);
@@ -287,26 +313,27 @@ async fn find(
         },
         _ => None,
     };
+    let place = || opened.repository().name().to_owned();
+    // Recovery leaves the timeline inside this segment, or stops in it: what comes later is of no interest, if all up to there is here.
+    let stops = cut.map(|bytes| cut_position(opened, name, bytes)).into_iter().chain(until).min();
+    let suffices = |valid_to: Lsn| stops.is_some_and(|end| end <= valid_to.aligned());
     let fetched = match opened.fetch_for_recovery(name).await {
-        // Recovery leaves the timeline inside this segment, or stops in it: what comes later is of no interest, if all up to there is
-        // here.
-        Err(RepoError::Unfinished { valid_to, .. })
-            if cut
-                .map(|bytes| cut_position(opened, name, bytes))
-                .into_iter()
-                .chain(until)
-                .any(|end| end <= valid_to.aligned()) =>
-        {
-            opened.fetch_wal(name).await?
-        }
+        Err(RepoError::Unfinished { valid_to, .. }) if suffices(valid_to) => opened.fetch_wal(name).await?,
         Err(RepoError::Store(error)) if opened.expired_by_marker(name, &error).await? => {
-            return Err(
-                RepoError::BelowFloor { repository: opened.repository().name().to_owned(), name }.into()
-            );
+            return Err(RepoError::BelowFloor { repository: place(), name }.into());
         }
         fetched => fetched?,
     };
-    Ok(fetched.map(|fetched| (fetched, cut)))
+    let Some(fetched) = fetched else { return Ok(None) };
+    let valid = fetched.header.valid.filter(|valid| valid.end.may_have_longer_copy());
+    let ends = valid.map(|valid| valid.to).filter(|to| !suffices(*to));
+    if let (WalFileName::Segment(segment), Some(forks), Some(valid_to)) = (name, forks, ends)
+        && forks.goes_past(segment)?
+    {
+        return Err(RepoError::Unfinished { repository: place(), name, valid_to }.into());
+    }
+    let ends = ends.filter(|_| matches!(name, WalFileName::Segment(_)));
+    Ok(Some(Found { repository: place(), fetched, cut, ends }))
 }
 
 /// The position `bytes` into the segment called `name`.
@@ -370,10 +397,12 @@ impl Forks {
 }
 
 /// Writes the file beside the destination and renames it into place once all of it was checked and synced.
-async fn deliver(fetched: Fetched, destination: &Path, cut: Option<u64>) -> Result<u64> {
+async fn deliver(copy: Found, destination: &Path) -> Result<Got> {
+    let Found { repository, fetched, cut, .. } = copy;
     let path = destination.to_owned();
     let work = tokio::task::spawn_blocking(move || write(&fetched, &path, cut));
-    work.await.map_err(|e| Error::failed("writing the file was cut off").source(e))?
+    let size = work.await.map_err(|e| Error::failed("writing the file was cut off").source(e))??;
+    Ok(Got::Delivered { repository, size })
 }
 
 fn write(fetched: &Fetched, path: &Path, cut: Option<u64>) -> Result<u64> {
