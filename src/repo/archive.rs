@@ -360,7 +360,8 @@ impl System {
 
     async fn header_at(&self, key: &str, asked: &Asked) -> Result<Option<WalHeader>, RepoError> {
         let end = u64::try_from(HEADER_BYTES).unwrap_or(INFO_BYTES);
-        let Some(bytes) = self.store().get_range(key, 0..end).await? else { return Ok(None) };
+        let read = self.store().get_range(key, 0..end).await;
+        let Some(bytes) = self.unless_expired(asked.name, read).await? else { return Ok(None) };
         let header = WalHeader::parse(&bytes).map_err(|e| self.object_error(key, &e.into()))?;
         let checked = header.check_asked(asked).and_then(|()| self.lock(&Epochs::new()).check(&header));
         checked.map_err(|e| self.object_error(key, &e))?;
@@ -512,7 +513,8 @@ impl System {
         // A key that is not needed is not fetched for: a chunk of an encrypted body is sixteen times as much.
         let mut end = if epochs.is_empty() { INFO_BYTES } else { SEALED_INFO_BYTES };
         for _ in 0..3 {
-            let Some(bytes) = self.store().get_range(key, 0..end).await? else { return Ok(None) };
+            let read = self.store().get_range(key, 0..end).await;
+            let Some(bytes) = self.unless_expired(name, read).await? else { return Ok(None) };
             let whole = crate::codec::len_u64(&bytes) < end;
             match parse_info_with(&bytes, whole, self.lock(&epochs)) {
                 Ok((header, annex)) => {
@@ -692,6 +694,18 @@ impl System {
         let WalFileName::Segment(segment) = name else { return Ok(false) };
         let hidden = error.kind == StoreErrorKind::Hidden;
         Ok(hidden && self.floor().await?.is_some_and(|floor| !floor.keeps(segment)))
+    }
+
+    /// Nothing, where `read` met the marker that expiry leaves.
+    async fn unless_expired<T>(
+        &self,
+        name: WalFileName,
+        read: Result<Option<T>, StoreError>,
+    ) -> Result<Option<T>, RepoError> {
+        match read {
+            Err(error) if self.expired_by_marker(name, &error).await? => Ok(None),
+            read => Ok(read?),
+        }
     }
 
     async fn segment_absence(&self, name: SegmentName) -> Result<Absence, RepoError> {

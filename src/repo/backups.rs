@@ -6,6 +6,9 @@
 //! ```
 //! Invariants: a verdict is the last object of a backup; who creates it second learns who was first; a complete verdict whose nonce is
 //! not its intent's is no backup. Safety rests on this order, never on a clock. Source of truth: FORMAT.md, "Backups".
+//!
+//! Expiry may be at work beside a reader, so an object that was listed may be gone. Where the bucket keeps versions it then lies under a
+//! delete marker, as it does when somebody else deleted it: what is left of the backup tells the two apart ([`System::went`]).
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
@@ -68,8 +71,9 @@ impl System {
     /// # Errors
     /// [`RepoError`].
     pub async fn complete_backup(&self, id: &BackupId) -> Result<Option<Box<Backup>>, RepoError> {
-        let Some(Verdict::Complete(backup)) = self.verdict(id).await? else { return Ok(None) };
-        let owner = self.intent(id).await?.map(|intent| intent.nonce);
+        let verdict = self.unless_went(id, self.verdict(id).await).await?;
+        let Some(Verdict::Complete(backup)) = verdict else { return Ok(None) };
+        let owner = self.unless_went(id, self.intent(id).await).await?.map(|intent| intent.nonce);
         let complete = owner == Some(backup.nonce) && !self.is_expired(id).await?;
         Ok(complete.then_some(backup))
     }
@@ -176,11 +180,18 @@ impl System {
         self.put_document(&key, &expired).await.map(|_| ())
     }
 
-    /// Whether the backup has a tombstone.
+    /// Whether the backup has a tombstone, or had one: it is the last of a backup that expiry deletes.
     ///
     /// # Errors
     /// [`RepoError::Store`].
     pub async fn is_expired(&self, id: &BackupId) -> Result<bool, RepoError> {
+        match self.has_tombstone(id).await {
+            Err(e) if e.is_hidden() && self.listed(id).await?.is_empty() => Ok(true),
+            found => found,
+        }
+    }
+
+    async fn has_tombstone(&self, id: &BackupId) -> Result<bool, RepoError> {
         let key = self.keys.backup(id, BackupObject::Expired);
         if self.seal_key().is_none() {
             return Ok(self.store().head(&key).await?.is_some());
@@ -238,9 +249,9 @@ impl System {
     /// [`RepoError::Corrupt`], or [`RepoError::Expired`] if it went meanwhile.
     pub async fn manifest(&self, backup: &Backup) -> Result<Manifest, RepoError> {
         let key = self.keys.backup(&backup.id, BackupObject::Manifest);
-        let Some(bytes) = self.store().get_limited(&key, backup.manifest.stored).await? else {
-            return Err(self.gone(&backup.id, &key).await);
-        };
+        let found = self.store().get_limited(&key, backup.manifest.stored).await;
+        let found = self.unless_went(&backup.id, found.map_err(RepoError::from)).await?;
+        let Some(bytes) = found else { return Err(self.gone(&backup.id, &key).await) };
         if Digest::of(&bytes) != backup.manifest.digest {
             return Err(self.repository.corrupt(&key, &"its digest is not the one in the verdict"));
         }
@@ -250,15 +261,84 @@ impl System {
 
     /// The error for an object that a backup vouches for and that is not there.
     pub async fn gone(&self, id: &BackupId, key: &str) -> RepoError {
-        match self.is_expired(id).await {
+        match self.went(id).await {
             Ok(true) => RepoError::Expired { id: id.clone() },
             Ok(false) => self.repository.missing(key),
             Err(e) => e,
         }
     }
 
+    /// Whether expiry took a backup of which something is not there: it is marked, or nothing of it is left, its mark included, which goes
+    /// last.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn went(&self, id: &BackupId) -> Result<bool, RepoError> {
+        let files = self.left(id).await?;
+        if files.is_empty() || files.has(BackupObject::Expired) {
+            return Ok(true);
+        }
+        if !files.has(BackupObject::Verdict) {
+            return Ok(false);
+        }
+        // An abandoned backup needs no tombstone, and its verdict goes last.
+        match self.verdict(id).await {
+            Ok(verdict) => Ok(matches!(verdict, Some(Verdict::Abandoned(_)))),
+            Err(e) if e.is_damage() => Ok(false),
+            Err(e) if e.is_hidden() && self.listed(id).await?.is_empty() => Ok(true),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Nothing, where `read` met a delete marker and it was expiry that deleted. Any other marker stays a doubt.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub async fn unless_went<T>(
+        &self,
+        id: &BackupId,
+        read: Result<Option<T>, RepoError>,
+    ) -> Result<Option<T>, RepoError> {
+        match read {
+            Err(e) if e.is_hidden() && self.went(id).await? => Ok(None),
+            read => read,
+        }
+    }
+
+    /// What is left of one backup; a tombstone that somebody planted left out.
+    async fn left(&self, id: &BackupId) -> Result<BackupFiles, RepoError> {
+        let mut files = self.listed(id).await?;
+        if let Err(e) = self.drop_planted(id, &mut files).await {
+            if !e.is_hidden() {
+                return Err(e);
+            }
+            // It went this very moment, and the others before it.
+            files = self.listed(id).await?;
+            files.remove(BackupObject::Expired);
+        }
+        Ok(files)
+    }
+
+    async fn drop_planted(&self, id: &BackupId, files: &mut BackupFiles) -> Result<(), RepoError> {
+        if files.has(BackupObject::Expired) && self.seal_key().is_some() && !self.has_tombstone(id).await? {
+            files.remove(BackupObject::Expired);
+        }
+        Ok(())
+    }
+
+    /// What a listing of it tells.
+    pub(super) async fn listed(&self, id: &BackupId) -> Result<BackupFiles, RepoError> {
+        let mut files = BackupFiles::default();
+        for object in self.store().list(&self.keys.backup_dir(id)).await? {
+            if let Some(SystemObject::Backup(_, kind)) = self.keys.parse(&object.key) {
+                files.add(kind, object.size, object.modified);
+            }
+        }
+        Ok(files)
+    }
+
     /// Everything a listing of the backups tells, with every intent, verdict and tombstone. One that was read and is damaged makes
-    /// its own backup unreadable, and no other.
+    /// its own backup unreadable, and no other. What expiry deletes meanwhile is as it is afterwards.
     ///
     /// # Errors
     /// [`RepoError`] if the store does not answer.
@@ -273,46 +353,75 @@ impl System {
         let mut results = futures_util::stream::iter(reads).buffered(READERS);
         let mut catalog = Catalog::default();
         while let Some(read) = results.next().await {
-            let (id, files, intent, verdict, unreadable) = read?;
-            catalog.add(id, files, intent, verdict, unreadable);
+            let Some((id, files, read)) = read? else { continue };
+            catalog.add(id, files, read.intent, read.verdict, read.damage);
         }
         catalog.judge();
         Ok(catalog)
     }
 
-    async fn read_backup(
+    /// `None` if nothing is left of the backup.
+    pub(super) async fn read_backup(
         &self,
         id: BackupId,
         mut files: BackupFiles,
-    ) -> Result<(BackupId, BackupFiles, Option<Intent>, Option<Verdict>, Option<String>), RepoError> {
-        let mut damage = None;
-        if files.has(BackupObject::Expired) && self.seal_key().is_some() && !self.is_expired(&id).await? {
-            files.remove(BackupObject::Expired);
+    ) -> Result<Option<(BackupId, BackupFiles, Read)>, RepoError> {
+        let mut read = Read::default();
+        match self.drop_planted(&id, &mut files).await {
+            Err(e) if e.is_hidden() => read.note(Err(e))?.unwrap_or(()),
+            done => done?,
         }
-        let intent = if files.has(BackupObject::Intent) {
-            unless_damaged(self.intent(&id).await, &mut damage)?
-        } else {
-            None
-        };
-        let verdict = if files.has(BackupObject::Verdict) {
-            unless_damaged(self.verdict(&id).await, &mut damage)?
-        } else {
-            None
-        };
-        Ok((id, files, intent, verdict, damage))
+        if files.has(BackupObject::Intent) {
+            read.intent = read.note(self.intent(&id).await)?;
+        }
+        if files.has(BackupObject::Verdict) {
+            read.verdict = read.note(self.verdict(&id).await)?;
+        }
+        if read.lacks {
+            files = self.left(&id).await?;
+            if files.is_empty() {
+                return Ok(None);
+            }
+            if !self.went(&id).await?
+                && let Some(hidden) = read.hidden.take()
+            {
+                return Err(hidden);
+            }
+        }
+        Ok(Some((id, files, read)))
     }
 }
 
-/// What was read, or nothing and the damage in `damage`. Every other failure is one: nothing is known then.
-fn unless_damaged<T>(
-    read: Result<Option<T>, RepoError>,
-    damage: &mut Option<String>,
-) -> Result<Option<T>, RepoError> {
-    match read {
-        Err(error) if error.is_damage() => {
-            damage.get_or_insert(error.to_string());
-            Ok(None)
+/// What was read of a backup that was listed.
+#[derive(Debug, Default)]
+pub(super) struct Read {
+    pub(super) intent: Option<Intent>,
+    pub(super) verdict: Option<Verdict>,
+    /// Which of the two is damaged, and how.
+    damage: Option<String>,
+    /// Something that was listed is not there.
+    lacks: bool,
+    /// It is so because of a delete marker.
+    hidden: Option<RepoError>,
+}
+
+impl Read {
+    /// What was read, or nothing and a note of why. Every other failure is one: nothing is known then.
+    fn note<T>(&mut self, read: Result<Option<T>, RepoError>) -> Result<Option<T>, RepoError> {
+        match read {
+            Err(error) if error.is_damage() => {
+                self.damage.get_or_insert_with(|| error.to_string());
+                Ok(None)
+            }
+            Err(error) if error.is_hidden() => {
+                self.lacks = true;
+                self.hidden.get_or_insert(error);
+                Ok(None)
+            }
+            read => {
+                self.lacks |= matches!(read, Ok(None));
+                read
+            }
         }
-        read => read,
     }
 }

@@ -37,6 +37,11 @@ impl BackupFiles {
         self.objects.remove(&object);
     }
 
+    /// Whether nothing is there.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
     /// Whether the object is there.
     pub fn has(&self, object: BackupObject) -> bool {
         self.objects.contains_key(&object)

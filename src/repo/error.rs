@@ -175,6 +175,12 @@ pub enum RepoError {
 }
 
 impl RepoError {
+    /// True if the object lies under a delete marker: somebody deleted it where versions are kept, and only a record of expiry tells that it
+    /// was expiry.
+    pub fn is_hidden(&self) -> bool {
+        matches!(self, Self::Store(store) if store.kind == StoreErrorKind::Hidden)
+    }
+
     /// True if the object itself was read and is not what it must be: asking again would teach nothing. False for everything else,
     /// a store that does not answer above all: doubt is neither damage nor absence (I8).
     pub fn is_damage(&self) -> bool {

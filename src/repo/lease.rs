@@ -53,7 +53,8 @@ impl System {
         let next = n.saturating_add(1);
         let lease = self.get_document::<Lease>(&object.key).await?;
         let lease = lease.ok_or_else(|| self.repository.missing(&object.key))?;
-        if self.has_verdict(&lease.backup).await? {
+        let verdict = self.has_verdict(&lease.backup).await;
+        if matches!(verdict, Ok(true)) {
             return Ok(LeaseState::Free { next });
         }
         let objects = self.store().list(&self.keys.backup_dir(&lease.backup)).await?;
@@ -61,6 +62,8 @@ impl System {
         if objects.is_empty() {
             return Ok(LeaseState::Free { next });
         }
+        // Under a delete marker while others are left: not expiry's.
+        verdict?;
         if is_gone(&lease.process, &this_process()) {
             return Ok(LeaseState::Stale { lease, next });
         }

@@ -17,8 +17,8 @@ use super::objects::Pin;
 use super::path::{BackupId, PinId, PinKind, SystemObject};
 use super::scrutiny::RELEASED;
 use super::{RepoError, System, this_process};
-use crate::clock;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::clock::{self, Clock as _, SystemClock};
+use crate::store::{ObjectInfo, StoreError, StoreErrorKind};
 use crate::wal::SegmentName;
 
 /// Largest object that releases a pin.
@@ -52,6 +52,11 @@ impl ListedPin {
         let fresh = self.pin.kind == PinKind::Operator || now.duration_since(self.created) < READER_COUNTS;
         fresh && !self.released
     }
+}
+
+/// Whether a reader's pin is so old that expiry may have deleted it; by this host's clock, since nothing is deleted upon it.
+fn has_run_out(id: &PinId, created: Timestamp) -> bool {
+    id.kind() == PinKind::Reader && SystemClock.now().duration_since(created) >= READER_COUNTS
 }
 
 impl System {
@@ -120,22 +125,41 @@ impl System {
     /// # Errors
     /// [`RepoError`] if one cannot be read.
     pub async fn pins(&self) -> Result<Vec<ListedPin>, RepoError> {
-        let objects = self.store().list(&self.keys.pin_dir()).await?;
-        let mut released = BTreeSet::new();
+        self.pins_among(self.store().list(&self.keys.pin_dir()).await?).await
+    }
+
+    /// The pins of a listing.
+    pub(super) async fn pins_among(&self, objects: Vec<ObjectInfo>) -> Result<Vec<ListedPin>, RepoError> {
+        let (mut released, mut gone) = (BTreeSet::new(), BTreeSet::new());
         let mut found = Vec::new();
         for object in objects {
             match self.keys.parse(&object.key) {
-                Some(SystemObject::PinReleased(id)) if self.is_release(&object.key).await? => {
-                    released.insert(id);
-                }
+                Some(SystemObject::PinReleased(id)) => match self.is_release(&object.key).await {
+                    Ok(true) => {
+                        released.insert(id);
+                    }
+                    Ok(false) => {}
+                    // What releases a pin is deleted after it.
+                    Err(e) if e.is_hidden() => {
+                        gone.insert(id);
+                    }
+                    Err(e) => return Err(e),
+                },
                 Some(SystemObject::Pin(_)) => found.push(object),
                 _ => {}
             }
         }
         let mut pins = Vec::new();
         for object in found {
+            let went =
+                |id: &PinId| released.contains(id) || gone.contains(id) || has_run_out(id, object.modified);
+            let pin = match (self.get_document::<Pin>(&object.key).await, self.keys.parse(&object.key)) {
+                // Under a delete marker only what expiry may delete is gone.
+                (Err(e), Some(SystemObject::Pin(id))) if e.is_hidden() && went(&id) => continue,
+                (pin, _) => pin?,
+            };
             // One that went meanwhile no longer counts.
-            let Some(pin) = self.get_document::<Pin>(&object.key).await? else { continue };
+            let Some(pin) = pin else { continue };
             let released = released.contains(&pin.id);
             pins.push(ListedPin { pin, created: object.modified, released });
         }

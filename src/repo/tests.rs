@@ -21,6 +21,8 @@ use crate::store::{StoreOptions, StoreUrl};
 use crate::wal::scan::SegmentEnd;
 use crate::wal::{Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
 
+mod expiring;
+
 const SYSTEM: u64 = 7_301_234_567_890_123_456;
 const MIB: u64 = 1 << 20;
 

@@ -7,9 +7,10 @@
 //!
 //! As text, for whole processes (`PITR_TEST_FAULTS`): `EFFECT[@CALL[/KEY]]:N[+]`, separated by commas. `fail:3` is the
 //! third call; `lost@create/backup.json:1` the first create of a key that contains `backup.json`; `fail@list:2+` every
-//! listing from the second on. Effects: `fail`, `deny`, `lost`, `short`, `stall`, `stale`, `lie`, `panic`, `kill`, `killed-after`. Each hit is a warning
+//! listing from the second on. Effects: `fail`, `deny`, `lost`, `short`, `stall`, `stale`, `lie`, `hide`, `panic`, `kill`, `killed-after`. Each hit is a warning
 //! that begins with `injected`, so that a test can tell a run that met its fault from one that made fewer calls.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -41,6 +42,8 @@ pub enum Effect {
     Stale,
     /// An object that is there is said not to be. Calls that cannot say so work.
     Lie,
+    /// A delete leaves a delete marker, as where versions are kept: whoever asks for the object is told so. Other calls work.
+    Hide,
     /// The program itself fails in the middle of the call, before anything is done.
     Panic,
     /// The process is killed before anything is done.
@@ -89,6 +92,7 @@ impl FromStr for Rule {
             "stall" => Effect::Stall,
             "stale" => Effect::Stale,
             "lie" => Effect::Lie,
+            "hide" => Effect::Hide,
             "panic" => Effect::Panic,
             "kill" => Effect::Kill,
             "killed-after" => Effect::KilledAfter,
@@ -115,6 +119,8 @@ struct State {
     read: u64,
     /// The key created last, for stale listings.
     newest: Option<String>,
+    /// Keys under a delete marker.
+    hidden: BTreeSet<String>,
 }
 
 /// The control of a store that fails on purpose, and the record of its calls.
@@ -208,6 +214,13 @@ struct FaultStore {
 }
 
 impl FaultStore {
+    fn check_hidden(&self, key: &str) -> Result<(), Fault> {
+        match self.faults.state().hidden.contains(key) {
+            true => Err(Fault::permanent(StoreErrorKind::Hidden, "it is hidden by a delete marker")),
+            false => Ok(()),
+        }
+    }
+
     /// Does the call unless a fault prevents it; the remaining effect is the caller's to apply.
     async fn around<T>(
         &self,
@@ -236,7 +249,9 @@ impl FaultStore {
                 Err(if call == "create" { lost.outcome_unknown() } else { lost })
             }
             Some(Effect::Short) if call != "open" => Err(not_now()),
-            Some(Effect::Short | Effect::Stale | Effect::Lie) | None => Ok((done.await?, effect)),
+            Some(Effect::Short | Effect::Stale | Effect::Lie | Effect::Hide) | None => {
+                Ok((done.await?, effect))
+            }
         }
     }
 }
@@ -246,6 +261,7 @@ impl Backend for FaultStore {
     async fn create(&self, key: &str, body: &Payload) -> Result<Created, Fault> {
         let (created, _) = self.around("create", key, self.inner.create(key, body)).await?;
         if created == Created::New {
+            self.faults.state().hidden.remove(key);
             self.faults.state().newest = Some(key.to_owned());
         }
         Ok(created)
@@ -256,6 +272,7 @@ impl Backend for FaultStore {
     }
 
     async fn open(&self, key: &str, range: Option<Range<u64>>) -> Result<Option<Opened>, Fault> {
+        self.check_hidden(key)?;
         match self.around("open", key, self.inner.open(key, range)).await? {
             (Some(opened), Some(Effect::Short)) => {
                 let halve = |bytes: bytes::Bytes| bytes.slice(..bytes.len() / 2);
@@ -271,6 +288,7 @@ impl Backend for FaultStore {
     }
 
     async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, Fault> {
+        self.check_hidden(key)?;
         let (info, effect) = self.around("head", key, self.inner.head(key)).await?;
         Ok(info.filter(|_| effect != Some(Effect::Lie)))
     }
@@ -285,7 +303,11 @@ impl Backend for FaultStore {
     }
 
     async fn delete(&self, key: &str) -> Result<(), Fault> {
-        self.around("delete", key, self.inner.delete(key)).await.map(|((), _)| ())
+        let ((), effect) = self.around("delete", key, self.inner.delete(key)).await?;
+        if effect == Some(Effect::Hide) {
+            self.faults.state().hidden.insert(key.to_owned());
+        }
+        Ok(())
     }
 
     fn anew(&self) -> Option<Arc<dyn Backend>> {

@@ -1,7 +1,8 @@
 //! One backup in one repository, opened for reading: manifest, catalogue, packs, single files.
 //!
 //! Everything that comes back was checked against a digest that the verdict or the manifest states. Absence is told apart from
-//! damage: a pack that is gone because the backup expired meanwhile is not corruption, one that is gone without a tombstone is.
+//! damage: a pack that is gone because the backup expired meanwhile is not corruption, one that is gone without a tombstone is. One under a
+//! delete marker without a tombstone is neither: somebody deleted it, and it may be brought back.
 //! Source of truth: REPOSITORY.md 4.
 
 use std::collections::BTreeMap;
@@ -14,12 +15,12 @@ use crate::codec::{Digest, len_u64};
 use crate::error::{Error, Result};
 use crate::ops::Silent;
 use crate::ops::backup::catalogue::Catalogue;
-use crate::repo::System;
 use crate::repo::manifest::PackLine;
 use crate::repo::objects::{Backup, ObjectRef};
 use crate::repo::pack::PackTable;
 use crate::repo::path::BackupObject;
-use crate::store::Store;
+use crate::repo::{RepoError, System};
+use crate::store::{Store, StoreError};
 
 use super::fetch::{self, Packs, Sink};
 use super::image::{File, Image};
@@ -132,7 +133,7 @@ impl StoredBackup {
     }
 
     pub(super) async fn vouched(&self, key: &str, wanted: &ObjectRef) -> Result<Bytes> {
-        let found = self.store().get_limited(key, wanted.stored).await?;
+        let found = self.there(self.store().get_limited(key, wanted.stored).await).await?;
         let Some(bytes) = found else { return Err(self.gone(key).await) };
         // Megabytes take a processor for long: not on the reactor.
         let hashed = bytes.clone();
@@ -142,6 +143,11 @@ impl StoredBackup {
             return Err(Error::corrupt(format!("{key} is damaged: its digest differs")).hint(ELSEWHERE));
         }
         Ok(bytes)
+    }
+
+    /// Nothing, where this backup expired in a bucket with versions.
+    async fn there(&self, read: Result<Option<Bytes>, StoreError>) -> Result<Option<Bytes>> {
+        Ok(self.system.unless_went(&self.verdict.id, read.map_err(RepoError::from)).await?)
     }
 
     /// The error for an object that is not there: expired meanwhile, or lost.
@@ -159,7 +165,7 @@ impl StoredBackup {
 
     pub(super) async fn range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
         let wanted = range.end.saturating_sub(range.start);
-        let found = self.store().get_range(key, range).await?;
+        let found = self.there(self.store().get_range(key, range).await).await?;
         let Some(bytes) = found else { return Err(self.gone(key).await) };
         if len_u64(&bytes) != wanted {
             return Err(Error::corrupt(format!("{key} is shorter than its manifest says")).hint(ELSEWHERE));

@@ -43,6 +43,7 @@ pub(super) async fn check(look: &mut Look<'_>, catalog: &Catalog) -> Result<()> 
         match read {
             Ok(true) => look.seen(size),
             Ok(false) => look.gone(&object, subject()).await?,
+            Err(e) if e.is_hidden() => look.gone(&object, subject()).await?,
             Err(e) if e.is_damage() => {
                 let key = look.system.keys().key(&object);
                 look.folder.findings.add(Fault::Damaged, key, e.to_string(), subject());

@@ -123,7 +123,7 @@ impl Look<'_> {
     /// An object was listed and is not there: expired meanwhile, or lost.
     pub(super) async fn gone(&mut self, object: &SystemObject, subject: Subject) -> Result<()> {
         let expired = match object {
-            SystemObject::Backup(id, _) => self.system.is_expired(id).await?,
+            SystemObject::Backup(id, _) => self.system.went(id).await?,
             SystemObject::Wal(WalFileName::Segment(name), _) | SystemObject::Gap(name) => {
                 self.system.floor().await?.is_some_and(|floor| !floor.keeps(*name))
             }

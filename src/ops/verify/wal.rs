@@ -72,6 +72,7 @@ pub(super) async fn histories(look: &mut Look<'_>, catalog: &Catalog) -> Result<
                 histories.insert(timeline, history);
             }
             Ok(None) => look.gone(&object, Subject::History(timeline)).await?,
+            Err(e) if e.is_hidden() => look.gone(&object, Subject::History(timeline)).await?,
             Err(e) if e.is_damage() => {
                 look.folder.findings.add(Fault::Damaged, key, e.to_string(), Subject::History(timeline));
             }
@@ -362,6 +363,7 @@ async fn read_segment(
         match twice(|| read_copy(system, name, *copy, decode)).await {
             Ok(Some(read)) => longest = Some(read),
             Ok(None) => return Ok(Outcome::Gone(SystemObject::Wal(name, *copy))),
+            Err(e) if e.is_hidden() => return Ok(Outcome::Gone(SystemObject::Wal(name, *copy))),
             Err(e) if e.is_damage() => return Ok(Outcome::Bad(SystemObject::Wal(name, *copy), e)),
             Err(e) => return Err(e.into()),
         }
