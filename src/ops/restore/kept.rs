@@ -1,10 +1,11 @@
 //! What was fetched of packs and is wanted again soon: a few at a time, each fetched once, however many ask.
 //!
-//! The two ends of packs of an encrypted repository, without which no part of one can be read. Invariant: a failure is never kept.
+//! The two ends of packs of an encrypted repository, without which no part of one can be read. Invariant: a failure is never kept. Nothing
+//! vouches for what is kept, though: whoever fails with it says so, and it is fetched anew.
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 
@@ -34,8 +35,17 @@ impl<T: Clone, const N: usize> Kept<T, N> {
         cell.get_or_try_init(fetch).await.cloned()
     }
 
+    /// Forgets what is kept of the pack at `key`.
+    pub(super) fn forget(&self, key: &str) {
+        self.lock().retain(|(known, _)| known != key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Slot<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn slot(&self, key: &str) -> Arc<OnceCell<T>> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
         if let Some((_, cell)) = kept.iter().find(|(known, _)| known == key) {
             return Arc::clone(cell);
         }
@@ -75,5 +85,11 @@ mod tests {
         let failed = packs.get("f", || async { Err(Error::failed("the store is gone")) }).await;
         assert!(failed.is_err());
         assert_eq!(get("f").await.unwrap(), "f");
+        let before = fetched.load(Ordering::Relaxed);
+        packs.forget("f");
+        for key in ["a", "f", "f"] {
+            get(key).await.unwrap();
+        }
+        assert_eq!(fetched.load(Ordering::Relaxed), before + 1, "no other was forgotten");
     }
 }

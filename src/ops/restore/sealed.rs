@@ -9,12 +9,14 @@
 //!
 //! age accepts every pack that was made for the same key, so what comes back is held against digests for which the verdict's mac vouches:
 //! that of the whole pack, or that of its table, in which each frame has one. A part that fails does not say whether the pack is damaged, is
-//! another one, or takes a key that is not at hand. All of the pack does: in doubt it is fetched. Invariant: nothing is
-//! believed before its digest was right.
+//! another one, or takes a key that is not at hand. It may also have been read badly, the ends that are kept included: once more, with new
+//! ends. All of the pack decides: in doubt it is fetched, one pack at a time. Invariants: nothing is believed before its digest was right;
+//! a bad read costs no more memory than one pack.
 
 use std::ops::Range;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::fetch::part_of;
 use super::kept::Kept;
@@ -28,8 +30,20 @@ use crate::seal::parts::{self, Held, Layout};
 /// Packs of which the ends are kept, some 140 KB each: more than reads are in flight.
 const ENDS: usize = 16;
 
-/// The ends that were fetched of encrypted packs.
-pub(super) type KeptEnds = Kept<Ends, ENDS>;
+/// What all readers of an encrypted backup share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The ends that were fetched of packs. They may be wrong.
+    ends: Kept<Ends, ENDS>,
+    /// The right to hold a whole pack because parts left a doubt.
+    doubt: Semaphore,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { ends: Kept::default(), doubt: Semaphore::new(1) }
+    }
+}
 
 /// Start and end of an encrypted pack: what opens any part of it, and its table.
 #[derive(Debug, Clone)]
@@ -41,20 +55,40 @@ pub(super) struct Ends {
 impl StoredBackup {
     /// The frames of a pack, vouched for.
     pub(super) async fn sealed_table(&self, pack: &PackLine) -> Result<PackTable> {
-        if let Some(table) = sure(self.table_in_parts(pack).await)? {
+        if let Some(table) = self.in_parts(pack, || self.table_in_parts(pack)).await? {
             return Ok(table);
         }
+        let _one = self.sealed.doubt.acquire().await;
         let whole = self.sealed_whole(pack).await?;
         pack.info.vouched_table(&whole).map_err(|e| self.damaged(pack, &e))
     }
 
     /// Bytes of what a pack holds.
     pub(super) async fn sealed_read(&self, pack: &PackLine, range: Range<u64>) -> Result<Bytes> {
-        if let Some(bytes) = sure(self.part(pack, range.clone()).await)? {
+        if let Some(bytes) = self.in_parts(pack, || self.part(pack, range.clone())).await? {
             return Ok(bytes);
         }
+        let _one = self.sealed.doubt.acquire().await;
         let whole = self.sealed_whole(pack).await?;
-        part_of(&whole, &range).ok_or_else(|| self.damaged(pack, &"it is shorter than its manifest says"))
+        let part = part_of(&whole, &range);
+        // A slice would hold all of it for longer than the right to.
+        part.map(|part| Bytes::copy_from_slice(&part))
+            .ok_or_else(|| self.damaged(pack, &"it is shorter than its manifest says"))
+    }
+
+    /// What parts say for sure, asked twice: the ends that were kept may have been read badly.
+    async fn in_parts<T, F: Future<Output = Result<T>>>(
+        &self,
+        pack: &PackLine,
+        read: impl Fn() -> F,
+    ) -> Result<Option<T>> {
+        for _ in 0..2 {
+            if let Some(found) = sure(read().await)? {
+                return Ok(Some(found));
+            }
+            self.sealed.ends.forget(&self.pack_key(pack));
+        }
+        Ok(None)
     }
 
     /// What a pack holds, all of it, vouched for.
@@ -97,7 +131,7 @@ impl StoredBackup {
             let layout = Layout::of(&first, stored).map_err(|e| self.damaged(pack, &e))?;
             Ok(Ends { layout, held: Held::of(stored).with(0, first).with(tail, last) })
         };
-        self.ends.get(&key, fetch).await
+        self.sealed.ends.get(&key, fetch).await
     }
 
     async fn range_or_none(&self, key: &str, range: Range<u64>) -> Result<Bytes> {

@@ -24,7 +24,7 @@ use crate::store::{Store, StoreError};
 
 use super::fetch::{self, Packs, Sink};
 use super::image::{File, Image};
-use super::sealed::KeptEnds;
+use super::sealed::Shared;
 
 /// Reads in flight while small files are looked at.
 const SMALL_JOBS: usize = 4;
@@ -34,13 +34,13 @@ const SMALL_JOBS: usize = 4;
 pub struct StoredBackup {
     system: System,
     verdict: Arc<Backup>,
-    pub(super) ends: Arc<KeptEnds>,
+    pub(super) sealed: Arc<Shared>,
 }
 
 impl StoredBackup {
     /// The backup with this verdict, in the folder of `system`.
     pub fn new(system: System, verdict: Backup) -> Self {
-        Self { system, verdict: Arc::new(verdict), ends: Arc::default() }
+        Self { system, verdict: Arc::new(verdict), sealed: Arc::default() }
     }
 
     /// Its verdict.

@@ -270,6 +270,58 @@ async fn what_was_changed_or_cut_is_named_as_damage_wherever_it_lies() {
 }
 
 #[tokio::test]
+async fn ends_that_were_read_badly_are_not_kept() {
+    let world = World::new(LARGE).await;
+    let good = world.object(0).await;
+    for place in [good.len() - 1, 40] {
+        let (backup, mut bad) = (world.backup(), good.clone());
+        bad[place] ^= 1;
+        world.replace(0, bad).await;
+        assert!(world.small(&backup).await.is_err(), "changed at {place}");
+        world.replace(0, good.clone()).await;
+        let mark = world.mark();
+        assert_eq!(world.small(&backup).await.unwrap(), b"small");
+        let (calls, read) = world.since(mark);
+        assert!(calls == 3 && read < 2 * FRAME, "changed at {place}: {calls} calls, {read} bytes");
+    }
+}
+
+#[tokio::test]
+async fn a_bad_read_of_kept_ends_costs_two_small_reads_and_no_pack() {
+    let world = World::new(LARGE).await;
+    let (good, backup) = (world.object(0).await, world.backup());
+    // The ends come from a bad object, what is between them from the good one.
+    let mut bad = good.clone();
+    bad[40] ^= 1;
+    world.replace(0, bad).await;
+    backup.ends(&world.packs[0]).await.unwrap();
+    world.replace(0, good).await;
+    let mark = world.mark();
+    assert_eq!(world.small(&backup).await.unwrap(), b"small");
+    let (calls, read) = world.since(mark);
+    assert!(calls <= 4 && read < 2 * FRAME, "{calls} calls, {read} bytes");
+}
+
+#[tokio::test]
+async fn in_doubt_one_pack_is_held_at_a_time() {
+    let world = World::new(LARGE).await;
+    let mut bad = world.object(0).await;
+    bad[40] ^= 1;
+    world.replace(0, bad).await;
+    let (backup, pack) = (world.backup(), &world.packs[0]);
+    let held = backup.sealed.doubt.acquire().await.unwrap();
+    let mark = world.mark();
+    let mut reads =
+        std::pin::pin!(async { tokio::join!(backup.sealed_read(pack, 0..1), backup.sealed_table(pack)) });
+    let waited = tokio::time::timeout(std::time::Duration::from_millis(300), &mut reads).await;
+    assert!(waited.is_err() && world.since(mark).1 < pack.info.stored, "parts were read, and no pack");
+    drop(held);
+    let (read, table) = reads.await;
+    assert_eq!((read.unwrap_err().kind(), table.unwrap_err().kind()), (Kind::Corrupt, Kind::Corrupt));
+    assert!(world.since(mark).1 > 2 * pack.info.stored);
+}
+
+#[tokio::test]
 async fn without_the_right_key_it_is_the_key_that_is_missed() {
     let world = World::new(LARGE).await;
     let host = world.system.repository().keys().and_then(Keyring::host).unwrap().clone();
