@@ -187,7 +187,8 @@ fn nothing_that_counts_ever_misses_what_it_needs() -> Result<()> {
 #[test]
 fn a_restore_that_nobody_was_told_of_has_the_grace() -> Result<()> {
     let mut total = BTreeMap::new();
-    let seeds = number("PITR_SEED").map_or(0..number("PITR_SEEDS").unwrap_or(40), |seed| seed..seed + 1);
+    let seeds =
+        number("PITR_SEED").map_or_else(|| 0..number("PITR_SEEDS").unwrap_or(40), |seed| seed..seed + 1);
     for seed in seeds.clone() {
         let hours = [1, 10, 30, 100].get(usize::try_from(seed % 4)?).copied().unwrap_or(1);
         for (what, n) in run(history(seed, "memory:", STEPS, Duration::from_secs(hours * 3600)))?? {

@@ -5,7 +5,6 @@
 //! to be encrypted, "it opens" of what does not open.
 
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
-#![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod support;
 

@@ -153,11 +153,12 @@ impl World {
         self.system.catalog().await.unwrap().complete().map(|b| b.id.clone()).collect()
     }
 
-    /// Keys of WAL that are left, from the segment's number on.
+    /// The WAL that is left, by the last digits of its segments and what follows them.
     async fn left(&self) -> Vec<String> {
-        let dir = self.system.keys().wal_dir();
+        let (dir, folder) = (self.system.keys().wal_dir(), self.system.keys().segment_dir(nth(0)));
         let objects = self.repository.store().list(&dir).await.unwrap();
-        objects.into_iter().map(|o| o.key.rsplit('/').next().unwrap()[22..].to_owned()).collect()
+        let common = format!("{folder}0000000100000000000000");
+        objects.into_iter().map(|o| o.key.replacen(&common, "", 1)).collect()
     }
 }
 
