@@ -38,6 +38,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
@@ -196,29 +197,39 @@ where
 {
     let cancel = CancellationToken::new();
     let watched = cancel.clone();
+    // Before any work: whoever is told to end while something of it lies there takes it away.
+    let signals = Signals::listen();
     let signals = tokio::spawn(async move {
-        if wait_for_signal().await.is_ok() {
-            watched.cancel();
-            // A second signal means: at once.
-            if wait_for_signal().await.is_ok() {
-                std::process::exit(i32::from(crate::error::Kind::Interrupted.exit_code()));
-            }
-        }
+        let Ok(mut signals) = signals else { return };
+        signals.next().await;
+        watched.cancel();
+        // A second signal means: at once.
+        signals.next().await;
+        std::process::exit(i32::from(crate::error::Kind::Interrupted.exit_code()));
     });
     let done = work(cancel).await;
     signals.abort();
     done
 }
 
-async fn wait_for_signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        biased;
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// Ctrl-C and SIGTERM, from [`Signals::listen`] on.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
-    Ok(())
+
+    async fn next(&mut self) {
+        tokio::select! {
+            biased;
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
 
 fn runtime(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Error> {
