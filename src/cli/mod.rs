@@ -171,7 +171,7 @@ fn alone(work: impl Future<Output = Result<Ended, Error>>) -> Result<Ended, Erro
 }
 
 /// As [`with_threads`], for what stays until it is told to end. File work that hangs (a network file system whose server is gone) keeps it no
-/// longer than [`FAREWELL`]: what is cut off is as after a kill -9, which loses nothing that was said yes to.
+/// longer than `FAREWELL`: what is cut off is as after a kill -9, which loses nothing that was said yes to.
 pub fn resident<F>(work: impl FnOnce(CancellationToken) -> F) -> Result<Ended, Error>
 where
     F: Future<Output = Result<Ended, Error>>,
