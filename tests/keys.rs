@@ -10,13 +10,13 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use support::cluster::{Install, as_server, give_to_server, scratch};
 use support::keys;
 use support::s3::S3;
-use support::site::{Answer, Site, SiteOptions, until};
+use support::site::{Answer, Site, SiteOptions};
 
 /// A server that archives into an encrypted repository, and the operator's directory.
 struct World {
@@ -132,15 +132,10 @@ fn the_host_file_is_changed_from_the_newest_copy_only_and_by_one_at_a_time() -> 
     ensure!(site.listing()? == listing);
 
     // Another command holds the directory.
-    let mut holder = Command::new("flock");
-    let mut holder = holder.arg(site.place()).args(["cat"]).stdin(Stdio::piped()).spawn()?;
-    until(
-        || Ok(!Command::new("flock").arg("-n").arg(site.place()).arg("true").status()?.success()),
-        || "flock does not lock".to_owned(),
-    )?;
+    let place = fs::File::open(site.place())?;
+    let lock = Flock::lock(place, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
     let busy = site.ask(&["key", "rotate"])?;
-    holder.kill()?;
-    holder.wait()?;
+    drop(lock);
     busy.expect(8, &["another command is changing keys"])?;
     ensure!(fs::read(world.host_file())? == newest, "the host file was changed");
     says(&site.ask(&["key", "rotate"])?, 0, &["e0003"])?;
