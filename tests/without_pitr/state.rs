@@ -90,7 +90,10 @@ fn a_backup_that_is_named_must_be_as_good_as_one_that_is_chosen() -> Result<()> 
     source.table()?;
     source.site.switch()?;
     let id = |done: serde_json::Value| done["id"].as_str().map(str::to_owned).context("an id");
-    let (older, newer) = (id(source.site.backup()?)?, id(source.site.backup()?)?);
+    let mut ids = [id(source.site.backup()?)?, id(source.site.backup()?)?];
+    // Within one second their names decide.
+    ids.sort();
+    let [older, newer] = ids;
     source.site.switch()?;
     let rescue = source.rescue()?;
     let target = rescue.fresh("target");
