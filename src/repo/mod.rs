@@ -406,4 +406,4 @@ pub fn this_process() -> Process {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

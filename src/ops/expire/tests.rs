@@ -13,9 +13,9 @@ use jiff::{SignedDuration, Timestamp, ToSpan as _, Unit};
 
 use super::*;
 use crate::clock::{Clock as _, SystemClock};
-use crate::codec::{Compression, Digest};
+use crate::codec::Compression;
 use crate::ops::Silent;
-use crate::repo::objects::{Backup, BackupKind, Checksums, Intent, KeptRange, ObjectRef, PackTotals, Status};
+use crate::repo::objects::{Backup, BackupKind, Checksums, Intent, KeptRange};
 use crate::repo::path::Sealing;
 use crate::repo::walobject::tests::scan;
 use crate::repo::walobject::{Facts, WalObjectBuilder};
@@ -98,40 +98,13 @@ impl World {
         self.create(&self.system.keys().wal(WalFileName::Segment(nth(segment))), "wal").await;
         let ended = intent.started_at + 1.minute();
         let backup = Backup {
-            status: Status::Complete,
-            id: intent.id.clone(),
-            nonce: intent.nonce,
-            kind: intent.kind,
-            cluster: intent.cluster.clone(),
-            system: intent.system,
-            major: PgMajor::V15,
-            server_version: 150_018,
-            segment_size: SegmentSize::new(MIB).unwrap(),
-            timeline: intent.timeline,
             start_lsn: Lsn::new(segment * MIB + 40),
             stop_lsn: Lsn::new(segment * MIB + 400),
             started_at: intent.started_at,
             finished_at: ended,
             stop_time: ended,
-            window_earliest: None,
-            key: None,
-            wal_floor: intent.wal_floor,
-            label: String::new(),
-            from_standby: false,
             checksums,
-            damage: Vec::new(),
-            cluster_bytes: 10,
-            new_bytes: 10,
-            stored_bytes: 12,
-            files: 1,
-            tablespaces: Vec::new(),
-            packs: PackTotals { count: 1, stored: 4, plain: 10 },
-            pack_digests: Vec::new(),
-            references: Vec::new(),
-            manifest: ObjectRef { stored: 8, digest: Digest::of(b"manifest") },
-            pg_manifest: None,
-            catalogue: None,
-            process: intent.process.clone(),
+            ..crate::repo::tests::backup(&intent)
         };
         self.system.publish(&backup).await.unwrap();
         intent.id
