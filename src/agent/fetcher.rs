@@ -44,11 +44,15 @@ const LONGEST_REST: Duration = Duration::from_secs(30);
 /// After which silence a recovery is taken to be over.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// Whether the server of that directory has still to recover; `xlogrecovery.c` removes the file when recovery ends.
+pub fn is_recovering(data_dir: &Path) -> bool {
+    ["recovery.signal", "standby.signal"].iter().any(|name| data_dir.join(name).exists())
+}
+
 /// Removes what a process that was killed left in the spool, unless somebody has it, or the server recovers and may soon want it.
 pub(super) fn sweep(data_dir: &Path) {
-    let recovers = ["recovery.signal", "standby.signal"].iter().any(|name| data_dir.join(name).exists());
     let spool = data_dir.join(SPOOL);
-    if !recovers && spool.is_dir() {
+    if !is_recovering(data_dir) && spool.is_dir() {
         // It empties it, and is dropped.
         let _ = Spool::take(&spool);
     }

@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::agent::fetcher::is_recovering;
 use crate::agent::wire::Errand;
 use crate::agent::{Prefetch, prefetch};
 use crate::cli::args::{AheadArgs, Common, GetArgs};
@@ -26,7 +27,7 @@ use crate::wal::SegmentName;
 pub fn leave_behind(common: &Common, args: &GetArgs) {
     let recovers = args.destination.starts_with("pg_wal")
         && SegmentName::parse(&args.file).is_ok()
-        && is_recovering()
+        && is_recovering(Path::new("."))
         && postmaster().is_some()
         && common.repository.len() <= 1;
     if !recovers {
@@ -64,11 +65,6 @@ pub fn leave_behind(common: &Common, args: &GetArgs) {
     if let Err(e) = command.spawn() {
         tracing::info!("nothing is fetched ahead: {e}");
     }
-}
-
-/// Whether the server in the working directory has still to recover; `xlogrecovery.c` removes the file when recovery ends.
-fn is_recovering() -> bool {
-    ["recovery.signal", "standby.signal"].iter().any(|name| Path::new(name).exists())
 }
 
 /// The process of the server in the working directory.
@@ -109,7 +105,9 @@ pub fn run(common: &Common, args: &AheadArgs) -> Result<Ended> {
         },
     };
     let server = postmaster();
-    let lives = move || is_recovering() && server.is_some() && postmaster() == server && is_alive(server);
+    let lives = move || {
+        is_recovering(Path::new(".")) && server.is_some() && postmaster() == server && is_alive(server)
+    };
     resident(|cancel| async move {
         prefetch(setup, lives, &cancel).await?;
         Ok(Ended::Well)
