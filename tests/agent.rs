@@ -317,14 +317,20 @@ fn what_was_added_to_the_configuration_counts_from_the_next_segment_on() -> Resu
     Ok(())
 }
 
+/// Gives a site another required repository; its directory.
+fn two_repositories(site: &Site) -> Result<std::path::PathBuf> {
+    let other = site.place().join("other");
+    let second = format!("[[repository]]\nname = \"other\"\nurl = \"file://{}\"\n", other.display());
+    configure(site, &format!("{}{second}", own_repository(site)))?;
+    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    Ok(other)
+}
+
 #[test]
 fn a_repository_that_is_down_keeps_the_others_from_nothing() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let site = site(&install, true)?;
-    let other = site.place().join("other");
-    let second = format!("[[repository]]\nname = \"other\"\nurl = \"file://{}\"\n", other.display());
-    configure(&site, &format!("{}{second}", own_repository(&site)))?;
-    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    let other = two_repositories(&site)?;
     let command = block(&site)?;
     let aside = site.place().join("aside");
     fs::rename(&other, &aside)?;
@@ -368,10 +374,7 @@ fn bytes_read(agent: &Agent) -> Result<u64> {
 fn a_repository_that_refuses_costs_the_others_nothing_more() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let site = site(&install, true)?;
-    let other = site.place().join("other");
-    let second = format!("[[repository]]\nname = \"other\"\nurl = \"file://{}\"\n", other.display());
-    configure(&site, &format!("{}{second}", own_repository(&site)))?;
-    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    let other = two_repositories(&site)?;
     block(&site)?;
     // Folders of WAL cannot be made there.
     let folder = other.join("main").join(site.folder()?.file_name().context("a folder")?);
