@@ -155,8 +155,9 @@ TO RESTORE WITHOUT PITR (with age, zstd, tar and a shell; R is a copy of the fol
   ls R/backups                                                      # choose B: backup.json says complete, no expired.json
   mkdir -m 700 data
   for p in R/backups/B/pack-*.age; do age -d -i e0001.key $p; done | zstd -dc | tar x -C data
-  touch data/recovery.signal; restore_command is a script that does, for the file %f:
+  rm -f data/standby.signal; touch data/recovery.signal; archive_mode = off; restore_command is a script that does, for the file %f,
     tail -c +513 R/wal/TTTTTTTT/LLLLLLLL/%f.wal | age -d -i e0001.key | zstd -dc > %p
+  and ends with 1 only if no such file is there and none of a later segment, with 200 if anything failed: what is below 126 opens the database.
   FORMAT.md of pitr, section 8, says all of it; contrib/restore-without-pitr.sh does it. The start of each .wal file is readable text and names its epoch.
 ";
 
