@@ -10,7 +10,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use pitr::ops::restore::stored::StoredBackup;
 use pitr::repo::Repository;
 use pitr::repo::objects::Verdict;
 use pitr::store::{Created, Store, StoreErrorKind};
+use pitr::wal::Lsn;
 use serde_json::Value;
 use support::azurite::{ACCOUNT, Azurite};
 use support::cluster::{Cluster, Install, as_server, give_to_server, scratch, setting};
@@ -114,6 +115,31 @@ impl World {
             let said = format!("SELECT last_archived_wal >= '{name}' FROM pg_stat_archiver");
             Ok(self.site.cluster.psql(&said)? == "t")
         })
+    }
+
+    /// Damages a segment before it is archived, and accepts it as it is; its name.
+    fn accepted(&self) -> Result<String> {
+        let sql = |sql: &str| self.site.cluster.psql(sql);
+        let command = sql("SHOW archive_command")?;
+        let archive_with = |command: &str| -> Result<()> {
+            sql(&format!("ALTER SYSTEM SET archive_command = '{}'", command.replace('\'', "''")))?;
+            sql("SELECT pg_reload_conf()").map(drop)
+        };
+        archive_with("false")?;
+        let at: Lsn = sql("SELECT pg_current_wal_insert_lsn()")?.parse()?;
+        sql("INSERT INTO t VALUES (2)")?;
+        let segment = sql("SELECT pg_walfile_name(pg_switch_wal())")?;
+        let path = self.site.cluster.data.join("pg_wal").join(&segment);
+        let file = fs::File::options().read(true).write(true).open(&path)?;
+        let place = at.get() % file.metadata()?.len() + 40;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, place)?;
+        file.write_all_at(&[!byte[0]], place)?;
+        archive_with(&command)?;
+        self.site.cluster.wait_for("SELECT last_failed_wal FROM pg_stat_archiver", &segment)?;
+        self.ask(WRITER, &["accept", &segment, "--damaged"])?.expect(0, &[])?;
+        self.archived()?;
+        Ok(segment)
     }
 
     fn backup(&self) -> Result<String> {
@@ -260,6 +286,38 @@ async fn the_expirer_expires_and_reads_neither_backups_nor_wal() -> Result<()> {
     let old = before.difference(&left).find(|key| key.ends_with(".wal")).context("WAL expired")?;
     let name = old.rsplit('/').next().and_then(|file| file.strip_suffix(".wal")).context("a name")?;
     world.get(READER, name)?.expect(205, &["it has expired"])?;
+    Ok(())
+}
+
+/// Whether a good copy of an accepted segment has come stands in a file that the expirer may not read. What needs that segment stays, all
+/// else goes.
+#[tokio::test]
+async fn the_expirer_goes_on_after_damage_was_accepted_and_gives_up_nothing_for_it() -> Result<()> {
+    let Some(world) = world(Bucket::Versions)? else { return Ok(()) };
+    world.archived()?;
+    let first = world.backup()?;
+    let segment = world.accepted()?;
+    let says = |report: &Value| report["repositories"][0]["systems"][0]["notes"].to_string();
+    let kept = |report: &Value, id: &str| -> Result<Value> {
+        let kept = report["repositories"][0]["systems"][0]["kept"].as_array().context("a list")?;
+        Ok(kept.iter().find(|kept| kept["id"] == id).map(|kept| kept["reasons"].clone()).unwrap_or_default())
+    };
+    // The one backup there is was complete before: no doubt about it.
+    let report = world.json(EXPIRER, &["expire", "--json"])?;
+    ensure!(says(&report).contains(&segment) && says(&report).contains("may not read"), "{report}");
+    ensure!(kept(&report, &first)?.to_string().contains("newest"), "{report}");
+    // Who may read knows that it is damaged, and does not say so.
+    let report = world.json(OWNER, &["expire", "--dry-run", "--json"])?;
+    ensure!(!says(&report).contains(&segment), "{report}");
+    let second = world.backup()?;
+    world.archived()?;
+    let left = world.expired(&first).await?;
+    ensure!(left.iter().any(|key| key.contains(&second)), "{left:?}");
+    // Nothing needs it any more, whatever is in it.
+    let report = world.json(EXPIRER, &["expire", "--json"])?;
+    ensure!(!says(&report).contains(&segment), "{report}");
+    let left = world.names().await?;
+    ensure!(!left.iter().any(|key| key.contains(&segment)), "{left:?}");
     Ok(())
 }
 

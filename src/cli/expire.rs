@@ -244,6 +244,7 @@ fn kept_text(plan: &Plan) -> String {
         (count(|r| matches!(r, Reason::Stands(Period::Year, _))), "yearly"),
         (count(|r| *r == Reason::Pinned), "pinned"),
         (count(|r| *r == Reason::Recent), "not sound"),
+        (count(|r| *r == Reason::Unread), "for WAL that cannot be read"),
     ];
     let parts: Vec<String> =
         named.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{n} {word}")).collect();
@@ -345,6 +346,7 @@ fn reason(reason: Reason) -> String {
         Reason::Newest => "newest".to_owned(),
         Reason::Pinned => "pinned".to_owned(),
         Reason::Recent => "not sound".to_owned(),
+        Reason::Unread => "WAL that cannot be read".to_owned(),
         Reason::Frozen => "frozen".to_owned(),
     }
 }

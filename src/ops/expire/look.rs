@@ -5,20 +5,21 @@
 //!  Look     catalog, pins, floor  ─► Holdings  read twice: to decide, and again before anything is deleted
 //! ```
 //! Ages are differences of two times of the store. One object that cannot be read ends the run, and is named: it might have spoken
-//! for what is about to be deleted. Source of truth: REPOSITORY.md 4.
+//! for what is about to be deleted. But for WAL, which these credentials need not read: then nobody knows whether what was accepted with
+//! damage has a good copy by now, and retention is told so. Source of truth: REPOSITORY.md 4.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 
 use crate::error::{Error, Result};
-use crate::repo::System;
 use crate::repo::catalog::{BackupInfo, BackupState, Catalog};
 use crate::repo::objects::{Checksums, Floor, Verdict};
 use crate::repo::path::{BackupId, BackupObject};
 use crate::repo::pins::ListedPin;
-use crate::repo::retention::{Failure, HeldBackup, Holdings, LetGo, Marked, Spans, StoredWal};
-use crate::wal::{SegmentNo, TimelineHistory, TimelineId};
+use crate::repo::retention::{Failure, HeldBackup, Holdings, LetGo, Marked, Spans, StoredWal, both};
+use crate::repo::{RepoError, System};
+use crate::wal::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 /// A backup without a verdict and without a new object for this long has no writer any more.
 pub(super) const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(24);
@@ -27,6 +28,10 @@ pub(super) const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(24);
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stored {
     pub(super) wal: StoredWal,
+    /// Segments that were accepted with damage, and that these credentials may not read.
+    pub(super) unread: StoredWal,
+    /// What a person should know of them.
+    pub(super) note: Option<String>,
     /// How many copies there are of a segment, if more than one.
     pub(super) copies: BTreeMap<(TimelineId, u64), usize>,
     pub(super) last_stored: BTreeMap<TimelineId, Timestamp>,
@@ -39,6 +44,11 @@ impl Stored {
         self.last_stored.keys().copied()
     }
 
+    /// All segments, replayable or unread.
+    pub(super) fn all(&self) -> StoredWal {
+        both(&self.wal, &self.unread)
+    }
+
     /// Lists all WAL, a folder at a time.
     pub(super) async fn read(system: &System) -> Result<Self> {
         let size = system.identity().segment_size;
@@ -49,36 +59,59 @@ impl Stored {
             {
                 stored.histories.insert(timeline, history);
             }
-            let mut spans = Spans::default();
             for folder in system.wal_folders(timeline).await? {
-                let listed = system.wal_in(&folder).await?;
-                let mut damaged = BTreeSet::new();
-                for record in listed.iter().filter(|listed| listed.accepted) {
-                    // A good copy may have come since.
-                    if system.accepted_end(record.segment).await?.is_some() {
-                        damaged.insert(record.segment);
-                    }
-                }
-                for listed in listed {
-                    let last = stored.last_stored.entry(timeline).or_insert(listed.object.modified);
-                    *last = listed.object.modified.max(*last);
-                    if let Ok(number) = listed.segment.number(size).map(SegmentNo::get)
-                        && listed.replayable
-                        && !damaged.contains(&listed.segment)
-                    {
-                        if spans.contains(number) {
-                            *stored.copies.entry((timeline, number)).or_insert(1) += 1;
-                        }
-                        spans.add(number, number);
-                    }
-                }
-            }
-            if !spans.is_empty() {
-                stored.wal.insert(timeline, spans);
+                stored.read_folder(system, &folder, timeline).await?;
             }
         }
+        stored.note = note(&stored.unread, size);
         Ok(stored)
     }
+
+    async fn read_folder(&mut self, system: &System, folder: &str, timeline: TimelineId) -> Result<()> {
+        let size = system.identity().segment_size;
+        let listed = system.wal_in(folder).await?;
+        let (mut damaged, mut unread) = (BTreeSet::new(), BTreeSet::new());
+        for record in listed.iter().filter(|listed| listed.accepted) {
+            // A good copy may have come since.
+            match system.accepted_end(record.segment).await {
+                Ok(None) => {}
+                Ok(Some(_)) => {
+                    damaged.insert(record.segment);
+                }
+                Err(RepoError::Store(e)) if e.is_forbidden() => {
+                    unread.insert(record.segment);
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        for listed in listed {
+            let last = self.last_stored.entry(timeline).or_insert(listed.object.modified);
+            *last = listed.object.modified.max(*last);
+            if let Ok(number) = listed.segment.number(size).map(SegmentNo::get)
+                && listed.replayable
+                && !damaged.contains(&listed.segment)
+            {
+                let all = if unread.contains(&listed.segment) { &mut self.unread } else { &mut self.wal };
+                let spans = all.entry(timeline).or_default();
+                if spans.contains(number) {
+                    *self.copies.entry((timeline, number)).or_insert(1) += 1;
+                }
+                spans.add(number, number);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Says which segments could not be looked at, and what that means.
+fn note(unread: &StoredWal, size: SegmentSize) -> Option<String> {
+    let named = unread.iter().flat_map(|(timeline, spans)| spans.iter().map(|span| (*timeline, span.0)));
+    let first = named.map(|(timeline, n)| SegmentName::new(timeline, SegmentNo::new(n), size)).next()?;
+    let count: u64 = unread.values().map(Spans::count).sum();
+    let rest = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+    Some(format!(
+        "{first}{rest} was accepted with damage, and these credentials may not read whether a good copy has come: no promise rests on it, and nothing is given up for it"
+    ))
 }
 
 /// A tombstone or an abandoned verdict.
@@ -142,16 +175,16 @@ impl Look {
             failures: Vec::new(),
             histories: stored.histories.clone(),
             wal: stored.wal.clone(),
+            unread: stored.unread.clone(),
             last_stored: stored.last_stored.clone(),
             floor: self.floor.clone(),
             let_go: self.let_go.clone(),
             superseded,
         };
-        let kept = holdings.kept_wal();
         for info in &self.catalog.backups {
             let pinned = self.is_pinned(&info.id);
             if pinned || !dead.contains(&info.id) || info.state == BackupState::Abandoned {
-                sort(info, &kept, pinned, now, &mut holdings);
+                sort(info, pinned, now, &mut holdings);
             }
         }
         holdings
@@ -218,7 +251,7 @@ fn is_silent(info: &BackupInfo, now: Timestamp) -> bool {
 }
 
 /// Puts a backup where retention looks for it.
-fn sort(info: &BackupInfo, kept: &StoredWal, pinned: bool, now: Timestamp, holdings: &mut Holdings) {
+fn sort(info: &BackupInfo, pinned: bool, now: Timestamp, holdings: &mut Holdings) {
     let complete = match &info.verdict {
         Some(Verdict::Complete(backup)) => Some(&**backup),
         Some(Verdict::Abandoned(_)) | None => None,
@@ -226,16 +259,12 @@ fn sort(info: &BackupInfo, kept: &StoredWal, pinned: bool, now: Timestamp, holdi
     let began = info.intent.as_ref().map(|intent| intent.started_at);
     match (&info.state, complete) {
         (BackupState::Complete, Some(backup)) => {
-            holdings.backups.push(HeldBackup::new(backup, None, kept, &holdings.histories, pinned));
+            let held = HeldBackup::new(backup, None, holdings, pinned);
+            holdings.backups.push(held);
         }
         (BackupState::Damaged(what), Some(backup)) => {
-            holdings.backups.push(HeldBackup::new(
-                backup,
-                Some(what.clone()),
-                kept,
-                &holdings.histories,
-                pinned,
-            ));
+            let held = HeldBackup::new(backup, Some(what.clone()), holdings, pinned);
+            holdings.backups.push(held);
         }
         (BackupState::Expired, Some(backup)) => holdings.marked.push(Marked {
             timeline: backup.timeline,

@@ -176,7 +176,7 @@ impl Run<'_> {
             waiting: self.waiting(&marks, &dead),
             wal_waiting: None,
             deleted: Deleted::default(),
-            notes: Vec::new(),
+            notes: stored.note.clone().into_iter().collect(),
         };
         self.mark(&look, &mut report).await?;
         let floor = self.floor(&stored, &look, &mut report).await?;
@@ -239,12 +239,13 @@ impl Run<'_> {
     /// Creates the floor that follows from the plan; the one that counts afterwards, or would.
     async fn floor(&self, stored: &Stored, look: &Look, report: &mut SystemReport) -> Result<Option<Floor>> {
         let Some(plan) = &mut report.plan else { return Ok(look.floor.clone()) };
-        let Some(lines) = plan.floor(look.floor.as_ref(), &stored.wal) else { return Ok(look.floor.clone()) };
-        let giving_up = self.giving_up(stored, look, &lines);
+        let wal = stored.all();
+        let Some(lines) = plan.floor(look.floor.as_ref(), &wal) else { return Ok(look.floor.clone()) };
+        let giving_up = self.giving_up(&wal, look, &lines);
         let owed = others::owed(self.system, self.others, &giving_up, &stored.copies).await;
         owed.wal.iter().for_each(|(timeline, spans)| plan.holds.spans(*timeline, spans));
         report.notes.extend(owed.notes);
-        let lines = |before: Option<&Floor>| plan.floor(before, &stored.wal);
+        let lines = |before: Option<&Floor>| plan.floor(before, &wal);
         if !self.request.dry_run {
             return self.system.raise_floor(lines, self.request.now).await.map_err(denied);
         }
@@ -257,10 +258,10 @@ impl Run<'_> {
     }
 
     /// What is stored and kept now, and would not be.
-    fn giving_up(&self, stored: &Stored, look: &Look, lines: &[TimelineFloor]) -> StoredWal {
+    fn giving_up(&self, wal: &StoredWal, look: &Look, lines: &[TimelineFloor]) -> StoredWal {
         let size = self.system.identity().segment_size;
         let old = look.floor.as_ref().map_or(&[][..], |floor| &floor.timelines);
-        let (now, then) = (above(old, &stored.wal, size), above(lines, &stored.wal, size));
+        let (now, then) = (above(old, wal, size), above(lines, wal, size));
         without(now, &then)
     }
 

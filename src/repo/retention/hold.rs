@@ -83,6 +83,16 @@ impl Holds {
         self.ranges.entry(timeline).or_default().add_all(spans);
     }
 
+    /// What `other` holds too.
+    pub fn also(&mut self, other: &Self) {
+        for (timeline, number) in &other.from {
+            let first = self.from.entry(*timeline).or_insert(*number);
+            *first = (*number).min(*first);
+        }
+        self.everywhere = self.everywhere.into_iter().chain(other.everywhere).min();
+        other.ranges.iter().for_each(|(timeline, spans)| self.spans(*timeline, spans));
+    }
+
     /// Whether the segment is held. One that cannot be placed is.
     pub fn holds(&self, name: SegmentName) -> bool {
         let Ok(number) = name.number(self.size).map(SegmentNo::get) else { return true };
@@ -164,6 +174,13 @@ pub fn above(lines: &[TimelineFloor], wal: &StoredWal, size: SegmentSize) -> Sto
         (*timeline, line.map_or_else(|| spans.clone(), |line| spans.and(&kept_of(line, size))))
     };
     wal.iter().map(of).collect()
+}
+
+/// The segments of either.
+pub fn both(one: &StoredWal, other: &StoredWal) -> StoredWal {
+    let mut both = one.clone();
+    other.iter().for_each(|(timeline, spans)| both.entry(*timeline).or_default().add_all(spans));
+    both
 }
 
 /// What of `wal` is not in `other`.

@@ -11,6 +11,8 @@
 //!   which WAL was stored within the window, each along its own route, so that a branch is kept as long as a moment of it is promised.
 //! * `daily` to `yearly`: the first sound backup of each period ([`Period`]), with the WAL from its start to its stop.
 //! * Never the last sound backup, never a pinned one; nothing while backups fail ([`Freeze`]).
+//! * WAL that cannot be read (an operator accepted it with damage, a good copy may have come since) is neither trusted nor given up: no
+//!   promise rests on it, and what a promise would rest on if it were good stays ([`Reason::Unread`]).
 //! * `grace`: what goes is first marked: a backup by its tombstone, WAL by a floor above it. The mark must stand for the grace before
 //!   anything is deleted ([`LetGo`]), for whatever reason it goes: who planned a restore before it has that long to finish.
 //!
@@ -32,7 +34,7 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
 pub use freeze::{Failure, Freeze};
-pub use hold::{Holds, above, without};
+pub use hold::{Holds, above, both, without};
 pub use period::Period;
 pub use route::{Route, StoredWal};
 pub use spans::Spans;
@@ -106,6 +108,8 @@ pub struct HeldBackup {
     pub earliest: Timestamp,
     /// Why it cannot be relied on, if so: something of it or of its WAL is missing, or the server's pages were corrupt.
     pub unsound: Option<String>,
+    /// That is all because of WAL that cannot be read: it is sound if that is.
+    pub unsure: bool,
     /// The server's pages were.
     pub corrupt: bool,
     /// Somebody needs it.
@@ -113,14 +117,8 @@ pub struct HeldBackup {
 }
 
 impl HeldBackup {
-    /// What its verdict tells. `wal` is what is stored and kept; `missing` what is known to be missing of its own objects.
-    pub fn new(
-        backup: &Backup,
-        missing: Option<String>,
-        wal: &StoredWal,
-        histories: &BTreeMap<TimelineId, TimelineHistory>,
-        pinned: bool,
-    ) -> Self {
+    /// What its verdict tells, and the WAL that `holdings` keep; `missing` is what is known to be missing of its own objects.
+    pub fn new(backup: &Backup, missing: Option<String>, holdings: &Holdings, pinned: bool) -> Self {
         let corrupt = backup.checksums == Checksums::Corrupt;
         let damaged = || corrupt.then(|| "it holds corrupt pages".to_owned());
         let held = Self {
@@ -134,12 +132,19 @@ impl HeldBackup {
             // RECOVERY.md 1; where no commit is known between start and stop, the stop is the safe answer.
             earliest: backup.window_earliest.map_or(backup.stop_time, |inside| inside.max(backup.started_at)),
             unsound: None,
+            unsure: false,
             corrupt,
             pinned,
         };
-        let whole = held.is_consistent(wal, histories, backup.segment_size);
-        let no_wal = || (!whole).then(|| "WAL between its start and its stop is missing".to_owned());
-        Self { unsound: missing.or_else(no_wal).or_else(damaged), ..held }
+        let with = |wal: &StoredWal| held.is_consistent(wal, &holdings.histories, holdings.segment_size);
+        let whole = with(&holdings.kept_wal());
+        let perhaps = !whole && with(&holdings.kept(&holdings.all_wal()));
+        let no_wal = || {
+            let what = if perhaps { "cannot be read" } else { "is missing" };
+            (!whole).then(|| format!("WAL between its start and its stop {what}"))
+        };
+        let unsure = perhaps && missing.is_none() && !corrupt;
+        Self { unsound: missing.or_else(no_wal).or_else(damaged), unsure, ..held }
     }
 
     /// Whether the WAL from its start to its stop is there: on its own timeline, or on the route to one that was forked off later,
@@ -200,8 +205,10 @@ pub struct Holdings {
     pub failures: Vec<Failure>,
     /// The stored histories.
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
-    /// The stored segments.
+    /// The stored segments that can be replayed.
     pub wal: StoredWal,
+    /// Stored ones of which nobody could look whether they can.
+    pub unread: StoredWal,
     /// When WAL of each timeline was stored last, by the store's clock.
     pub last_stored: BTreeMap<TimelineId, Timestamp>,
     /// The floor that counts.
@@ -219,16 +226,25 @@ impl Holdings {
         Route::new(self.histories.get(&timeline).cloned().unwrap_or_else(alone), self.segment_size)
     }
 
-    /// The stored WAL that the floor keeps.
+    /// All stored WAL, replayable or unread.
+    pub fn all_wal(&self) -> StoredWal {
+        both(&self.wal, &self.unread)
+    }
+
+    /// The stored WAL that the floor keeps, of what can be replayed.
     pub fn kept_wal(&self) -> StoredWal {
+        self.kept(&self.wal)
+    }
+
+    fn kept(&self, wal: &StoredWal) -> StoredWal {
         let lines = self.floor.as_ref().map_or(&[][..], |floor| &floor.timelines);
-        above(lines, &self.wal, self.segment_size)
+        above(lines, wal, self.segment_size)
     }
 
     /// The newest timeline of which anything is known.
     pub fn newest_timeline(&self) -> TimelineId {
         let backups = self.backups.iter().map(|b| b.timeline);
-        let stored = self.wal.keys().chain(self.histories.keys()).copied();
+        let stored = self.wal.keys().chain(self.unread.keys()).chain(self.histories.keys()).copied();
         backups.chain(stored).max().unwrap_or(TimelineId::FIRST)
     }
 
@@ -243,6 +259,28 @@ impl Holdings {
         let mut sound: Vec<&HeldBackup> = self.backups.iter().filter(|b| b.unsound.is_none()).collect();
         sound.sort_by(|a, b| (a.stop_time, &a.id).cmp(&(b.stop_time, &b.id)));
         sound
+    }
+
+    /// The same if one backup is sound after all.
+    fn trusting(&self, id: &BackupId) -> Self {
+        let mut trusting = self.clone();
+        let backup = trusting.backups.iter_mut().find(|b| b.id == *id);
+        backup.into_iter().for_each(|b| b.unsound = None);
+        trusting
+    }
+
+    /// The same if all unread WAL from `start` on is good, and none before it.
+    fn trusting_from(&self, start: Lsn) -> Self {
+        let from = Spans::one(SegmentNo::containing(start, self.segment_size).get(), u64::MAX);
+        let good = self.unread.iter().map(|(timeline, spans)| (*timeline, spans.and(&from))).collect();
+        let mut trusting = Self { wal: both(&self.wal, &good), ..self.clone() };
+        let wal = trusting.kept_wal();
+        for backup in trusting.backups.iter_mut().filter(|b| b.unsure) {
+            if backup.is_consistent(&wal, &self.histories, self.segment_size) {
+                backup.unsound = None;
+            }
+        }
+        trusting
     }
 
     /// What is held whatever the policy: unfinished backups, tombstones within the grace, pins.
@@ -266,15 +304,15 @@ impl Holdings {
             LetGo::Nothing => &[],
             LetGo::Below(floors) => floors,
         };
-        for (timeline, stored) in &self.wal {
+        for (timeline, stored) in self.all_wal() {
             let first = |floor: &Floor| {
-                let line = floor.timelines.iter().find(|line| line.timeline == *timeline)?;
+                let line = floor.timelines.iter().find(|line| line.timeline == timeline)?;
                 line.first.number(self.segment_size).ok().map(SegmentNo::get)
             };
             let lowest = floors.iter().map(|floor| first(floor).unwrap_or(0)).min().unwrap_or(0);
             // Kept ranges begin with what is stored, for those who read the floor.
             let lowest = lowest.max(stored.first().unwrap_or(0));
-            holds.spans(*timeline, &Spans::one(lowest, u64::MAX));
+            holds.spans(timeline, &Spans::one(lowest, u64::MAX));
         }
     }
 
@@ -300,6 +338,8 @@ pub enum Reason {
     Pinned,
     /// It is not sound, and newer than the window's start or than every sound one: worth a look.
     Recent,
+    /// It would stay for one of these reasons if WAL that cannot be read is good.
+    Unread,
     /// Nothing goes while backups fail.
     Frozen,
 }
@@ -364,8 +404,34 @@ fn before(now: Timestamp, span: Duration) -> Timestamp {
 
 /// Decides what may go.
 pub fn plan(policy: &Policy, holdings: &Holdings, now: Timestamp, zone: &TimeZone) -> Plan {
+    let frozen = freeze::freeze(policy, holdings, &holdings.sound(), now);
+    let decide = |holdings: &Holdings| decide(policy, holdings, frozen.is_some(), now, zone);
+    let (mut keep, mut holds) = decide(holdings);
+    // Trusting one at a time finds whatever is needed in any case: the fewer of the others are sound, the more rests on this one.
+    for unsure in holdings.backups.iter().filter(|b| b.unsure) {
+        let (kept, held) = decide(&holdings.trusting(&unsure.id));
+        if kept.has(&unsure.id) && !keep.has(&unsure.id) {
+            keep.add(&unsure.id, Reason::Unread);
+        }
+        holds.also(&held);
+    }
+    let promised = left(holdings, &holds, frozen.is_some());
+    let window = window(policy, holdings, &keep, &promised, before(now, policy.window));
+    holdings.hold_grace(&mut holds);
+    let waiting = without(left(holdings, &holds, frozen.is_some()), &promised);
+    let go = going(holdings, &keep, policy);
+    Plan { frozen, keep: keep.0, go, holds, waiting, window }
+}
+
+/// What stays and which WAL is held, as far as backups are known to be sound.
+fn decide(
+    policy: &Policy,
+    holdings: &Holdings,
+    frozen: bool,
+    now: Timestamp,
+    zone: &TimeZone,
+) -> (Keep, Holds) {
     let sound = holdings.sound();
-    let frozen = freeze::freeze(policy, holdings, &sound, now);
     let mut keep = Keep::default();
     let mut holds = holdings.holds();
     let start = before(now, policy.window);
@@ -391,7 +457,7 @@ pub fn plan(policy: &Policy, holdings: &Holdings, now: Timestamp, zone: &TimeZon
             (backup.unsound.is_some() && recent && !replaced, Reason::Recent),
             (newest.is_some_and(|n| n.id == backup.id), Reason::Newest),
             (backup.pinned, Reason::Pinned),
-            (frozen.is_some() && !replaced, Reason::Frozen),
+            (frozen && !replaced, Reason::Frozen),
         ];
         for (_, reason) in reasons.into_iter().filter(|(holds, _)| *holds) {
             keep.add(&backup.id, reason);
@@ -399,19 +465,15 @@ pub fn plan(policy: &Policy, holdings: &Holdings, now: Timestamp, zone: &TimeZon
         // One that goes holds it until it is deleted: its tombstone is not yet seen among those of earlier runs.
         holds.range(backup.timeline, backup.start_lsn, backup.stop_lsn, &holdings.histories);
     }
-    let promised = left(holdings, &holds, frozen.is_some());
-    let window = window(policy, holdings, &main, &keep, &promised, start);
-    holdings.hold_grace(&mut holds);
-    let waiting = without(left(holdings, &holds, frozen.is_some()), &promised);
-    let go = going(holdings, &keep, policy);
-    Plan { frozen, keep: keep.0, go, holds, waiting, window }
+    (keep, holds)
 }
 
 /// The stored WAL that the floor keeps once it was raised to what is held.
 fn left(holdings: &Holdings, holds: &Holds, frozen: bool) -> StoredWal {
-    match holds.floor(holdings.floor.as_ref(), &holdings.wal) {
-        Some(lines) if !frozen => above(&lines, &holdings.wal, holdings.segment_size),
-        Some(_) | None => holdings.kept_wal(),
+    let wal = holdings.all_wal();
+    match holds.floor(holdings.floor.as_ref(), &wal) {
+        Some(lines) if !frozen => above(&lines, &wal, holdings.segment_size),
+        Some(_) | None => holdings.kept(&wal),
     }
 }
 
@@ -455,17 +517,18 @@ fn hold_window(route: &Route, sound: &[&HeldBackup], start: Timestamp, keep: &mu
 fn window(
     policy: &Policy,
     holdings: &Holdings,
-    main: &Route,
     keep: &Keep,
     promised: &StoredWal,
     start: Timestamp,
 ) -> Window {
+    let main = &holdings.route(holdings.newest_timeline());
     let (sound, now) = (holdings.sound(), holdings.kept_wal());
+    let left = without(promised.clone(), &holdings.unread);
     let kept: Vec<&HeldBackup> = sound.iter().copied().filter(|b| keep.has(&b.id)).collect();
     Window {
         promised: (!policy.window.is_zero()).then_some(start),
         before: since(main, &now, &sound),
-        left: since(main, promised, &kept),
+        left: since(main, &left, &kept),
     }
 }
 
@@ -514,6 +577,11 @@ pub fn removal(policy: Option<&Policy>, holdings: &Holdings, id: &BackupId, now:
         return Removal::Last;
     }
     let Some(policy) = policy else { return Removal::Harmless };
+    // Whatever of the unread WAL is good: most rests on this one if what it needs is, and nothing before it.
+    let trusting = holdings.backups.iter().find(|b| b.id == *id).map(|b| holdings.trusting_from(b.start_lsn));
+    let holdings = trusting.as_ref().unwrap_or(holdings);
+    let sound = holdings.sound();
+    let rest: Vec<&HeldBackup> = sound.iter().copied().filter(|b| b.id != *id).collect();
     let (start, wal) = (before(now, policy.window), holdings.kept_wal());
     let breaks = holdings.alive(start).into_iter().any(|timeline| {
         let route = holdings.route(timeline);

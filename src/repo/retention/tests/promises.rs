@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, ToSpan as _};
+use jiff::{SignedDuration, Timestamp, ToSpan as _};
 use proptest::prelude::*;
 
 use super::world::{Moment, Random, World, at, tli};
 use crate::repo::path::BackupId;
-use crate::repo::retention::{HeldBackup, Period, Policy, plan};
+use crate::repo::retention::{HeldBackup, Period, Policy, Removal, plan, removal};
 use crate::wal::SegmentName;
 
 fn days(n: u64) -> Duration {
@@ -150,6 +150,20 @@ fn day(world: &mut World, random: &mut Random, calm: bool) {
     };
 }
 
+/// Of the moments since `left` none lies between two that can be restored and cannot, though all that is unread has damage in it.
+fn check_window(world: &World, left: Option<Timestamp>) -> Result<(), TestCaseError> {
+    let mut worst = world.clone();
+    worst.damaged.clone_from(&world.unread);
+    let since = |m: &&Moment| m.timeline == world.timeline && left.is_some_and(|left| at(m.hour) >= left);
+    let restores: Vec<bool> = world.moments.iter().filter(since).map(|m| worst.restores(*m)).collect();
+    prop_assert!(
+        restores.is_sorted_by(|a, b| a >= b),
+        "{left:?} is said at hour {}: {restores:?}",
+        world.hour
+    );
+    Ok(())
+}
+
 /// A restore of somebody who cannot pin.
 #[derive(Debug)]
 struct Planned {
@@ -209,7 +223,7 @@ proptest! {
             world.perform(&again);
             let again = plan(&policy, &world.holdings(), at(world.hour), &zone);
             prop_assert!(again.go.is_empty(), "a second run at the same moment has more to expire: {:?}", again.go);
-            prop_assert!(again.floor(world.floor.as_ref(), &world.holdings().wal).is_none(), "or more WAL");
+            prop_assert!(again.floor(world.floor.as_ref(), &world.holdings().all_wal()).is_none(), "or more WAL");
             let says = decided.window.left;
             prop_assert!(decided.frozen.is_some() || says <= decided.window.before.max(says), "{:?}", decided.window);
         }
@@ -239,6 +253,37 @@ proptest! {
                     prop_assert!(kept && world.stored.contains(&(*timeline, *number)), "{number} is lost: {planned:?}");
                 }
             }
+        }
+    }
+
+    /// Segments with damage were accepted, good copies of some came, and who expires may not look. Whatever is true: what is promised
+    /// stays, nothing is said to be restorable that rests on them, and who removes one backup is told what it means.
+    #[test]
+    fn what_cannot_be_read_is_neither_trusted_nor_given_up(seed: u64, policy in policies(), zone in zones()) {
+        let (mut world, mut random) = (World::new(), Random(seed));
+        for _ in 0..70 {
+            day(&mut world, &mut random, false);
+            if random.one_in(4) {
+                let nth = usize::try_from(random.below(60)).unwrap();
+                let accepted = world.stored.iter().rev().nth(nth).copied();
+                world.unread.extend(accepted);
+                world.damaged.extend(accepted.filter(|_| random.one_in(2)));
+            }
+            let wanted = promised(&world, &policy, &zone);
+            let holdings = world.holdings();
+            for backup in world.backups.iter().filter(|_| !policy.window.is_zero()) {
+                if removal(Some(&policy), &holdings, &backup.id, at(world.hour)) == Removal::Harmless {
+                    let mut without = world.clone();
+                    without.backups.retain(|b| b.id != backup.id);
+                    for moment in &wanted.moments {
+                        prop_assert!(without.restores(*moment), "{} was needed: {moment:?}", backup.id);
+                    }
+                }
+            }
+            let decided = plan(&policy, &holdings, at(world.hour), &zone);
+            world.perform(&decided);
+            check(&world, &wanted, &policy, &zone)?;
+            check_window(&world, decided.window.left)?;
         }
     }
 

@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::repo::objects::{Floor, Nonce};
 use crate::repo::path::BackupId;
-use crate::repo::retention::{HeldBackup, Holdings, LetGo, Marked, Plan, Spans};
+use crate::repo::retention::{HeldBackup, Holdings, LetGo, Marked, Plan, StoredWal};
 use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 pub(super) const SEGMENT: u64 = 1 << 20;
@@ -65,6 +65,10 @@ pub(super) struct World {
     parents: BTreeMap<u32, Vec<(u32, u64)>>,
     pub(super) moments: Vec<Moment>,
     pub(super) stored: BTreeSet<(u32, u64)>,
+    /// What of it was accepted with damage and cannot be read.
+    pub(super) unread: BTreeSet<(u32, u64)>,
+    /// What of that has damage in it, which no run sees.
+    pub(super) damaged: BTreeSet<(u32, u64)>,
     last_stored: BTreeMap<u32, i64>,
     pub(super) backups: Vec<HeldBackup>,
     pub(super) running: Vec<SegmentName>,
@@ -88,6 +92,8 @@ impl World {
             parents: BTreeMap::from([(1, Vec::new())]),
             moments: Vec::new(),
             stored: BTreeSet::from([(1, 1)]),
+            unread: BTreeSet::new(),
+            damaged: BTreeSet::new(),
             last_stored: BTreeMap::new(),
             backups: Vec::new(),
             running: Vec::new(),
@@ -132,6 +138,7 @@ impl World {
             finished_at: stop,
             earliest: stop,
             unsound: None,
+            unsure: false,
             corrupt: false,
             pinned: false,
         });
@@ -183,25 +190,33 @@ impl World {
         let needed = |number| (self.owner(moment.timeline, number, moment.lsn), number);
         let numbers = backup.start_lsn.get() / SEGMENT..=(moment.lsn - 1) / SEGMENT;
         let way: Vec<(u32, u64)> = numbers.map(needed).collect();
-        (leads && way.iter().all(|segment| self.stored.contains(segment))).then_some(way)
+        (leads && way.iter().all(|segment| self.is_good(segment))).then_some(way)
+    }
+
+    fn is_good(&self, segment: &(u32, u64)) -> bool {
+        self.stored.contains(segment) && !self.damaged.contains(segment)
     }
 
     /// Whether a backup can be made consistent, on its own timeline or on the way to another.
     pub(super) fn is_sound(&self, backup: &HeldBackup) -> bool {
+        self.is_sound_with(backup, |segment| self.is_good(segment))
+    }
+
+    fn is_sound_with(&self, backup: &HeldBackup, good: impl Fn(&(u32, u64)) -> bool) -> bool {
         let numbers = || backup.start_lsn.get() / SEGMENT..=(backup.stop_lsn.get() - 1) / SEGMENT;
-        let own = numbers().all(|number| self.stored.contains(&(backup.timeline.get(), number)));
+        let own = numbers().all(|number| good(&(backup.timeline.get(), number)));
         let by_way_of = |timeline: u32| {
-            self.is_on(timeline, backup)
-                && numbers().all(|n| self.stored.contains(&(self.owner(timeline, n, u64::MAX), n)))
+            self.is_on(timeline, backup) && numbers().all(|n| good(&(self.owner(timeline, n, u64::MAX), n)))
         };
         own || self.parents.keys().any(|timeline| by_way_of(*timeline))
     }
 
     /// What a run of expire sees.
     pub(super) fn holdings(&self) -> Holdings {
-        let mut wal: BTreeMap<TimelineId, Spans> = BTreeMap::new();
-        for (timeline, number) in &self.stored {
-            wal.entry(tli(*timeline)).or_default().add(*number, *number);
+        let (mut wal, mut unread) = (StoredWal::new(), StoredWal::new());
+        for segment in &self.stored {
+            let all = if self.unread.contains(segment) { &mut unread } else { &mut wal };
+            all.entry(tli(segment.0)).or_default().add(segment.1, segment.1);
         }
         let histories = self.parents.iter().filter(|(_, parents)| !parents.is_empty());
         let history = |(timeline, parents): (&u32, &Vec<(u32, u64)>)| {
@@ -211,11 +226,15 @@ impl World {
             }
             (tli(*timeline), TimelineHistory::parse(tli(*timeline), text.as_bytes()).unwrap())
         };
-        let judged = |backup: &HeldBackup| HeldBackup {
-            unsound: (!self.is_sound(backup))
-                .then(|| "WAL is missing".to_owned())
-                .or_else(|| backup.corrupt.then(|| "its pages are corrupt".to_owned())),
-            ..backup.clone()
+        let judged = |backup: &HeldBackup| {
+            let known = self.is_sound_with(backup, |s| self.stored.contains(s) && !self.unread.contains(s));
+            let perhaps = self.is_sound_with(backup, |s| self.stored.contains(s));
+            let no_wal = (!known).then(|| "WAL is missing".to_owned());
+            HeldBackup {
+                unsound: no_wal.or_else(|| backup.corrupt.then(|| "its pages are corrupt".to_owned())),
+                unsure: perhaps && !known && !backup.corrupt,
+                ..backup.clone()
+            }
         };
         Holdings {
             segment_size: size(),
@@ -226,6 +245,7 @@ impl World {
             failures: Vec::new(),
             histories: histories.map(history).collect(),
             wal,
+            unread,
             last_stored: self.last_stored.iter().map(|(t, hour)| (tli(*t), at(*hour))).collect(),
             floor: self.floor.clone(),
             let_go: match self.grace {
@@ -247,7 +267,7 @@ impl World {
 
     /// Does what a plan says: marks, raises the floor, deletes what earlier runs marked and WAL that nobody holds.
     pub(super) fn perform(&mut self, plan: &Plan) {
-        let (hour, grace, wal) = (self.hour, self.grace, self.holdings().wal);
+        let (hour, grace, wal) = (self.hour, self.grace, self.holdings().all_wal());
         self.marked.retain(|(marked, _)| hour - marked < grace);
         let (goes, stays) =
             self.backups.drain(..).partition(|b| plan.go.iter().any(|going| going.id == b.id));
