@@ -2,13 +2,14 @@
 # Restores a full backup and all WAL after it without pitr: with zstd, tar, b3sum, a shell, and for an encrypted
 # repository age. FORMAT.md says what is read here; tests/without_pitr.rs starts PostgreSQL on the result.
 #
-#   restore-without-pitr.sh [-i IDENTITY] [-f FINGERPRINT] [-b BACKUP] [-T OLD=NEW]... FOLDER DIRECTORY
+#   restore-without-pitr.sh [-i IDENTITY] [-f FINGERPRINT] [-b BACKUP] [-t TIMELINE] [-T OLD=NEW]... FOLDER DIRECTORY
 #
 #     FOLDER         a copy of <cluster>/<system identifier>/ of the repository on a local disk; it must stay while recovery runs
 #     DIRECTORY      the data directory to make; DIRECTORY.restore/ beside it holds the restore_command and the unwrapped keys
 #     -i IDENTITY    a recipient's identity file (AGE-SECRET-KEY-1...), if the repository is encrypted
 #     -f FINGERPRINT of the seal key, as the recovery kit prints it; without it nothing tells this repository from a forged one
 #     -b BACKUP      which complete full backup; the newest otherwise
+#     -t TIMELINE    which timeline to follow, in decimal digits; the newest otherwise, from which on nothing of older ones is replayed
 #     -T OLD=NEW     where a tablespace goes: OLD is its place on the server, or its OID; NEW is an empty directory, or one to be
 #                    made. An equals sign in a path is written \=. Every tablespace needs one; those that WAL makes later go
 #                    where they were made
@@ -25,14 +26,15 @@ export LC_ALL
 die() { printf 'restore-without-pitr: %s\n' "$*" >&2; exit 1; }
 usage() { sed -n '2,/^# Start/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
-identity='' fingerprint='' backup='' moves=''
+identity='' fingerprint='' backup='' goal='' moves=''
 line_feed='
 '
-while getopts i:f:b:T: flag; do
+while getopts i:f:b:t:T: flag; do
   case $flag in
     i) identity=$OPTARG ;;
     f) fingerprint=$(printf %s "$OPTARG" | tr -d ' ' | tr A-F a-f) ;;
     b) backup=$OPTARG ;;
+    t) goal=$OPTARG ;;
     T) moves=$moves$OPTARG$line_feed ;;
     *) usage ;;
   esac
@@ -44,6 +46,7 @@ for program in zstd tar b3sum; do command -v "$program" >/dev/null || die "$prog
 # Values that get into paths and commands. Of a folder that is not encrypted anybody with access to the bucket may have written them.
 only() { case $2 in '' | *[!$3]*) die "this is no $1: $2" ;; esac; }
 [ -z "$backup" ] || only 'backup id' "$backup" 0-9a-f-
+case $goal in '' | 1) ;; 0* | ??????????*) die "this is no timeline: $goal" ;; *) only timeline "$goal" 0-9 ;; esac
 case $2 in
   /*) place=$2 ;;
   *) place=$PWD/$2 ;;
@@ -57,6 +60,7 @@ esac
 folder=$(cd "$1" && pwd)
 case $folder in *\'* | *"$line_feed"*) die "$folder has ' or a line feed in its path: move or link it elsewhere" ;; esac
 [ -f "$folder/identity.json" ] || die "$folder is not the folder of a cluster: it has no identity.json"
+[ "${goal:-1}" = 1 ] || [ -f "$folder/wal/$(printf %08X "$goal").history" ] || die "no history of timeline $goal is stored"
 
 # The value of a member at the first level of one of pitr's JSON objects, which are indented by two.
 member() { sed -n "s/^  \"$2\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1" | head -n 1; }
@@ -77,7 +81,11 @@ case $sealed in true | false) ;; *) die 'identity.json does not say whether the 
 mkdir "$2"
 data=$(cd "$2" && pwd)
 work=$data.restore
+# What fails leaves nothing: no keys, and no data directory that is cut off.
+trap 'code=$?; [ "$code" = 0 ] || rm -rf "$data"; exit "$code"' EXIT
+trap 'exit 130' HUP INT TERM
 mkdir "$work"
+trap 'code=$?; [ "$code" = 0 ] || rm -rf "$work" "$data"; exit "$code"' EXIT
 
 # --- Keys: every epoch that the identity opens, all with one seal key ---------------------------------
 if [ "$sealed" = true ]; then
@@ -136,8 +144,6 @@ check_json() {
 check_json identity.json
 
 # --- The backup ----------------------------------------------------------------------------------------
-# Nothing was written yet: the next attempt begins anew.
-refuse() { rm -rf "$work" "$data"; die "$*"; }
 # Says why nothing can be restored from backup $1, if that is so.
 unfit() {
   place=backups/$1
@@ -163,7 +169,7 @@ unfit() {
 }
 if [ -n "$backup" ]; then
   why=$(unfit "$backup")
-  [ -z "$why" ] || refuse "backup $backup: $why"
+  [ -z "$why" ] || die "backup $backup: $why"
 else
   # The newest first: what is found damaged on the way is said, not passed over.
   ids=$(ls "$folder/backups" | grep -Ex '[0-9]{8}-[0-9]{6}-[0-9a-f]{8}' | sort -r)
@@ -171,7 +177,7 @@ else
     why=$(unfit "$id")
     [ -n "$why" ] || { backup=$id; break; }
   done
-  [ -n "$backup" ] || refuse 'there is no complete full backup'
+  [ -n "$backup" ] || die 'there is no complete full backup'
 fi
 place=backups/$backup
 verdict=$folder/$place/backup.json
@@ -188,9 +194,9 @@ only 'major version' "$major" 0-9
 equals=$(printf '\001')
 printf %s "$moves" | sed "s/\\\\=/$equals/g" | while IFS= read -r move; do
   case $move in
-    *=*=* | =*) refuse "-T $move: it is not OLD=NEW" ;;
+    *=*=* | =*) die "-T $move: it is not OLD=NEW" ;;
     *=/*) printf '%s\n%s\n' "${move%%=*}" "${move#*=}" | tr "$equals" = ;;
-    *) refuse "-T $move: it is not OLD=NEW with NEW an absolute path" ;;
+    *) die "-T $move: it is not OLD=NEW with NEW an absolute path" ;;
   esac
 done >"$work/moves"
 : >"$work/map"
@@ -213,10 +219,10 @@ while IFS= read -r oid; do
   fi
   mkdir -p "$new"
   new=$(cd "$new" && pwd -P)
-  [ -z "$(ls -A "$new")" ] || refuse "$new, for the tablespace at $old, is not empty"
-  case $new/ in "$(cd "$data" && pwd -P)"/*) refuse "$new lies inside the data directory" ;; esac
-  if grep -qxF -e "$new" "$work/places"; then refuse "two tablespaces would be at $new"; fi
-  case $major:$new in 13:*\\) refuse "PostgreSQL 13 reads no path with a backslash at its end: $new" ;; esac
+  [ -z "$(ls -A "$new")" ] || die "$new, for the tablespace at $old, is not empty"
+  case $new/ in "$(cd "$data" && pwd -P)"/*) die "$new lies inside the data directory" ;; esac
+  if grep -qxF -e "$new" "$work/places"; then die "two tablespaces would be at $new"; fi
+  case $major:$new in 13:*\\) die "PostgreSQL 13 reads no path with a backslash at its end: $new" ;; esac
   chmod 700 "$new"
   printf '%s\n' "$new" >>"$work/places"
   mkdir -p "$data/pg_tblspc"
@@ -226,10 +232,10 @@ while IFS= read -r oid; do
   printf '%s %s\n' "$oid" "$new" >>"$work/map"
 done <"$work/oids"
 exec 3<&-
-[ -z "$wanting" ] || refuse "backup $backup has tablespaces; say where they go:$wanting"
+[ -z "$wanting" ] || die "backup $backup has tablespaces; say where they go:$wanting"
 while IFS= read -r from && IFS= read -r to; do
   grep -qxF -e "$from" -e "${from%/}" "$work/oids" "$work/locations" ||
-    refuse "-T $from=$to: the backup has no tablespace there"
+    die "-T $from=$to: the backup has no tablespace there"
 done <"$work/moves"
 
 suffix=''
@@ -282,7 +288,7 @@ cat >"$work/get.sh" <<END
 # Called by PostgreSQL: get.sh FILE DESTINATION. 0: delivered. 1: proven absent, and the database opens. PostgreSQL takes every code
 # up to 125 for 1, so whatever else goes wrong is 200, which stops recovery.
 folder='$folder' work='$work' cluster='$cluster' system='$system' sealed='$sealed'
-segment_size='$segment_size' identity='$(digest "$folder/identity.json")'
+segment_size='$segment_size' goal='$goal' identity='$(digest "$folder/identity.json")'
 END
 cat >>"$work/get.sh" <<'END'
 umask 077
@@ -335,14 +341,39 @@ unpack() {
   [ "$(wc -c <"$own.file")" -eq "$(value size)" ] || stop 'it is cut off'
 }
 
+# Sets `switch`: where the timeline of history $1 left this one, as PostgreSQL writes positions; empty if it did not.
+left_at() {
+  asked=$object ended=$end # unpack says it of another file
+  unpack "$folder/wal/$1" "$1"
+  switch=$(sed -n "s|^[[:blank:]]*$((0x$timeline))[[:blank:]]\{1,\}\([0-9A-F]*/[0-9A-F]*\).*|\1|p" "$own.file")
+  object=$asked end=$ended
+}
+
+# Sets `cut`: how many bytes of segment $file recovery may replay, because it goes on along another timeline from there on; empty if it may
+# replay all. PostgreSQL asks for a segment of the older timeline where the newer one's is not there, and would replay it past the fork.
+look_fork() {
+  cut='' newest=$((0x$timeline))
+  if [ -n "$goal" ]; then
+    newest=$goal
+  else
+    # As PostgreSQL looks for the newest: to the first history that is not there.
+    while [ -e "$folder/wal/$(printf %08X $((newest + 1))).history" ]; do newest=$((newest + 1)); done
+  fi
+  [ "$newest" -gt $((0x$timeline)) ] || return 0
+  left_at "$(printf %08X "$newest").history"
+  [ -n "$switch" ] || return 0
+  fork=$((0x${switch%/*} << 32 | 0x${switch#*/} / segment_size))
+  if [ "$number" -gt "$fork" ]; then
+    cut=0
+  elif [ "$number" = "$fork" ]; then
+    cut=$((0x${switch#*/} % segment_size))
+  fi
+}
+
 # Sets `later`: what shows that WAL goes on after $file, or empty. A later segment of the timeline, or a timeline that left it later.
 # Numbers are compared by the shell itself: a program that cannot be run must not look like a no.
 look_later() {
-  later='' asked=$object ended=$end # unpack says it of another file
-  case $file in
-    *.history) number=-1 ;;
-    *) number=$((0x${file#????????})) ;;
-  esac
+  later=''
   if [ -d "$folder/wal/$timeline" ]; then
     find "$folder/wal/$timeline" -name '*.wal' >"$own.list"
     sed -n 's|.*/\([0-9A-F]\{24\}\)\.\(partial\.\)\{0,1\}\([0-9]*\.\)\{0,1\}wal$|\1|p' "$own.list" >"$own.names"
@@ -354,12 +385,10 @@ look_later() {
     child=${history##*/}
     case $child in *[!0-9A-F]*.history) continue ;; esac # no timeline's name, or none is there
     [ $((0x${child%.history})) -gt $((0x$timeline)) ] || continue
-    unpack "$history" "$child"
-    switch=$(sed -n "s|^[[:blank:]]*$((0x$timeline))[[:blank:]]\{1,\}\([0-9A-F]*/[0-9A-F]*\).*|\1|p" "$own.file")
+    left_at "$child"
     [ -n "$switch" ] || continue
     if [ $((0x${switch%/*} << 32 | 0x${switch#*/} / segment_size)) -gt "$number" ]; then later=$child; fi
   done
-  object=$asked end=$ended
 }
 
 # Sets `object` to the last copy of segment $file, and `end` to how it ends: `absent` if there is none. Only an unfinished copy has a
@@ -389,15 +418,19 @@ answer() (
   timeline=$(printf %s "$file" | cut -c1-8)
   case $file in
     *.history)
-      object=$folder/wal/$file end=full
+      object=$folder/wal/$file end=full number=-1 cut=''
       [ -e "$object" ] || end=absent
       ;;
     *)
       log=$folder/wal/$timeline/$(printf %s "$file" | cut -c9-16)
+      number=$((0x${file#????????}))
       choose
+      look_fork
+      [ "$cut" != 0 ] || end=beyond
       ;;
   esac
   case $end:$file in
+    beyond:*) end=absent ;;
     damaged:*) doubt 'it was stored with damage in it, and recovery would end there' ;;
     absent:00000001.history) ;; # the first timeline has none
     absent:*)
@@ -415,6 +448,11 @@ answer() (
     echo absent
   else
     unpack "$object" "$file"
+    if [ -n "$cut" ]; then
+      head -c "$cut" "$own.file" >"$own.cut"
+      head -c $((segment_size - cut)) /dev/zero >>"$own.cut"
+      mv -f "$own.cut" "$own.file"
+    fi
     mv -f "$own.file" "$2"
     echo delivered
   fi
@@ -442,7 +480,7 @@ recovery_target_time = ''
 recovery_target_xid = ''
 recovery_target_lsn = ''
 recovery_target_inclusive = on
-recovery_target_timeline = 'latest'
+recovery_target_timeline = '${goal:-latest}'
 recovery_target_action = 'promote'
 restore_command = '"$work/get.sh" %f "%p"'
 recovery_min_apply_delay = 0

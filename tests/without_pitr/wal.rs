@@ -25,6 +25,8 @@ struct Archive {
     rescue: Rescue,
     /// The second is stored twice: unfinished, with row 2 alone, and with row 20 besides. The fourth is damaged behind row 4, before row 40.
     segments: Vec<String>,
+    /// Between rows 2 and 20.
+    between: Lsn,
     /// The fourth before a byte of it was flipped.
     good: Vec<u8>,
 }
@@ -44,6 +46,7 @@ impl Archive {
         row(2)?;
         let second = sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")?;
         push(&source, &second, &fs::read(site.cluster.data.join("pg_wal").join(&second))?)?;
+        let between = sql("SELECT pg_current_wal_insert_lsn()")?.parse()?;
         row(20)?;
         sql("SELECT pg_switch_wal()")?;
         let longer = site.object(&format!("{second}.2"))?;
@@ -69,7 +72,7 @@ impl Archive {
         row(5)?;
         segments.push(site.switch()?);
         let rescue = source.rescue()?;
-        Ok(Self { source, rescue, segments, good })
+        Ok(Self { source, rescue, segments, between, good })
     }
 
     /// The objects of segment `n`, counted from 1: its copies, and the record of a gap.
@@ -97,8 +100,12 @@ impl Archive {
     }
 
     fn restored(&self, install: &Install) -> Result<Restored> {
+        self.restored_with(install, &[])
+    }
+
+    fn restored_with(&self, install: &Install, flags: &[&str]) -> Result<Restored> {
         let copy = Cluster::around(install)?;
-        self.rescue.restore(&copy.data, &[])?.expect(0, &[])?;
+        self.rescue.restore(&copy.data, flags)?.expect(0, &[])?;
         settle(&copy)?;
         Ok(Restored { copy })
     }
@@ -264,6 +271,36 @@ fn a_timeline_that_was_left_later_shows_what_its_parent_lacks() -> Result<()> {
         fs::create_dir_all(&child)?;
         fs::write(child.join("000000020000000000000009.partial.wal"), b"")?;
         copy.answers("00000002.history", FATAL)?.expect(FATAL, &["000000020000000000000009"]).map(drop)
+    })
+}
+
+/// RECOVERY.md 7: where of the newest timeline nothing but its history is stored, PostgreSQL asks for the WAL of its parent.
+#[test]
+fn nothing_of_a_timeline_is_replayed_past_the_fork_to_the_one_that_recovery_follows() -> Result<()> {
+    each(|install, sealed| {
+        let mut archive = Archive::new(install, sealed)?;
+        let fork = format!("1\t{}\tno recovery target specified\n", archive.between);
+        push(&archive.source, "00000002.history", fork.as_bytes())?;
+        archive.rescue = archive.source.rescue()?;
+        let copy = archive.restored(install)?;
+        let [_, second, third, ..] = archive.segments.as_slice() else { unreachable!() };
+        copy.answers(third, 1)?;
+        copy.answers(second, 0)?;
+        let (got, at) = (fs::read(copy.destination())?, usize::try_from(archive.between.get() % (1 << 20))?);
+        let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+        ensure!(got.len() == 1 << 20 && zero(&got[at..]) && !zero(&got[at - 64..at]), "not cut at {at}");
+        copy.opens("1,2")?;
+
+        archive.without(4)?;
+        archive.without(5)?;
+        let old = archive.restored_with(install, &["-t", "1"])?;
+        old.answers(third, 0)?;
+        old.opens("1,2,3,20")?;
+        // A fork at the very beginning of a segment leaves nothing of it.
+        let start = archive.between.get() >> 20 << 20;
+        push(&archive.source, "00000003.history", format!("1\t{}\tx\n", Lsn::new(start)).as_bytes())?;
+        archive.rescue = archive.source.rescue()?;
+        archive.restored(install)?.answers(second, 1).map(drop)
     })
 }
 
