@@ -45,7 +45,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("pgwire", &["wal", "clock", "pgwire", "authorities", "resolve"]),
     ("repo", &["wal", "codec", "seal", "clock", "store", "repo", "durable"]),
     ("config", &["wal", "seal", "error", "store", "repo", "target", "pgwire"]),
-    ("ops::plan", &["wal"]),
+    ("ops::plan", &["wal", "seal"]),
     (
         "ops",
         &[

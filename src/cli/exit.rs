@@ -44,6 +44,8 @@ pub enum Ended {
     Damaged,
     /// `verify`: not all could be looked at, and in what could nothing is damaged.
     Unsure,
+    /// `verify`: not all could be opened with the keys at hand, and in what could be looked at nothing is damaged.
+    Locked,
 }
 
 impl Caller {
@@ -102,6 +104,7 @@ impl From<Ended> for ExitCode {
             Ended::Absent | Ended::Unsure => Self::from(1),
             Ended::AtRisk => Self::from(2),
             Ended::Damaged => Self::from(Kind::Corrupt.exit_code()),
+            Ended::Locked => Self::from(Kind::Key.exit_code()),
         }
     }
 }

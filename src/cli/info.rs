@@ -68,6 +68,11 @@ fn text(cluster: &str, info: &RepositoryInfo, zone: &TimeZone) -> String {
     if info.locked {
         text.push_str("encrypted, and no identity is at hand: times and what is in WAL are not known\n");
     }
+    for (epoch, first) in &info.unopened {
+        text.push_str(&format!(
+            "sealed with epoch {epoch}, which no identity at hand opens: {first} and others; times and what is in them are not known\n"
+        ));
+    }
     if info.unverified {
         text.push_str(&format!("{UNVERIFIED}\n"));
     }
@@ -143,6 +148,7 @@ fn json(cluster: &str, shown: &[RepositoryInfo]) -> serde_json::Value {
                 "system_identifier": info.identity.system.to_string(),
                 "encrypted": info.identity.sealed,
                 "unverified": info.unverified,
+                "epochs_unopened": info.unopened.keys().map(ToString::to_string).collect::<Vec<_>>(),
                 "backups": info.backups.iter().map(backup_json).collect::<Vec<_>>(),
                 "wal": info.wal.iter().map(|w| wal_json(w, info.identity.segment_size)).collect::<Vec<_>>(),
                 "window": {

@@ -107,7 +107,6 @@ fn init(common: &Common, args: &KeyArgs, wanted: &KeyInitArgs) -> Result<Ended> 
         made.push((name, PathBuf::from(file), identity));
     }
     all_new(made.iter().map(|(_, file, _)| file).chain([&path]))?;
-    privilege::no_core_dumps()?;
     let host = key::init(&cluster, recipients, SystemClock.now())?;
     let own: Vec<Identity> = made.iter().map(|(_, _, identity)| identity.clone()).collect();
     key::prove(&host, &own)?;

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::cli::args::Common;
-use crate::cli::privilege;
 use crate::config::load::{Caller, check_secret};
 use crate::config::{Config, KeysConfig};
 use crate::error::{Error, Kind, Result};
@@ -76,7 +75,6 @@ pub fn read(
     {
         return Ok(None);
     }
-    privilege::no_core_dumps()?;
     let mut problem = None;
     let mut or_problem = |what: &str, path: &Path, error: Error| {
         let shown = if holds_identity(path) { "of [keys]".to_owned() } else { path.display().to_string() };

@@ -51,7 +51,7 @@ use progress::{Talk, Terminal};
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let caller = Caller::of(&args);
     // A panic unwinds to here, so that it ends with the code that its caller reads rightly; the hook has printed where it was.
-    let code = std::panic::catch_unwind(move || parse_and_run(args, caller)).unwrap_or_else(|_| {
+    let code = std::panic::catch_unwind(move || closed(args, caller)).unwrap_or_else(|_| {
         output::warn(DEFECT);
         ExitCode::from(caller.panic())
     });
@@ -68,12 +68,17 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const DEFECT: &str = "error: pitr met a defect of its own and stopped; the lines above say where
 HINT: what was not reported as done is not done, and can be repeated; please report the lines above";
 
-fn parse_and_run(args: Vec<OsString>, caller: Caller) -> ExitCode {
-    if let Err(e) = keyring::refuse_secrets(&args) {
+/// Runs where no other process looks in: keys, passwords and credentials may come into this one's memory.
+fn closed(args: Vec<OsString>, caller: Caller) -> ExitCode {
+    if let Err(e) = privilege::no_core_dumps().and_then(|()| keyring::refuse_secrets(&args)) {
         let code = caller.failure(e.kind());
         output::error(e, code, args.iter().any(|arg| arg == "--json"));
         return ExitCode::from(code);
     }
+    parse_and_run(args, caller)
+}
+
+fn parse_and_run(args: Vec<OsString>, caller: Caller) -> ExitCode {
     if let Some(code) = thin::answer(&args) {
         return code;
     }

@@ -93,7 +93,10 @@ async fn decide(
     let mut archive = choose(&repositories, args.system_id, progress).await?;
     let purpose = purpose(&mut archive, &request, &site).await?;
     request.purpose = Some(purpose);
-    needs_identity_file(context, &archive).await?;
+    archive.system.require_open().await?;
+    if !args.dry_run {
+        needs_identity_file(context, &archive)?;
+    }
     let old = old::look(&archive, &request, &site, args.without_old_wal).await?;
     let mut warnings = old.warnings(&question.target, args.dry_run);
     warnings.extend(archive.system.is_unverified().then(|| UNVERIFIED.to_owned()));
@@ -115,6 +118,7 @@ async fn decide(
             return Err(error);
         }
     };
+    restore::epochs::check(&archive.system, &plan.segments).await?;
     let mut prepared = prepare(&archive, plan, purpose, &request, &site, warnings).await?;
     prepared.old_wal = old.found;
     Ok(prepared)
@@ -242,8 +246,7 @@ fn site(context: &Context, now: Timestamp) -> Result<Site> {
 }
 
 /// An encrypted repository is restored from with an identity, and recovery, which PostgreSQL runs, must find it in a file.
-async fn needs_identity_file(context: &Context, archive: &Archive) -> Result<()> {
-    archive.system.require_open().await?;
+fn needs_identity_file(context: &Context, archive: &Archive) -> Result<()> {
     let configured = context.config.keys.as_ref().is_some_and(|keys| keys.identity_file.is_some());
     if archive.system.seal_key().is_none() || context.common.identity.is_some() || configured {
         return Ok(());

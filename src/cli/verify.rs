@@ -1,7 +1,7 @@
 //! `pitr verify`: what is damaged or lost in the repositories, said in restore points; as text or as one JSON object.
 //!
 //! Text puts what is wrong last but one and what to do last, above the prompt. A repository that cannot be looked at is no damage:
-//! exit 1, unless another one has some (6). Times are in the configured zone in text, RFC 3339 UTC in JSON (`pitr.verify.v1`).
+//! exit 1, unless another one has some (6) or a key is what it lacks (7). Times are in the configured zone in text, RFC 3339 UTC in JSON (`pitr.verify.v1`).
 
 use std::fmt::Write as _;
 
@@ -16,10 +16,11 @@ use crate::cli::output::{self, bytes, say};
 use crate::cli::restore::default_jobs;
 use crate::cli::{operator, terminal};
 use crate::clock::{Clock as _, SystemClock};
-use crate::error::{Error, Result};
-use crate::ops::plan::{Gap, Moment, Window};
-use crate::ops::verify::{self, Affected, Finding, Folder, Lost, Report, Request, Sample, Subject};
+use crate::error::{Error, Kind, Result};
+use crate::ops::plan::{Gap, Moment, OTHER_IDENTITY, Window};
+use crate::ops::verify::{self, Affected, Finding, Folder, Lost, Report, Request, Sample, Subject, Unopened};
 use crate::repo::path::BackupId;
+use crate::seal::Epoch;
 
 /// Said where only the repository vouches for its own seal key.
 pub(in crate::cli) const UNVERIFIED: &str = "UNVERIFIED: nothing but the repository itself vouches for its seal key; --seal-fingerprint takes what the recovery kit prints";
@@ -46,6 +47,7 @@ pub async fn run(common: &Common, args: &VerifyArgs, cancel: CancellationToken) 
             Ok(mut report) => {
                 let stopped = report.stopped.take();
                 failures.extend(unread(&report));
+                failures.extend(unopened(&report));
                 reports.push((report, stopped.is_none()));
                 stopped
             }
@@ -70,6 +72,7 @@ pub async fn run(common: &Common, args: &VerifyArgs, cancel: CancellationToken) 
     Ok(match (damaged, failures.is_empty()) {
         (true, _) => Ended::Damaged,
         (false, true) => Ended::Well,
+        (false, false) if failures.iter().any(|e| e.kind() == Kind::Key) => Ended::Locked,
         (false, false) => Ended::Unsure,
     })
 }
@@ -87,6 +90,21 @@ fn unread(report: &Report) -> Option<Error> {
     Some(Error::failed(text).hint(
         "give an identity (identity_file under [keys], or --identity FILE); backups taken from now on need none",
     ))
+}
+
+/// What no identity at hand opens was not looked into.
+fn unopened(report: &Report) -> Vec<Error> {
+    let epochs = report.folders.iter().flat_map(|folder| &folder.unopened);
+    let error = |(epoch, found): (&Epoch, &Unopened)| {
+        let more = found.objects.saturating_sub(1);
+        let more = if more > 0 { format!(" and {more} more objects") } else { String::new() };
+        let text = format!(
+            "repository {}: {}{more} were not looked into: they are sealed with epoch {epoch}, which no identity at hand opens",
+            report.name, found.first
+        );
+        Error::key(text).hint(OTHER_IDENTITY)
+    };
+    epochs.map(error).collect()
 }
 
 fn request(args: &VerifyArgs) -> Result<Request> {
@@ -116,6 +134,10 @@ fn text(cluster: &str, request: &Request, report: &Report, whole: bool, zone: &T
                 text,
                 "encrypted, and no identity is at hand: macs and digests were checked, contents were not looked at"
             );
+        }
+        for epoch in folder.unopened.keys() {
+            let _ =
+                writeln!(text, "what epoch {epoch} sealed was NOT LOOKED INTO: no identity at hand opens it");
         }
         for id in &folder.unread {
             let _ = writeln!(
@@ -151,7 +173,7 @@ fn text(cluster: &str, request: &Request, report: &Report, whole: bool, zone: &T
 
 /// Whether all that was due could be held against something.
 fn is_read(report: &Report) -> bool {
-    report.folders.iter().all(|folder| folder.unread.is_empty())
+    report.folders.iter().all(|folder| folder.unread.is_empty() && folder.unopened.is_empty())
 }
 
 fn extent(request: &Request, folder: &Folder, whole: bool) -> String {
@@ -355,7 +377,8 @@ fn folder_json(folder: &Folder) -> Value {
     json!({
         "system_identifier": folder.system.to_string(),
         "encrypted": folder.identity.as_ref().map(|identity| identity.sealed),
-        "contents_read": !folder.locked,
+        "contents_read": !folder.locked && folder.unopened.is_empty(),
+        "epochs_unopened": folder.unopened.keys().map(ToString::to_string).collect::<Vec<_>>(),
         "packs_unread": folder.unread,
         "unverified": folder.unverified,
         "objects": folder.extent.listed,

@@ -188,7 +188,7 @@ async fn try_round_trip(sql: &mut Sql, facts: &ServerFacts, repositories: &[Repo
     };
     for repository in repositories.iter().filter(|r| r.is_required()) {
         let system = repository.open(facts.system).await?;
-        let fetched = system.fetch_wal(WalFileName::Segment(name)).await?.ok_or_else(|| {
+        let fetched = system.fetch_wal_to_check(WalFileName::Segment(name)).await?.ok_or_else(|| {
             Error::failed(format!(
                 "the server archived {name}, but repository {} does not have it",
                 repository.name()

@@ -326,6 +326,7 @@ pub fn segment_facts(info: &SegmentInfo) -> SegmentFacts {
     SegmentFacts {
         major: annex.writer.and_then(|w| PgMajor::from_number(u32::from(w.major))),
         decoded: annex.looked_for(kind::COMMITS),
+        locked: info.locked,
         valid_to: info.header.valid.map(|v| v.to).or_else(|| info.header.segment_start()).unwrap_or_default(),
         end,
         head: annex.head.clone(),
@@ -416,6 +417,7 @@ pub fn refused(refusal: &Refusal) -> Error {
     let kind = match refusal.class() {
         RefusalClass::Unreachable => Kind::Unreachable,
         RefusalClass::NotFound => Kind::NotFound,
+        RefusalClass::Key => Kind::Key,
     };
     Error::new(kind, refusal.to_string()).hint(refusal.hint())
 }

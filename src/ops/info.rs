@@ -14,6 +14,7 @@ use crate::repo::Repository;
 use crate::repo::catalog::{BackupState, Run, runs};
 use crate::repo::objects::{Backup, Identity, Verdict};
 use crate::repo::path::BackupId;
+use crate::seal::Epoch;
 use crate::wal::{PgTime, SegmentName, SystemId, TimelineId};
 
 /// One backup as shown.
@@ -53,6 +54,8 @@ pub struct RepositoryInfo {
     pub identity: Identity,
     /// It is encrypted and no key is at hand: commit times and restore points are not known.
     pub locked: bool,
+    /// An identity is at hand that does not open what these epochs sealed: the first segment of each that was met.
+    pub unopened: BTreeMap<Epoch, SegmentName>,
     /// It is encrypted, and nothing but the repository itself vouches for its seal key.
     pub unverified: bool,
     /// Older or other identities under the same name.
@@ -122,6 +125,7 @@ pub async fn read(repository: &Repository, system: Option<SystemId>) -> Result<R
         url: repository.store().url().to_string(),
         wal: wal(&archive),
         locked: !system.can_open(),
+        unopened: if system.can_open() { archive.facts.unopened() } else { BTreeMap::new() },
         unverified: system.is_unverified(),
         identity,
         others: identities,

@@ -25,7 +25,7 @@ use super::walobject::{
 use super::{RepoError, System};
 use crate::clock;
 use crate::codec::Digest;
-use crate::seal::SealKey;
+use crate::seal::{Epoch, SealKey};
 use crate::store::{Created, ObjectInfo, StoreError, StoreErrorKind};
 use crate::wal::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 
@@ -169,8 +169,10 @@ pub struct SegmentInfo {
     pub copy: u32,
     /// Its header.
     pub header: WalHeader,
-    /// What the scan learned.
+    /// What the scan learned; empty if it is locked.
     pub annex: Annex,
+    /// The epoch whose key it takes to know more, and that is not at hand.
+    pub locked: Option<Epoch>,
 }
 
 /// A segment in a listing.
@@ -374,9 +376,21 @@ impl System {
     /// # Errors
     /// [`RepoError`].
     pub async fn fetch_wal(&self, name: WalFileName) -> Result<Option<Fetched>, RepoError> {
+        self.fetch_longest(name, true).await
+    }
+
+    /// As [`Self::fetch_wal`]; where no key at hand opens it, what is there can be checked and not opened.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn fetch_wal_to_check(&self, name: WalFileName) -> Result<Option<Fetched>, RepoError> {
+        self.fetch_longest(name, false).await
+    }
+
+    async fn fetch_longest(&self, name: WalFileName, needed: bool) -> Result<Option<Fetched>, RepoError> {
         let mut best: Option<Fetched> = None;
         for copy in 1..=MAX_COPIES {
-            let Some(fetched) = self.fetch_copy(name, copy).await? else { break };
+            let Some(fetched) = self.fetch_to_open(name, copy, needed).await? else { break };
             let may_grow = fetched.header.valid.is_some_and(|v| v.end.may_have_longer_copy());
             best = Some(fetched);
             if !may_grow {
@@ -391,6 +405,23 @@ impl System {
     /// # Errors
     /// [`RepoError`].
     pub async fn fetch_copy(&self, name: WalFileName, copy: u32) -> Result<Option<Fetched>, RepoError> {
+        self.fetch_to_open(name, copy, true).await
+    }
+
+    /// As [`Self::fetch_copy`]; where no key at hand opens it, what is there can be checked and not opened ([`Fetched::can_open`]).
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn fetch_to_check(&self, name: WalFileName, copy: u32) -> Result<Option<Fetched>, RepoError> {
+        self.fetch_to_open(name, copy, false).await
+    }
+
+    async fn fetch_to_open(
+        &self,
+        name: WalFileName,
+        copy: u32,
+        needed: bool,
+    ) -> Result<Option<Fetched>, RepoError> {
         let asked = self.asked(name);
         let key = self.keys.key(&SystemObject::Wal(name, copy));
         let Some(object) = self.store().get(&key).await? else { return Ok(None) };
@@ -403,6 +434,7 @@ impl System {
         };
         let epochs = match epochs {
             Ok(epochs) => epochs,
+            Err(RepoError::NoKeys { .. }) if !needed => Arc::default(),
             Err(e) => {
                 // Damage is damage, whatever keys somebody has.
                 check_body(&object, &asked, self.lock(&Epochs::new()))
@@ -439,9 +471,11 @@ impl System {
         let mut best = None;
         for copy in 1..=MAX_COPIES {
             let key = self.keys.key(&SystemObject::Wal(WalFileName::Segment(name), copy));
-            let Some((header, annex)) = self.info_at(&key, WalFileName::Segment(name)).await? else { break };
+            let Some((header, annex, locked)) = self.info_at(&key, WalFileName::Segment(name)).await? else {
+                break;
+            };
             let may_grow = header.valid.is_some_and(|v| v.end.may_have_longer_copy());
-            best = Some(SegmentInfo { name, copy, header, annex });
+            best = Some(SegmentInfo { name, copy, header, annex, locked });
             if !may_grow {
                 break;
             }
@@ -508,7 +542,11 @@ impl System {
         Ok(gaps)
     }
 
-    async fn info_at(&self, key: &str, name: WalFileName) -> Result<Option<(WalHeader, Annex)>, RepoError> {
+    async fn info_at(
+        &self,
+        key: &str,
+        name: WalFileName,
+    ) -> Result<Option<(WalHeader, Annex, Option<Epoch>)>, RepoError> {
         let epochs = self.epochs(None).await?;
         // A key that is not needed is not fetched for: a chunk of an encrypted body is sixteen times as much.
         let mut end = if epochs.is_empty() { INFO_BYTES } else { SEALED_INFO_BYTES };
@@ -519,7 +557,8 @@ impl System {
             match parse_info_with(&bytes, whole, self.lock(&epochs)) {
                 Ok((header, annex)) => {
                     header.check_asked(&self.asked(name)).map_err(|e| self.object_error(key, &e))?;
-                    return Ok(Some((header, annex)));
+                    let locked = header.key.filter(|epoch| !epochs.contains_key(epoch));
+                    return Ok(Some((header, annex, locked)));
                 }
                 Err(WalObjectError::Annex(AnnexError::NeedMore(needed))) if !whole => {
                     end = u64::try_from(needed).unwrap_or(end);
@@ -552,7 +591,8 @@ impl System {
             return Ok(Some(TimelineHistory::first()));
         }
         let name = WalFileName::History(timeline);
-        let Some(fetched) = self.fetch_wal(name).await? else { return Ok(None) };
+        // What its parents are stands in clear beside it.
+        let Some(fetched) = self.fetch_to_check(name, 1).await? else { return Ok(None) };
         if !fetched.can_open() {
             fetched.check_stored()?;
             return self.ancestry(timeline).await.map(Some);

@@ -6,12 +6,14 @@
 //! ```
 //! Invariants: a folder that says it is sealed is opened only with its seal key, and its identity must bear that key's mac; nothing sealed is
 //! written to a folder that lacks its epoch's wraps; wraps that disagree about the seal key are refused, unless the host file or a fingerprint
-//! says which one is right. The wraps are read when the first secret is needed. Source of truth: REPOSITORY.md 5, FORMAT.md "Sealed folders".
+//! says which one is right. The wraps are read when the first secret is needed. Of a secret that is not at hand only what needs it fails: an
+//! identity that opens nothing stops nobody who pushes. Source of truth: REPOSITORY.md 5, FORMAT.md "Sealed folders".
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -33,6 +35,9 @@ const MOST_WRAPS: usize = 2000;
 
 const NO_IDENTITY: &str = "no identity is at hand";
 
+/// How long it is believed that no wrap opens: who reads a thousand objects of an epoch need not read its wraps a thousand times.
+const LACKED_FOR: Duration = Duration::from_secs(10);
+
 /// Secrets of epochs.
 pub type Epochs = BTreeMap<Epoch, Identity>;
 
@@ -44,6 +49,19 @@ pub struct Keyring {
     expected: Option<Fingerprint>,
     problem: Option<String>,
     unlocked: Mutex<Unlocked>,
+    /// What was looked for in vain, and when.
+    lacked: Mutex<BTreeMap<Option<Epoch>, (Instant, Lacked)>>,
+    /// It was said that the identities open nothing.
+    said: AtomicBool,
+}
+
+/// What a look for a secret in vain came to.
+#[derive(Debug, Clone)]
+enum Lacked {
+    /// No wrap opens, in words.
+    All(String),
+    /// Others do.
+    This,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -68,7 +86,7 @@ impl Keyring {
             let text = format!("its seal key has fingerprint {}, not {expected}", host.seal.fingerprint());
             return Err(SealError::KeyFile(text));
         }
-        Ok(Self { host, identities, expected, problem: None, unlocked: Mutex::default() })
+        Ok(Self { host, identities, expected, ..Self::default() })
     }
 
     /// The same, knowing why a file of keys that was named could not be used: said when it is missed, since what needs none of it goes on.
@@ -110,6 +128,18 @@ impl Keyring {
 
     fn unlocked(&self) -> Unlocked {
         self.unlocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What a look for the secret of `wanted` came to a moment ago, if in vain.
+    fn lacked(&self, wanted: Option<Epoch>) -> Option<Lacked> {
+        let lacked = self.lacked.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = lacked.get(&wanted).filter(|(at, _)| at.elapsed() < LACKED_FOR);
+        found.map(|(_, what)| what.clone())
+    }
+
+    fn note_lack(&self, wanted: Option<Epoch>, what: Lacked) {
+        let mut lacked = self.lacked.lock().unwrap_or_else(PoisonError::into_inner);
+        lacked.insert(wanted, (Instant::now(), what));
     }
 
     fn trusts(&self) -> Option<Fingerprint> {
@@ -222,6 +252,12 @@ impl Repository {
         if enough {
             return Ok(known);
         }
+        let in_vain = |what| RepoError::NoKeys { repository: self.name().to_owned(), what };
+        match ring.lacked(wanted) {
+            Some(Lacked::All(what)) => return Err(in_vain(what)),
+            Some(Lacked::This) => return Ok(known),
+            None => {}
+        }
         let (mut opened, mut seen, mut epochs) = (Vec::new(), 0_usize, BTreeSet::new());
         for (epoch, _, wrap) in self.wraps(system).await? {
             seen = seen.saturating_add(1);
@@ -236,12 +272,16 @@ impl Repository {
             } else {
                 format!("no identity at hand opens any of its {seen} wraps{}{of}", said_of(&epochs))
             };
-            return Err(RepoError::NoKeys { repository: self.name().to_owned(), what });
+            ring.note_lack(wanted, Lacked::All(what.clone()));
+            return Err(in_vain(what));
         }
         let unlocked = ring
             .agree(opened)
             .map_err(|what| RepoError::Untrusted { repository: self.name().to_owned(), what })?;
         *ring.unlocked.lock().unwrap_or_else(PoisonError::into_inner) = unlocked.clone();
+        if wanted.is_some_and(|epoch| !unlocked.epochs.contains_key(&epoch)) {
+            ring.note_lack(wanted, Lacked::This);
+        }
         Ok(unlocked)
     }
 
@@ -291,6 +331,19 @@ impl System {
     /// Whether what is encrypted here can be opened: true of a plain folder.
     pub fn can_open(&self) -> bool {
         self.seal.is_none() || self.repository.keys().is_some_and(Keyring::has_identity)
+    }
+
+    /// Whether a secret at hand opens what was sealed in `epoch`; true of what was not.
+    ///
+    /// # Errors
+    /// What is wrong with the wraps, but for want of a key.
+    pub async fn opens(&self, epoch: Option<Epoch>) -> Result<bool, RepoError> {
+        let Some(epoch) = epoch else { return Ok(true) };
+        match self.epochs(Some(epoch)).await {
+            Ok(epochs) => Ok(epochs.contains_key(&epoch)),
+            Err(RepoError::NoKeys { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Checks that what is encrypted here can be opened, as far as that is known before anything is.
@@ -397,7 +450,17 @@ impl System {
         if self.seal.is_none() {
             return Ok(Arc::default());
         }
-        Ok(self.repository.unlock(self.identity.system, wanted).await?.epochs)
+        match (self.repository.unlock(self.identity.system, wanted).await, wanted) {
+            (Ok(unlocked), _) => Ok(unlocked.epochs),
+            (Err(RepoError::NoKeys { what, .. }), None) => {
+                let ring = self.repository.keys();
+                if ring.is_some_and(|ring| !ring.said.swap(true, Ordering::Relaxed)) {
+                    tracing::warn!("repository {}: {what}; what needs none goes on", self.repository.name());
+                }
+                Ok(Arc::default())
+            }
+            (Err(e), _) => Err(e),
+        }
     }
 
     /// How objects are told from forged ones and opened, with these secrets.

@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::codec::ShortDigest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::pgdata::backup_manifest::WalRange;
 use crate::pgdata::page::PageLayout;
@@ -112,7 +112,7 @@ pub async fn backup(
     cancel: &CancellationToken,
 ) -> Result<BackupReport> {
     let began = std::time::Instant::now();
-    let stopped = || Error::new(crate::error::Kind::Interrupted, "the backup was interrupted");
+    let stopped = || Error::new(Kind::Interrupted, "the backup was interrupted");
     progress.begin("looking at the server", None);
     let mut server = tokio::select! {
         biased;
@@ -302,7 +302,9 @@ async fn settle_wal(
     wal::wait(&wanted, &mut server.sql, targets, progress).await?;
     let system = targets.first()?;
     if system.can_open() {
-        return wal::window_earliest(&wanted, system).await;
+        if let Some(earliest) = wal::window_earliest(&wanted, system).await? {
+            return Ok(earliest);
+        }
     }
     // Without a key no commit is read: everything inside is taken to be as late as the server's own clock at the stop.
     let stop =

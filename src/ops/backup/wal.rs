@@ -18,7 +18,7 @@ use super::facts;
 use super::needed::{self, LargestCommit};
 use super::target::{self, Targets, failure};
 use crate::clock;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::pgdata::backup_manifest::WalRange;
 use crate::pgwire::Sql;
@@ -152,7 +152,7 @@ async fn is_stored(system: &System, name: WalFileName, stop: Lsn) -> Result<bool
             let found = system.segment_info(segment).await.map_err(failure)?;
             Ok(found.is_some_and(|found| needed::reaches(&found.header, stop)))
         }
-        other => Ok(system.fetch_wal(other).await.map_err(failure)?.is_some()),
+        other => Ok(system.fetch_wal_to_check(other).await.map_err(failure)?.is_some()),
     }
 }
 
@@ -215,29 +215,35 @@ async fn gave_up(name: WalFileName, repository: &str, sql: &mut Sql) -> Error {
 }
 
 /// The largest commit time in [start, stop); `None` if nothing was committed, or the WAL was written by a newer PostgreSQL than this
-/// program knows. The first and the last segment are read whole: they hold records of before and after.
-pub(super) async fn window_earliest(wanted: &Wanted<'_>, system: &System) -> Result<Option<PgTime>> {
+/// program knows. The first and the last segment are read whole: they hold records of before and after. Nothing if a key that it takes is
+/// not at hand.
+pub(super) async fn window_earliest(wanted: &Wanted<'_>, system: &System) -> Result<Option<Option<PgTime>>> {
     let names = needed::segments(wanted.ranges, wanted.size);
     let ends = [names.first().copied(), names.last().copied()];
     let mut largest = LargestCommit::default();
     let mut pieces = stream::iter(names)
         .map(|name| async move {
             if ends.contains(&Some(name)) {
-                return target::scan(system, name).await.map(|scan| Piece::Whole(Box::new(scan)));
+                return match target::scan(system, name).await {
+                    Err(error) if error.kind() == Kind::Key => Ok(Piece::Locked),
+                    scan => scan.map(|scan| Piece::Whole(Box::new(scan))),
+                };
             }
             let found = system.segment_info(name).await.map_err(failure)?;
             let name =
                 || format!("{name} was in repository {} and is not any more", system.repository().name());
-            found.map(|found| Piece::Summary(Box::new(found.annex))).ok_or_else(|| Error::corrupt(name()))
+            let found = found.ok_or_else(|| Error::corrupt(name()))?;
+            Ok(if found.locked.is_some() { Piece::Locked } else { Piece::Summary(Box::new(found.annex)) })
         })
         .buffered(LOOKS);
     while let Some(piece) = pieces.try_next().await? {
         match piece {
             Piece::Whole(scan) => largest.part(&scan, wanted.start, wanted.stop),
             Piece::Summary(annex) => largest.segment(&annex),
+            Piece::Locked => return Ok(None),
         }
     }
-    Ok(largest.finish())
+    Ok(Some(largest.finish()))
 }
 
 /// A time that no commit in the backup's WAL is later than, by what stands in clear: `stop`, or a segment's largest. Later than the largest
@@ -257,4 +263,6 @@ enum Piece {
     Whole(Box<SegmentScan>),
     /// Those between.
     Summary(Box<Annex>),
+    /// No key at hand opens it.
+    Locked,
 }

@@ -274,6 +274,7 @@ fn ends_early(facts: &SegmentFacts, limit: Lsn) -> bool {
 static NOTHING: SegmentFacts = SegmentFacts {
     major: None,
     decoded: true,
+    locked: None,
     valid_to: Lsn::ZERO,
     end: SegmentEnd::Short,
     head: None,

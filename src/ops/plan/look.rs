@@ -8,7 +8,7 @@ use super::halt::{Halt, Step};
 use super::line::{Line, Link};
 use super::refusal::Refusal;
 use super::request::RecoveryTarget;
-use super::world::Want;
+use super::world::{SegmentFacts, Want};
 use crate::wal::event::{Event, EventKind};
 use crate::wal::lsn::Lsn;
 use crate::wal::scan::{CommitSummary, Stamp};
@@ -83,8 +83,9 @@ impl<'a> Line<'a> {
 
     /// Halts if nobody could look into this segment.
     fn decoded(&self, index: usize) -> Step<()> {
-        match (self.summary(index)?.decoded, self.links.get(index)) {
-            (false, Some(link)) => Err(undecoded(link).into()),
+        let facts = self.summary(index)?;
+        match self.links.get(index) {
+            Some(link) if !facts.decoded => Err(undecoded(link, facts).into()),
             _ => Ok(()),
         }
     }
@@ -211,14 +212,22 @@ impl<'a> Line<'a> {
 }
 
 /// Nobody could look into this segment. The target is filled in where the question is known.
-pub(super) fn undecoded(link: &Link) -> Refusal {
-    Refusal::Undecoded { target: RecoveryTarget::Latest, segment: link.name }
+pub(super) fn undecoded(link: &Link, facts: &SegmentFacts) -> Refusal {
+    let (target, segment) = (RecoveryTarget::Latest, link.name);
+    match facts.locked {
+        Some(epoch) => Refusal::Locked { target, segment, epoch },
+        None => Refusal::Undecoded { target, segment },
+    }
 }
 
 /// `step`, or nothing if what it looked at cannot be read: for answers that only inform.
 pub(super) fn if_readable<T>(step: Step<Option<T>>) -> Step<Option<T>> {
     match step {
-        Err(Halt::Refuse(refusal)) if matches!(*refusal, Refusal::Undecoded { .. }) => Ok(None),
+        Err(Halt::Refuse(refusal))
+            if matches!(*refusal, Refusal::Undecoded { .. } | Refusal::Locked { .. }) =>
+        {
+            Ok(None)
+        }
         other => other,
     }
 }

@@ -33,7 +33,7 @@ mod window;
 mod world;
 
 pub use outcome::{Answer, Met, RecoveryPlan, RouteStep, Stop, StopKind, StopRecord, Warning};
-pub use refusal::{Branch, Gap, Hole, Moment, Refusal, RefusalClass};
+pub use refusal::{Branch, Gap, Hole, Moment, OTHER_IDENTITY, Refusal, RefusalClass};
 pub use request::{PlanRequest, RecoveryTarget, TimelineChoice};
 pub use window::{Span, Window, window};
 pub use world::{Facts, PlanBackup, RecordSpan, SegmentFacts, Want, World};
@@ -51,7 +51,7 @@ pub fn plan(request: &PlanRequest, world: &World, facts: &Facts) -> Answer {
         Ok(plan) => Answer::Plan(Box::new(plan)),
         Err(Halt::Need(wants)) => Answer::Need(wants),
         Err(Halt::Refuse(mut refusal)) => {
-            if let Refusal::Undecoded { target, .. } = &mut *refusal {
+            if let Refusal::Undecoded { target, .. } | Refusal::Locked { target, .. } = &mut *refusal {
                 *target = request.target.clone();
             }
             Answer::Refuse(refusal)

@@ -91,7 +91,7 @@ fn record_ending_by(line: &Line<'_>, target: Lsn) -> Step<Option<(usize, RecordS
             return Ok(Some((index, RecordSpan { lsn: tail.lsn, end })));
         }
         if facts.last_record.is_none() && !facts.decoded {
-            return Err(super::look::undecoded(link).into());
+            return Err(super::look::undecoded(link, facts).into());
         }
         let by = target.min(link.limit);
         let found = match facts.last_record.filter(|record| record.end <= by) {

@@ -4,10 +4,14 @@
 //! what to do about it is [`Refusal::hint`]. Whoever prints decides on wording around it.
 
 use super::request::RecoveryTarget;
+use crate::seal::Epoch;
 use crate::wal::lsn::Lsn;
 use crate::wal::segment::SegmentName;
 use crate::wal::time::PgTime;
 use crate::wal::timeline::TimelineId;
+
+/// What helps whose identity does not open all that is needed.
+pub const OTHER_IDENTITY: &str = "give an identity that opens that epoch, by --identity FILE or as identity_file under [keys]; `pitr key test` tells what one opens";
 
 /// A moment that can be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +209,18 @@ pub enum Refusal {
         /// The segment.
         segment: SegmentName,
     },
+    /// No key at hand opens what is known of a segment.
+    #[error(
+        "segment {segment} is sealed with epoch {epoch}, which no identity at hand opens, to look for {target} in it"
+    )]
+    Locked {
+        /// What was asked.
+        target: RecoveryTarget,
+        /// The segment.
+        segment: SegmentName,
+        /// What sealed it.
+        epoch: Epoch,
+    },
 }
 
 /// What kind of answer a refusal is.
@@ -214,6 +230,8 @@ pub enum RefusalClass {
     Unreachable,
     /// What was named does not exist (exit 5).
     NotFound,
+    /// A key is missing (exit 7).
+    Key,
 }
 
 impl Refusal {
@@ -233,6 +251,7 @@ impl Refusal {
             | Self::ClockSteppedBack { .. }
             | Self::TwoBranches { .. }
             | Self::Undecoded { .. } => RefusalClass::Unreachable,
+            Self::Locked { .. } => RefusalClass::Key,
         }
     }
 
@@ -273,6 +292,7 @@ impl Refusal {
                 format!("there are: {}", names.join(", "))
             }
             Self::Undecoded { .. } => "use a newer pitr, or --to latest".to_owned(),
+            Self::Locked { .. } => OTHER_IDENTITY.to_owned(),
         }
     }
 }

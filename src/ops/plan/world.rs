@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
+use crate::seal::Epoch;
 use crate::wal::event::{Event, EventKind};
 use crate::wal::lsn::Lsn;
 use crate::wal::page::{PgMajor, SystemId};
@@ -79,6 +80,20 @@ pub struct Facts {
     pub(super) joins: Joins,
 }
 
+impl Facts {
+    /// The epochs of which no key is at hand, and the first segment that was met of each.
+    pub fn unopened(&self) -> BTreeMap<Epoch, SegmentName> {
+        let mut found: BTreeMap<Epoch, SegmentName> = BTreeMap::new();
+        for (name, facts) in &self.summaries {
+            if let Some(epoch) = facts.locked {
+                let first = found.entry(epoch).or_insert(*name);
+                *first = (*first).min(*name);
+            }
+        }
+        found
+    }
+}
+
 /// Records put together from fragments, by the segments of tail and last head: every run needs them all again, and checking
 /// their CRCs is the costliest thing planning does. A cache, so it is equal to any other.
 #[derive(Debug, Default)]
@@ -148,8 +163,10 @@ pub struct RecordSpan {
 pub struct SegmentFacts {
     /// The PostgreSQL that wrote it, if known.
     pub major: Option<PgMajor>,
-    /// False: commits and events were not looked for (a PostgreSQL newer than the program that stored it).
+    /// False: commits and events were not looked for (a PostgreSQL newer than the program that stored it), or are not known here.
     pub decoded: bool,
+    /// The epoch whose key it takes to know them, if that is why.
+    pub locked: Option<Epoch>,
     /// First byte after the last valid record; the segment's end if `end` is `Full`.
     pub valid_to: Lsn,
     /// How valid WAL ends.
@@ -181,6 +198,7 @@ impl From<&SegmentScan> for SegmentFacts {
         Self {
             major: scan.major,
             decoded: scan.decoded,
+            locked: None,
             valid_to: scan.valid_to,
             end: scan.end,
             head: scan.head.clone(),

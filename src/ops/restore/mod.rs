@@ -10,6 +10,7 @@
 
 pub mod configuration;
 pub mod directory;
+pub mod epochs;
 pub mod fetch;
 pub mod finish;
 mod hold;

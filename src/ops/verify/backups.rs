@@ -84,12 +84,16 @@ async fn check_backup(
 ) -> Result<()> {
     let verdict = stored.verdict();
     check_names(look, verdict);
-    check_extras(look, stored).await?;
-    let Some(size) = look.listed.get(&SystemObject::Backup(verdict.id.clone(), BackupObject::Manifest))
-    else {
+    if let Some(epoch) = verdict.key.filter(|epoch| !look.has_wrap(*epoch)) {
+        missing(look, &SystemObject::Wrap(epoch, 1), &verdict.id);
+    }
+    let manifest = SystemObject::Backup(verdict.id.clone(), BackupObject::Manifest);
+    let opens = look.opens(verdict.key, &manifest).await?;
+    check_extras(look, stored, opens).await?;
+    let Some(size) = look.listed.get(&manifest) else {
         return Ok(());
     };
-    if !look.system.can_open() {
+    if !opens {
         // What it names cannot be known; that it is whole can.
         match stored.stored(BackupObject::Manifest, &verdict.manifest).await {
             Ok(()) => look.seen(*size),
@@ -165,14 +169,13 @@ fn missing(look: &mut Look<'_>, object: &SystemObject, id: &BackupId) {
 }
 
 /// What a restore does without: the server's own manifest, and what the server said of itself.
-async fn check_extras(look: &mut Look<'_>, stored: &StoredBackup) -> Result<()> {
+async fn check_extras(look: &mut Look<'_>, stored: &StoredBackup, open: bool) -> Result<()> {
     let verdict = stored.verdict();
     for (object, wanted) in
         [(BackupObject::PgManifest, verdict.pg_manifest), (BackupObject::Catalogue, verdict.catalogue)]
     {
         let listed = SystemObject::Backup(verdict.id.clone(), object);
         let (Some(wanted), Some(size)) = (wanted, look.listed.get(&listed).copied()) else { continue };
-        let open = look.system.can_open();
         let read = || async {
             if open {
                 stored.object(object, &wanted).await.map(drop)

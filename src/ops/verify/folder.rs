@@ -12,13 +12,14 @@ use std::sync::Arc;
 use super::budget::Budget;
 use super::finding::{Affected, Fault, Subject, needed_by};
 use super::survey::Listed;
-use super::{Folder, Leftover, Request, backups, documents, effect, twice, wal};
+use super::{Folder, Leftover, Request, Unopened, backups, documents, effect, twice, wal};
 use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::repo::catalog::{BackupState, Catalog};
 use crate::repo::objects::Floor;
 use crate::repo::path::{BackupId, BackupObject, Sealing, SystemKeys, SystemObject};
 use crate::repo::{Repository, System};
+use crate::seal::Epoch;
 use crate::wal::WalFileName;
 
 /// What all looks at one folder share.
@@ -113,6 +114,31 @@ impl Look<'_> {
         extent.read += 1;
         extent.bytes = extent.bytes.saturating_add(bytes);
         self.progress.advance(bytes);
+    }
+
+    /// Whether what `epoch` sealed can be opened. If not although an identity is at hand, `object` is noted.
+    pub(super) async fn opens(&mut self, epoch: Option<Epoch>, object: &SystemObject) -> Result<bool> {
+        if !self.system.can_open() {
+            return Ok(epoch.is_none());
+        }
+        let opens = self.system.opens(epoch).await?;
+        if let Some(epoch) = epoch.filter(|_| !opens) {
+            self.unopened(epoch, object);
+        }
+        Ok(opens)
+    }
+
+    /// An object was looked at without its key, although an identity is at hand.
+    pub(super) fn unopened(&mut self, epoch: Epoch, object: &SystemObject) {
+        let first = || Unopened { objects: 0, first: self.system.keys().key(object) };
+        let noted = self.folder.unopened.entry(epoch).or_insert_with(first);
+        noted.objects = noted.objects.saturating_add(1);
+    }
+
+    /// Whether the folder has a wrap of the epoch's key.
+    pub(super) fn has_wrap(&self, epoch: Epoch) -> bool {
+        let of_it = SystemObject::Wrap(epoch, 0)..=SystemObject::Wrap(epoch, u32::MAX);
+        self.listed.range(of_it).next().is_some()
     }
 
     /// An object was damaged, or is not to be counted.

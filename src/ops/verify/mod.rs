@@ -4,7 +4,7 @@
 //!  survey      one listing of the cluster's folder            unknown names, leftovers
 //!  documents   every small object, bit for bit                intents, verdicts, identity, floor
 //!  backups     names, sizes; manifest; packs ─► packs         digest of the body, of every frame; --decode: CRC of every file
-//!                                      └─► locked             without a key: digest of the body
+//!                                      └─► locked             without its key: digest of the body
 //!  wal         bodies ─► chain                                header, digest, tag; record to record; --decode: every record's CRC
 //!  continuity  what must be there against what is             gaps, forks, the floor
 //!  effect      ─► restore points: what each fault costs, what still works
@@ -30,12 +30,15 @@ mod wal;
 pub use finding::{Affected, Fault, Finding, Findings, Lost, Subject};
 pub use sample::Sample;
 
+use std::collections::BTreeMap;
+
 use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::ops::plan::Window;
 use crate::repo::objects::Identity;
 use crate::repo::path::{self, BackupId, BackupObject, Sealing, SystemObject};
 use crate::repo::{Keyring, RepoError, Repository};
+use crate::seal::Epoch;
 use crate::store::StoreErrorKind;
 use crate::wal::SystemId;
 
@@ -98,6 +101,15 @@ pub struct Known {
     pub lost: Vec<Lost>,
 }
 
+/// Objects of one epoch that no identity at hand opens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unopened {
+    /// How many.
+    pub objects: u64,
+    /// The first that was met.
+    pub first: String,
+}
+
 /// What was found in the folder of one system identifier.
 #[derive(Debug)]
 pub struct Folder {
@@ -109,6 +121,8 @@ pub struct Folder {
     pub locked: bool,
     /// Without a key, backups of which packs were due that nothing could be held against: their verdicts have no digests.
     pub unread: Vec<BackupId>,
+    /// An identity is at hand, and what these epochs sealed it does not open: looked at as without a key.
+    pub unopened: BTreeMap<Epoch, Unopened>,
     /// It is encrypted, and nothing but the repository itself vouches for its seal key.
     pub unverified: bool,
     /// How much was looked at.
@@ -237,6 +251,7 @@ async fn look(
             identity: None,
             locked: false,
             unread: Vec::new(),
+            unopened: BTreeMap::new(),
             unverified: false,
             extent: Extent { listed: u64::try_from(listed.len()).unwrap_or(u64::MAX), ..Extent::default() },
             findings: Findings::default(),

@@ -26,6 +26,7 @@ use crate::repo::objects::Verdict;
 use crate::repo::path::{BackupId, SystemObject};
 use crate::repo::walobject::{WalEnd, WalHeader};
 use crate::repo::{RepoError, System};
+use crate::seal::Epoch;
 use crate::wal::scan::{Keep, ScanError, Scanner};
 use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 
@@ -121,8 +122,16 @@ enum Outcome {
     /// A later copy is listed, the first one is not: nobody finds it.
     Headless(SystemObject),
     Bad(SystemObject, RepoError),
-    /// Of the longest copy.
-    Good(Box<(WalHeader, Annex)>),
+    /// The longest copy.
+    Good(Box<Copy>),
+}
+
+/// A copy that is what was stored.
+struct Copy {
+    header: WalHeader,
+    annex: Annex,
+    /// It was looked into.
+    opened: bool,
 }
 
 /// Checks all WAL that is kept.
@@ -199,10 +208,15 @@ async fn check_segments(
         }
     };
     let mut reads = std::pin::pin!(futures_util::stream::iter(segments).map(read).buffered(jobs));
-    let mut walk = Walk { histories, line, chain: Chain::default(), last: None };
+    let mut walk = Walk { histories, line, chain: Chain::default(), last: None, lost: BTreeMap::new() };
     while let Some(done) = reads.next().await {
         let (segment, outcome) = done?;
         walk.take(look, &segment, outcome).await?;
+    }
+    for ((timeline, epoch), (first, last)) in walk.lost {
+        let key = look.system.keys().key(&SystemObject::Wrap(epoch, 1));
+        let what = format!("without a wrap of epoch {epoch} nobody can read what it sealed");
+        look.folder.findings.add(Fault::Missing, key, what, wal_subject(timeline, first, last));
     }
     Ok(())
 }
@@ -214,6 +228,8 @@ struct Walk<'a> {
     chain: Chain,
     /// The segment that the chain ends with.
     last: Option<(TimelineId, SegmentNo)>,
+    /// Segments of epochs without wraps: the first and the last of each.
+    lost: BTreeMap<(TimelineId, Epoch), (SegmentNo, SegmentNo)>,
 }
 
 impl Walk<'_> {
@@ -238,14 +254,28 @@ impl Walk<'_> {
                 self.bad(look, segment, Fault::Damaged, key, error.to_string());
             }
             Outcome::Good(read) => {
-                let (header, annex) = *read;
                 for (_, size) in &segment.copies {
                     look.seen(*size);
                 }
-                self.join(look, segment, &header, &annex).await?;
+                if let Some(epoch) = read.header.key {
+                    self.look_at_key(look, segment, epoch, read.opened);
+                }
+                self.join(look, segment, &read.header, &read.annex).await?;
             }
         }
         Ok(())
+    }
+
+    /// Takes note of what was not looked into, and of what nobody can look into any more.
+    fn look_at_key(&mut self, look: &mut Look<'_>, segment: &Segment, epoch: Epoch, opened: bool) {
+        if !opened && look.system.can_open() {
+            look.unopened(epoch, &SystemObject::Wal(WalFileName::Segment(segment.name), 1));
+        }
+        if !look.has_wrap(epoch) {
+            let (timeline, number) = (segment.name.timeline(), segment.number);
+            self.leave_out(timeline, number);
+            self.lost.entry((timeline, epoch)).or_insert((number, number)).1 = number;
+        }
     }
 
     /// Links a good segment to the one before it.
@@ -376,15 +406,16 @@ async fn read_copy(
     name: WalFileName,
     copy: u32,
     decode: bool,
-) -> Result<Option<(WalHeader, Annex)>, RepoError> {
-    let Some(fetched) = system.fetch_copy(name, copy).await? else { return Ok(None) };
+) -> Result<Option<Copy>, RepoError> {
+    let Some(fetched) = system.fetch_to_check(name, copy).await? else { return Ok(None) };
     let key = system.keys().key(&SystemObject::Wal(name, copy));
     let repository = system.repository().name().to_owned();
     let size = system.identity().segment_size;
     // Decompressing and decoding take a processor for long: not on the reactor.
     let work = tokio::task::spawn_blocking(move || {
-        inspect(&fetched, name, size, decode)
-            .and_then(|found| found.map_err(|what| RepoError::Corrupt { repository, key, what }))
+        let found = inspect(&fetched, name, size, decode)?;
+        let (header, annex) = found.map_err(|what| RepoError::Corrupt { repository, key, what })?;
+        Ok(Copy { header, annex, opened: fetched.can_open() })
     });
     work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())).map(Some)
 }

@@ -289,6 +289,7 @@ impl Model {
         SegmentFacts {
             major: Some(PgMajor::V15),
             decoded: true,
+            locked: None,
             valid_to,
             end: if short {
                 SegmentEnd::Short
