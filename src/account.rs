@@ -53,35 +53,41 @@ impl Account {
     /// Groups this account is a member of, its primary one first.
     pub fn groups(&self) -> Vec<Gid> {
         let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        let others = self.named_in(&text).into_iter().filter(|gid| *gid != self.gid);
+        std::iter::once(self.gid).chain(others).map(Gid::from_raw).collect()
+    }
+
+    /// The groups of which a text such as `/etc/group` names it as a member.
+    pub fn named_in(&self, text: &str) -> Vec<u32> {
         let named = self.name.as_deref().unwrap_or_default();
         let member = |line: &str| {
             let mut fields = line.split(':').skip(2);
             let (gid, members) = (fields.next()?.parse::<u32>().ok()?, fields.next()?);
             (!named.is_empty() && members.split(',').any(|m| m == named)).then_some(gid)
         };
-        let others = text.lines().filter_map(member).filter(|gid| *gid != self.gid);
-        std::iter::once(self.gid).chain(others).map(Gid::from_raw).collect()
+        text.lines().filter_map(member).collect()
+    }
+
+    /// The account of a line of `/etc/passwd`; `None` for a line that is no account.
+    pub fn of_line(line: &str) -> Option<Self> {
+        let fields: Vec<&str> = line.split(':').collect();
+        match fields.as_slice() {
+            [name, _, uid, gid, _, home, ..] => Some(Self {
+                uid: uid.parse().ok()?,
+                gid: gid.parse().ok()?,
+                name: Some((*name).to_owned()),
+                home: Some(PathBuf::from(home)),
+            }),
+            _ => None,
+        }
     }
 }
 
 /// The accounts of this host, as `/etc/passwd` has them; lines that are not accounts are passed over.
 fn passwd() -> impl Iterator<Item = Account> {
     let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let accounts: Vec<Account> = text.lines().filter_map(account).collect();
+    let accounts: Vec<Account> = text.lines().filter_map(Account::of_line).collect();
     accounts.into_iter()
-}
-
-fn account(line: &str) -> Option<Account> {
-    let fields: Vec<&str> = line.split(':').collect();
-    match fields.as_slice() {
-        [name, _, uid, gid, _, home, ..] => Some(Account {
-            uid: uid.parse().ok()?,
-            gid: gid.parse().ok()?,
-            name: Some((*name).to_owned()),
-            home: Some(PathBuf::from(home)),
-        }),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -90,11 +96,12 @@ mod tests {
 
     #[test]
     fn accounts_are_read_as_passwd_has_them() {
-        let found = account("postgres:x:105:113:PostgreSQL,,,:/var/lib/postgresql:/bin/bash").unwrap();
+        let found =
+            Account::of_line("postgres:x:105:113:PostgreSQL,,,:/var/lib/postgresql:/bin/bash").unwrap();
         assert_eq!((found.uid, found.gid, found.label()), (105, 113, "postgres".to_owned()));
         assert_eq!(found.home, Some(PathBuf::from("/var/lib/postgresql")));
         for bad in ["", "postgres", "a:b:c:d:e:f:g", "+::::::", "x:x:-1:0:::"] {
-            assert_eq!(account(bad), None, "{bad}");
+            assert_eq!(Account::of_line(bad), None, "{bad}");
         }
     }
 

@@ -61,7 +61,7 @@ fn read(path: &str) -> io::Result<String> {
 }
 
 /// The addresses that a hosts file gives to `host`, in its order.
-fn of_hosts(text: &str, host: &str) -> Vec<IpAddr> {
+pub fn of_hosts(text: &str, host: &str) -> Vec<IpAddr> {
     let wanted = host.strip_suffix('.').unwrap_or(host);
     let address = |line: &str| {
         let mut words = line.split('#').next()?.split_ascii_whitespace();
@@ -81,6 +81,14 @@ fn servers() -> io::Result<(ResolverConfig, ResolverOpts)> {
     let text = read(RESOLV_CONF).map_err(|cause| {
         io::Error::new(cause.kind(), format!("no name server is known: {RESOLV_CONF}: {cause}"))
     })?;
+    of_resolv_conf(&text)
+}
+
+/// The name servers that a text such as `/etc/resolv.conf` names, and how it wants them to be asked.
+///
+/// # Errors
+/// If a line is wrong.
+pub fn of_resolv_conf(text: &str) -> io::Result<(ResolverConfig, ResolverOpts)> {
     let wrong = |cause: hickory_resolver::net::NetError| io::Error::other(format!("{RESOLV_CONF}: {cause}"));
     system_conf::parse_resolv_conf(text).map_err(wrong)
 }

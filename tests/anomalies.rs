@@ -22,6 +22,8 @@ mod backup;
 mod program;
 #[path = "anomalies/restore.rs"]
 mod restore;
+#[path = "anomalies/upkeep.rs"]
+mod upkeep;
 
 use std::time::Duration;
 

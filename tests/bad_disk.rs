@@ -18,6 +18,8 @@ mod support;
 
 #[path = "bad_disk/full.rs"]
 mod full;
+#[path = "bad_disk/kept.rs"]
+mod kept;
 #[path = "bad_disk/late.rs"]
 mod late;
 
@@ -48,18 +50,23 @@ fn no_strace() -> bool {
 /// Runs a command under strace, which refuses the `nth` such call of every thread (which thread does what differs from run to run); how it ended, and the calls that were refused, such as
 /// `fsync(9</repository/main>)`.
 fn harmed(command: &Command, harm: Harm, nth: &str, log: &Path) -> Result<(Answer, Vec<String>)> {
+    let answer = Answer::of(&mut traced(command, harm, nth, log, &[])?)?;
+    let text = fs::read_to_string(log)?;
+    ensure!(answer.code < 128 || answer.code >= 200, "strace: {answer:?}\n{text}");
+    Ok((answer, refused(&text)))
+}
+
+/// The same command under strace; `more` are flags of strace.
+fn traced(command: &Command, harm: Harm, nth: &str, log: &Path, more: &[&str]) -> Result<Command> {
     let Harm { call, error } = harm;
     let mut traced = as_server("strace")?;
-    traced.args(["-f", "-y", "-qq", "--seccomp-bpf", "-e", &format!("trace={call}")]);
+    traced.args(more).args(["-f", "-y", "-qq", "--seccomp-bpf", "-e", &format!("trace={call}")]);
     traced.args(["-e", &format!("inject={call}:error={error}:when={nth}"), "-o"]).arg(log).arg("--");
     traced.arg(command.get_program()).args(command.get_args());
     if let Some(dir) = command.get_current_dir() {
         traced.current_dir(dir);
     }
-    let answer = Answer::of(&mut traced)?;
-    let text = fs::read_to_string(log)?;
-    ensure!(answer.code < 128 || answer.code >= 200, "strace: {answer:?}\n{text}");
-    Ok((answer, refused(&text)))
+    Ok(traced)
 }
 
 /// The calls that a log says were refused. One that another thread interrupts stands there in two parts.

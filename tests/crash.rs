@@ -16,14 +16,20 @@ mod support;
 
 #[path = "crash/adopt.rs"]
 mod adopt;
+#[path = "crash/ahead.rs"]
+mod ahead;
 #[path = "crash/archive.rs"]
 mod archive;
+#[path = "crash/attack.rs"]
+mod attack;
 #[path = "crash/backup.rs"]
 mod backup;
 #[path = "crash/decisions.rs"]
 mod decisions;
 #[path = "crash/expire.rs"]
 mod expire;
+#[path = "crash/keys.rs"]
+mod keys;
 #[path = "crash/restore.rs"]
 mod restore;
 
@@ -84,6 +90,11 @@ trait Work {
     /// What must hold now. `answer` is how the command ended: killed, or well.
     fn audit(&mut self, answer: &Answer) -> Result<()>;
 
+    /// How it ends when nothing kills it.
+    fn good(&self) -> i32 {
+        0
+    }
+
     /// Whether what it was to do is done, so that there is nothing to repeat.
     fn is_done(&self) -> bool {
         false
@@ -102,13 +113,13 @@ fn kill_at_each(work: &mut dyn Work, point: Point) -> Result<()> {
         let what = format!("{}, {point:?} {nth}: {answer:?}", work.name());
         work.audit(&answer).with_context(|| what.clone())?;
         if answer.code != KILLED {
-            ensure!(answer.code == 0 && !answer.err.contains("injected"), "{what}");
+            ensure!(answer.code == work.good() && !answer.err.contains("injected"), "{what}");
             ensure!(nth > work.least(point), "it has too few points: {what}");
             return Ok(());
         }
         if !work.is_done() {
             let again = Answer::of(&mut work.command()?)?;
-            ensure!(again.code == 0, "{what}\nrepeated: {again:?}");
+            ensure!(again.code == work.good(), "{what}\nrepeated: {again:?}");
             work.audit(&again).with_context(|| format!("{what}\nrepeated: {again:?}"))?;
         }
     }

@@ -239,6 +239,22 @@ fn table() -> Result<BTreeMap<String, BTreeSet<u8>>> {
     Ok(rows)
 }
 
+/// Where a moment is read: what is wrong with it is shown as the cause.
+const MOMENTS: &str = "src/target.rs";
+
+/// What may be wrong with the text of a moment.
+fn made_of_moments(source: &Source) -> Vec<Made> {
+    let open = ["TargetError::new(", "TargetError::without_zone("].map(|call| source.places(call));
+    let message = |open: usize| {
+        let (first, text) = source.call(open - 1);
+        // Another error is passed on with more of a hint.
+        let own = text.trim_start_matches('(').trim_start().starts_with("format!(");
+        first.filter(|_| own).map(|literal| (open, fixed(&literal.value)))
+    };
+    let said = open.into_iter().flatten().filter_map(message);
+    said.map(|(open, m)| (format!("{}:{}", source.file, source.line(open)), m, Some(3))).collect()
+}
+
 /// What the lower layers' own lists of errors say.
 fn made_below(source: &Source) -> Vec<Made> {
     let places = if LOWER.contains(&source.file.as_str()) { source.places("#[error(") } else { Vec::new() };
@@ -257,6 +273,10 @@ fn every_error_has_a_row_with_its_exit_code() -> Result<()> {
         all.extend(sources(folder)?.iter().flat_map(made));
     }
     all.extend(sources("src")?.iter().flat_map(made_below));
+    let moments: Vec<Made> =
+        sources("src")?.iter().filter(|s| s.file == MOMENTS).flat_map(made_of_moments).collect();
+    ensure!(moments.len() >= 14, "only {} errors of moments were found", moments.len());
+    all.extend(moments);
     ensure!(all.len() > 200, "only {} errors were found", all.len());
     let fault = |(place, message, code): &Made| {
         let Some(codes) = table.get(message) else { return Some(format!("{place}: no row for `{message}`")) };

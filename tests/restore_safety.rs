@@ -199,6 +199,47 @@ fn two_restores_into_one_directory_do_not_meet() -> Result<()> {
 }
 
 #[test]
+fn beside_a_live_server_it_is_said_what_is_not_in_reach_and_how_to_get_it() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let source = Source::new(&install, "")?;
+    source.row(1)?;
+    source.backup()?;
+    let moment = source.row(2)?;
+    source.row(3)?;
+    source.archive_all()?;
+    source.row(4)?;
+    let copied = |name: &str, flags: &[&str]| -> Result<Said> {
+        source.restore(&source.target(name), &[&["--copy"], flags].concat())?.expect(0)
+    };
+    let live = format!("a server runs in {}", source.cluster.data.display());
+    let offered = |plan: &serde_json::Value| {
+        let all = plan["warnings"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+        let mut about = all.filter(|said| said.contains(&live));
+        about.any(|said| said.contains("SELECT pg_switch_wal()"))
+    };
+    for flags in [&["--dry-run"][..], &["--dry-run", "--to", "latest"]] {
+        let plan = copied("x", flags)?.json()?;
+        ensure!(offered(&plan), "{flags:?}: {plan}");
+    }
+    // A moment before what is archived is reached without it.
+    let plan = copied("x", &["--dry-run", "--to", &moment])?.json()?;
+    ensure!(!plan.to_string().contains(&live), "{plan}");
+
+    let said = copied("without", &[])?;
+    ensure!(offered(&said.json()?), "{said:?}");
+    ensure!(Restored::start_copy(&install, &source.target("without"))?.promoted()?.rows()? == "1,2,3");
+    // As it says.
+    source.archive_all()?;
+    copied("with", &[])?;
+    ensure!(Restored::start_copy(&install, &source.target("with"))?.promoted()?.rows()? == "1,2,3,4");
+    // Nobody runs there any more: then the directory itself tells what it has.
+    source.cluster.stop(Stop::Fast)?;
+    let plan = copied("x", &["--dry-run"])?.json()?;
+    ensure!(!plan.to_string().contains(&live), "{plan}");
+    Ok(())
+}
+
+#[test]
 fn a_server_started_after_the_plan_is_not_replaced() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let source = Source::new(&install, "")?;

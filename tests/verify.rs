@@ -8,6 +8,11 @@
 
 mod support;
 
+#[path = "verify/kinds.rs"]
+mod kinds;
+#[path = "verify/sample.rs"]
+mod sample;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{TcpListener, TcpStream};

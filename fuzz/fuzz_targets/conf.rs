@@ -1,11 +1,13 @@
 //! Configuration files: any bytes are answered, stripping nothing changes nothing, what is written is read back, and no
 //! recovery setting survives a restore.
 //!
-//! Also the two small files that have a syntax of their own: backup_label and tablespace_map.
-//! Source of truth: `guc-file.l`, `xlogrecovery.c`.
+//! Also the small files that have a syntax of their own: backup_label, tablespace_map, postmaster.pid, and our own marker of an unfinished
+//! restore. Source of truth: `guc-file.l`, `xlogrecovery.c`, `miscinit.c`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pitr::ops::restore::marker::Marker;
+use pitr::pgdata::PidFile;
 use pitr::pgdata::conf::{self, ItemKind};
 use pitr::pgdata::label::{BackupLabel, TablespaceMap};
 use pitr::pgdata::recovery;
@@ -25,6 +27,10 @@ fuzz_target!(|data: &[u8]| {
         }
     }
     let _ = BackupLabel::parse(data);
+    let said = PidFile::parse(data);
+    // Handed to kill(2), where a negative number is a whole group of processes.
+    assert!(said.process.is_none_or(|process| process >= 0), "{said:?}");
+    let _ = Marker::parse(data);
     for major in [PgMajor::V13, PgMajor::V14] {
         if let Ok(map) = TablespaceMap::parse(data, major)
             && let Ok(bytes) = map.to_bytes(major)

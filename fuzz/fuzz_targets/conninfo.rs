@@ -1,12 +1,15 @@
 //! Connection strings, service files and password files: any text is answered, and a password that was given is never shown.
 //!
-//! The same text is tried in all three roles. Source of truth: `fe-connect.c` of PostgreSQL's libpq.
+//! The same text is tried in all three roles, and as the files of a host that name accounts, hosts and name servers.
+//! Source of truth: `fe-connect.c` of PostgreSQL's libpq; passwd(5), group(5), hosts(5), resolv.conf(5).
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pitr::account::Account;
 use pitr::pgwire::conninfo::service;
 use pitr::pgwire::passfile::{self, Lookup};
 use pitr::pgwire::{ConnInfo, Environment};
+use pitr::resolve;
 
 fuzz_target!(|text: &str| {
     let environment = Environment { os_user: Some("me".into()), ..Environment::default() };
@@ -21,5 +24,15 @@ fuzz_target!(|text: &str| {
         assert!(pairs.iter().all(|(keyword, _)| !keyword.contains('=') && keyword != "service"));
     }
     let wanted = Lookup { hosts: &["localhost"], port: "5432", database: "replication", user: "bob" };
+    host(text);
     assert!(passfile::find(text.as_bytes(), &wanted).is_none_or(|password| !password.contains(&b'\n')));
 });
+
+/// Files below `/etc`.
+fn host(text: &str) {
+    for account in text.lines().filter_map(Account::of_line) {
+        let _ = (account.label(), account.named_in(text));
+    }
+    assert!(resolve::of_hosts(text, "db.example").len() <= 16);
+    let _ = resolve::of_resolv_conf(text);
+}

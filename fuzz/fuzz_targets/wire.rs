@@ -1,19 +1,47 @@
-//! What a server sends: any bytes are answered, however the socket cuts them, and a base backup tells its story in order.
+//! What a server sends, and what a store in a cloud answers: any bytes are taken, however the socket cuts them; a base backup tells its story
+//! in order, and no answer but the store's own "no such object" proves an absence.
 //!
 //! The first byte chooses the version, the second the size of the pieces; the rest is the stream. Nothing but CommandComplete at its
-//! place ends a backup, and nothing arrives after its end.
+//! place ends a backup, and nothing arrives after its end. Every row is also read as the answer to each small command. With the second bit
+//! of the first byte, the stream is what a server says from the log-in on, and then closes: each call ends, and no password is sent in clear.
+//! With the fourth, it is an answer over HTTP: the status on a line, headers, an empty line, the body.
 #![no_main]
+
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener as Listener};
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use pitr::pgwire::basebackup::BaseBackup;
-use pitr::pgwire::message::{Message, Phase, WireError, split};
-use pitr::pgwire::{BackupEvent, BaseBackupOptions};
+use pitr::pgwire::message::{Message, Phase, Row, WireError, split};
+use pitr::pgwire::{
+    BackupEvent, BaseBackupOptions, ConnInfo, Deadlines, Environment, ReplicationConn, Sql, replication,
+};
+use pitr::store::answers::{Answer, Cloud, Heard};
+use pitr::store::{Created, Settings, StoreOptions};
+use pitr::wal::TimelineId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::runtime::{Builder, Runtime};
 
 fuzz_target!(|data: &[u8]| {
     let Some(([version, piece], stream)) = data.split_first_chunk() else { return };
-    let whole = messages(stream, stream.len().max(1));
-    assert_eq!(whole, messages(stream, usize::from(*piece).max(1)));
+    if version & 8 == 8 {
+        return CLOUDS.with(|clouds| clouds.hear(usize::from(*piece), stream));
+    }
+    if version & 2 == 2 {
+        return SERVER.with(|server| server.hear(stream, version & 4 == 4));
+    }
+    for phase in [Phase::Startup, Phase::Session] {
+        let whole = messages(stream, stream.len().max(1), phase);
+        assert_eq!(whole, messages(stream, usize::from(*piece).max(1), phase));
+    }
+    let whole = messages(stream, stream.len().max(1), Phase::Session);
+    for message in &whole.0 {
+        if let Message::DataRow(row) = message {
+            answers(row);
+        }
+    }
 
     let version = if version & 1 == 0 { 130_000 } else { 150_000 };
     let mut backup = BaseBackup::new(version, &BaseBackupOptions::default());
@@ -37,12 +65,160 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn messages(stream: &[u8], piece: usize) -> (Vec<Message>, Option<WireError>) {
+/// A row as the answer to each of the commands that are answered by one.
+fn answers(row: &Row) {
+    let _ = replication::identity(row);
+    if let Ok(text) = replication::setting(row) {
+        let _ = replication::parse_size(&text);
+    }
+    let timeline = TimelineId::new(2).expect("not 0");
+    if let Ok(history) = replication::history(row, timeline) {
+        assert_eq!(history.name, "00000002.history");
+    }
+}
+
+thread_local! {
+    static SERVER: Server = Server::start();
+    static CLOUDS: Clouds = Clouds::open();
+}
+
+/// Headers that some part of the client reads.
+const HEADERS: [&str; 12] = [
+    "content-length",
+    "content-range",
+    "content-type",
+    "date",
+    "etag",
+    "last-modified",
+    "x-amz-bucket-region",
+    "x-amz-delete-marker",
+    "x-amz-version-id",
+    "x-goog-generation",
+    "x-ms-error-code",
+    "x-ms-version-id",
+];
+
+/// A store of each language, none of which is ever asked.
+struct Clouds {
+    runtime: Runtime,
+    stores: [Cloud; 3],
+}
+
+impl Clouds {
+    fn open() -> Self {
+        let settings = [
+            ("aws_access_key_id", "A"),
+            ("aws_secret_access_key", "S"),
+            ("google_skip_signature", "true"),
+            ("azure_storage_account_name", "a"),
+            ("azure_storage_account_key", "c2VjcmV0"),
+        ];
+        let stores = [("s3", "aws_"), ("gs", "google_"), ("az", "azure_")].map(|(scheme, prefix)| {
+            let own = settings.iter().copied().filter(|(name, _)| name.starts_with(prefix));
+            let options = StoreOptions { credentials: own.collect::<Settings>(), ..StoreOptions::default() };
+            let url = format!("{scheme}://bucket/prefix").parse().expect("a URL");
+            Cloud::open(&url, &options).expect("it can be opened")
+        });
+        Self { runtime: Builder::new_current_thread().enable_all().build().expect("a runtime"), stores }
+    }
+
+    fn hear(&self, which: usize, stream: &[u8]) {
+        let end = stream.windows(2).position(|two| two == b"\n\n").unwrap_or(stream.len());
+        let head = String::from_utf8_lossy(&stream[..end]);
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.trim().parse::<u16>().ok());
+        let Some(status) = status.filter(|status| (100..1000).contains(status)) else { return };
+        let header = |line: &str| {
+            let (name, value) = line.split_once(':')?;
+            let name = HEADERS.into_iter().find(|known| *known == name)?;
+            Some((name, value.trim().as_bytes().to_vec()))
+        };
+        let headers: Vec<_> = lines.filter_map(header).collect();
+        let body = stream.get(end + 2..).unwrap_or_default().to_vec().into();
+        let answer = Answer { status, headers, body };
+        let heard = self.runtime.block_on(self.stores[which % 3].hear("a/b", &answer));
+        judge(&answer, &heard);
+    }
+}
+
+/// What must be true of every answer.
+fn judge(answer: &Answer, heard: &Heard) {
+    let success = (200..300).contains(&answer.status);
+    assert!(success || !matches!(heard.created, Ok(Created::New)), "{heard:?}");
+    let taken = matches!(answer.status, 304 | 409 | 412);
+    assert!(taken || !matches!(heard.created, Ok(Created::Exists)), "{heard:?}");
+    assert!(success || heard.listed.is_err() && !matches!(heard.read, Ok(Some(_))), "{heard:?}");
+    let says = |code: &str| {
+        let header =
+            answer.headers.iter().any(|(name, value)| *name == "x-ms-error-code" && value == code.as_bytes());
+        header || answer.body.windows(code.len()).any(|part| part == code.as_bytes())
+    };
+    if matches!(heard.read, Ok(None)) || matches!(heard.size, Ok(None)) {
+        assert!(answer.status == 404 && (says("NoSuchKey") || says("BlobNotFound")), "{answer:?} {heard:?}");
+        assert!(!answer.headers.contains(&("x-amz-delete-marker", b"true".to_vec())), "{answer:?} {heard:?}");
+    }
+}
+
+/// A server at a socket without a file, which says what it is told to and closes.
+struct Server {
+    runtime: Runtime,
+    listener: UnixListener,
+    info: ConnInfo,
+}
+
+impl Server {
+    fn start() -> Self {
+        let name = format!("pitr-fuzz-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(format!("{name}/.s.PGSQL.5432")).expect("a name");
+        let listener = Listener::bind_addr(&address).expect("nobody has it");
+        listener.set_nonblocking(true).expect("a socket");
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let listener = runtime.block_on(async { UnixListener::from_std(listener) }).expect("a socket");
+        let text = format!("host=@{name} user=bob password=secret require_auth=scram-sha-256,none");
+        let info = ConnInfo::parse(&text, &Environment::default()).expect("it is one");
+        Self { runtime, listener, info }
+    }
+
+    fn hear(&self, stream: &[u8], sql: bool) {
+        self.runtime.block_on(async {
+            let serve = async {
+                let (mut socket, _) = self.listener.accept().await.expect("the client comes");
+                let _ = socket.write_all(stream).await;
+                let _ = socket.shutdown().await;
+                // Until the client closes: it is never told of a broken pipe instead of what was said.
+                let mut heard = Vec::new();
+                let _ = socket.read_to_end(&mut heard).await;
+                heard
+            };
+            let ((), heard) = tokio::join!(self.client(sql), serve);
+            assert!(!heard.windows(6).any(|part| part == b"secret"), "the password was sent in clear");
+        });
+    }
+
+    async fn client(&self, sql: bool) {
+        let deadlines = Deadlines::default();
+        if sql {
+            let Ok(mut sql) = Sql::connect(&self.info, &deadlines).await else { return };
+            let _ = (sql.one("select 1").await, sql.take_notices());
+            return sql.close().await;
+        }
+        let Ok(mut server) = ReplicationConn::connect(&self.info, &deadlines).await else { return };
+        assert!(server.server_version_num() >= replication::OLDEST_VERSION);
+        let _ = (server.identify_system().await, server.segment_size().await);
+        let _ = server.timeline_history(TimelineId::new(2).expect("not 0")).await;
+        if let Ok(mut backup) = server.base_backup(&BaseBackupOptions::default()).await {
+            while let Ok(Some(_)) = backup.next().await {}
+        }
+        server.close().await;
+    }
+}
+
+fn messages(stream: &[u8], piece: usize, phase: Phase) -> (Vec<Message>, Option<WireError>) {
     let (mut buffer, mut seen) = (BytesMut::new(), Vec::new());
     for bytes in stream.chunks(piece) {
         buffer.extend_from_slice(bytes);
         loop {
-            match split(&mut buffer, Phase::Session) {
+            match split(&mut buffer, phase) {
                 Ok(Some(message)) => seen.push(message),
                 Ok(None) => break,
                 Err(error) => return (seen, Some(error)),

@@ -21,6 +21,7 @@ use crate::cli::resident;
 use crate::cli::thin::SPOOL_SOCKET;
 use crate::config::load::Caller;
 use crate::error::{Error, Result};
+use crate::pgdata::pidfile::{self, PidFile};
 use crate::wal::SegmentName;
 
 /// Leaves a process behind that fetches what follows, if this is a recovery.
@@ -69,8 +70,7 @@ pub fn leave_behind(common: &Common, args: &GetArgs) {
 
 /// The process of the server in the working directory.
 fn postmaster() -> Option<i32> {
-    let text = std::fs::read_to_string("postmaster.pid").ok()?;
-    text.lines().next()?.trim().parse().ok()
+    PidFile::parse(&std::fs::read(pidfile::NAME).ok()?).process
 }
 
 /// Runs `fetch-ahead`.

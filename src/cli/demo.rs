@@ -17,6 +17,7 @@ use crate::cli::exit::Ended;
 use crate::cli::output::{say, warn};
 use crate::cli::privilege::{self, Account};
 use crate::error::Error;
+use crate::pgdata::pidfile::{self, PidFile};
 
 /// Majors to look for, newest first, where Debian and its derivatives put them.
 const MAJORS: [u32; 6] = [18, 17, 16, 15, 14, 13];
@@ -222,7 +223,7 @@ impl Stage {
 
     fn stop(&self, name: &str) {
         let data = self.path(name);
-        if data.join("postmaster.pid").exists() {
+        if data.join(pidfile::NAME).exists() {
             // The directory goes away next: how the server stops does not matter.
             let _ = self
                 .postgres("pg_ctl", &["-D", &data.display().to_string(), "-m", "immediate", "-w", "stop"]);
@@ -285,12 +286,10 @@ impl Stage {
     }
 }
 
-/// Socket directory and port of a running server, from the file by which it says so (`miscadmin.h`, LOCK_FILE_LINE_*).
+/// Socket directory and port of a running server, from the file by which it says so.
 fn address(data: &Path) -> Option<(PathBuf, u16)> {
-    let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let mut lines = text.lines().skip(3);
-    let (port, socket) = (lines.next()?.trim().parse().ok()?, lines.next()?.trim());
-    Some((PathBuf::from(socket), port))
+    let said = PidFile::parse(&std::fs::read(data.join(pidfile::NAME)).ok()?);
+    Some((PathBuf::from(said.socket_dir?), said.port?))
 }
 
 /// Runs a command to its end with no input; failure carries what it printed.

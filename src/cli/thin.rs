@@ -55,7 +55,12 @@ impl Door {
     pub fn of(file: &Path) -> Option<Self> {
         let mut text = String::new();
         std::fs::File::open(file).ok()?.take(MAX_BYTES).read_to_string(&mut text).ok()?;
-        let Facts { cluster, agent } = toml::from_str(&text).ok()?;
+        Self::parse(&text)
+    }
+
+    /// The door that the text of a configuration names.
+    pub fn parse(text: &str) -> Option<Self> {
+        let Facts { cluster, agent } = toml::from_str(text).ok()?;
         let default = || Path::new(SOCKET_ROOT).join(format!("{cluster}.sock"));
         Some(Self { socket: agent.socket.unwrap_or_else(default), config: fingerprint(text.as_bytes()) })
     }

@@ -7,6 +7,7 @@
 //!          ├ postgresql.conf                  conf             its syntax
 //!          │   └ of a copy                    copyconf         made from nothing, by an allow-list
 //!          ├ postgresql.auto.conf             recovery         one marked block of recovery settings
+//!          ├ postmaster.pid                   pidfile          who runs there
 //!          └ base global pg_tblspc pg_wal     paths            what a name means: relation, temporary, excluded
 //!             └ of a relation              page             its pages and their checksums
 //! ```
@@ -20,9 +21,11 @@ pub mod copyconf;
 pub mod label;
 pub mod page;
 pub mod paths;
+pub mod pidfile;
 pub mod recovery;
 
 pub use backup_manifest::{ManifestReader, PgManifest};
 pub use control::{ControlFile, DbState};
 pub use label::{BackupLabel, TablespaceMap};
+pub use pidfile::PidFile;
 pub use recovery::RecoverySettings;

@@ -124,6 +124,16 @@ struct Client {
     inner: HttpClient,
 }
 
+impl Client {
+    async fn execute(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        #[cfg(feature = "testing")]
+        if let Some(said) = super::answers::said() {
+            return Ok(said);
+        }
+        self.inner.execute(request).await
+    }
+}
+
 #[async_trait]
 impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
@@ -132,7 +142,7 @@ impl HttpService for Client {
         let no_credentials = |kind, cause, status| {
             HttpError::new(kind, NoCredentials { server: server.clone(), cause, status })
         };
-        let response = match self.inner.execute(request).await {
+        let response = match self.execute(request).await {
             Ok(response) if response.status().is_success() => return Ok(response),
             Ok(response) => response,
             Err(error) if of_store => return Err(error),

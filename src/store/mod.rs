@@ -10,6 +10,8 @@
 //! created again with the same bytes; memory is bounded by the caller's limit; every call ends.
 //! Source of truth: REPOSITORY.md section 2. Every kind of store passes the same suite, tests/store_conformance.rs.
 
+#[cfg(feature = "testing")]
+pub mod answers;
 mod attack;
 mod backend;
 mod builder;

@@ -229,7 +229,7 @@ fn request(method: Method, mut url: Url, query: &[(&str, &str)], body: Bytes) ->
 }
 
 /// `COMPLIANCE, 30 days`, of an object lock configuration that gives new objects a retention.
-fn retention(configuration: &str) -> Option<String> {
+pub(super) fn retention(configuration: &str) -> Option<String> {
     let mode = element(configuration, "Mode").filter(|mode| !mode.is_empty())?;
     let span = |name: &str, unit: &str| {
         let count = element(configuration, name).filter(|count| !matches!(count.as_str(), "" | "0"))?;

@@ -23,21 +23,21 @@ use super::support::cluster::{Install, Stop, scratch};
 use super::support::site::{Site, SiteOptions};
 use super::{Command, Said, repository, survive, wait};
 
-const COMPRESSION: Compression = Compression::Zstd { level: 1 };
+pub const COMPRESSION: Compression = Compression::Zstd { level: 1 };
 
 /// Files of a server that ran for a while, in a directory that looks like its own.
-struct Files {
+pub struct Files {
     /// Kept for its directory.
     _place: tempfile::TempDir,
-    data: PathBuf,
+    pub data: PathBuf,
     out: PathBuf,
-    facts: ServerFacts,
+    pub facts: ServerFacts,
     /// Complete segments of timeline 1, in order.
-    segments: Vec<String>,
+    pub segments: Vec<String>,
 }
 
 impl Files {
-    fn new(install: &Install) -> Result<Self> {
+    pub fn new(install: &Install) -> Result<Self> {
         let conf = "wal_keep_size = 512MB\n";
         let site = Site::new(install, &SiteOptions { archives: false, conf, ..SiteOptions::default() })?;
         site.cluster.psql("CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, 60000) n; SELECT pg_switch_wal()")?;
@@ -90,20 +90,20 @@ impl Files {
         Ok(format!("1\t0/{:X}\tno recovery target specified\n", (within << 20) + 0x40).into_bytes())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.data.join("pg_wal").join(name)
     }
 
-    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    pub fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
         Ok(fs::write(self.path(name), bytes)?)
     }
 
-    fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         Ok(fs::read(self.path(name))?)
     }
 
     /// A repository that knows the cluster and holds these files.
-    fn repository_with(&self, names: &[&str]) -> Result<Objects> {
+    pub fn repository_with(&self, names: &[&str]) -> Result<Objects> {
         wait(true, async {
             let store = store_of(&Objects::new()).await?;
             init::repository(&repository(store.clone())?, &self.facts, None, &SystemClock).await?;
@@ -379,7 +379,7 @@ fn whatever_call_of_archive_push_fails_nothing_acknowledged_is_lost() -> Result<
     Ok(())
 }
 
-fn auditor(files: &Files) -> Result<Auditor> {
+pub fn auditor(files: &Files) -> Result<Auditor> {
     let mut auditor = Auditor::default();
     for entry in fs::read_dir(files.data.join("pg_wal"))? {
         let name = entry?.file_name().to_str().context("a name")?.to_owned();

@@ -6,13 +6,15 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use pitr::seal::Identity;
 
 use super::MOST_CALLS;
 use super::support::audit::{Auditor, objects_in};
-use super::support::cluster::{Install, give_to_server, scratch_in_memory};
+use super::support::cluster::{Install, give_to_server, run as run_all, scratch_in_memory};
+use super::support::office::{Office, sealed_here};
 use super::support::site::{Answer, Site, small_site};
 
 /// A command line and the codes that it may end with when one of its calls is refused.
@@ -23,11 +25,30 @@ struct Row {
     /// With one that is not survived: "a key or a permission is missing", as its caller reads it.
     refused: &'static [i32],
     least_calls: u64,
-    /// What it needs each time, because it uses it up.
-    before: Option<Vec<String>>,
+    /// Makes its world, because it uses it up.
+    world: World,
+    /// What completes it, where repeating it says that it is done already.
+    completed_by: Option<Vec<String>>,
 }
 
-fn rows(site: &Site, target: &Path) -> Result<Vec<Row>> {
+type World = Box<dyn Fn(&Site) -> Result<()>>;
+
+impl Row {
+    fn new(args: &[&str], good: i32, refused: &'static [i32], least_calls: u64) -> Self {
+        let world: World = Box::new(|_| Ok(()));
+        Self { args: owned(args), good, refused, least_calls, world, completed_by: None }
+    }
+
+    fn in_world(self, world: impl Fn(&Site) -> Result<()> + 'static) -> Self {
+        Self { world: Box::new(world), ..self }
+    }
+}
+
+fn owned(args: &[&str]) -> Vec<String> {
+    args.iter().map(|arg| (*arg).to_owned()).collect()
+}
+
+fn rows(site: &Site, [older, backup]: [String; 2], target: &Path) -> Result<Vec<Row>> {
     let files = site.cluster.wal_files()?;
     let name = |path: Option<&std::path::PathBuf>| -> Result<String> {
         Ok(path.and_then(|path| path.file_name()?.to_str()).context("a segment")?.to_owned())
@@ -38,18 +59,13 @@ fn rows(site: &Site, target: &Path) -> Result<Vec<Row>> {
     let damaged = damaged_segment(site, files.first().context("a segment")?)?;
     let target = target.display().to_string();
     let superuser = site.cluster.conninfo();
-    let backup = site.json(&["info", "--json"])?["repositories"][0]["backups"][0]["id"]
-        .as_str()
-        .context("a backup")?
-        .to_owned();
-    let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
-    let row = |args: &[&str], good, refused, least_calls| Row {
-        args: owned(args),
-        good,
-        refused,
-        least_calls,
-        before: None,
+    let tombstone = site.folder()?.join("backups").join(&older).join("expired.json");
+    let is_kept = move |_: &Site| match tombstone.exists() {
+        true => Ok(fs::remove_file(&tombstone)?),
+        false => Ok(()),
     };
+    let (row, pinned) = (Row::new, backup.clone());
+    let is_pinned = move |site: &Site| site.ask(&["pin", &pinned])?.expect(0, &[]);
     Ok(vec![
         row(&["init", "--superuser", &superuser], 0, &[7], 8),
         row(&["check"], 0, &[1], 8),
@@ -63,10 +79,48 @@ fn rows(site: &Site, target: &Path) -> Result<Vec<Row>> {
         row(&["verify"], 0, &[1, 7], 8),
         row(&["verify", "--decode"], 0, &[1, 7], 8),
         row(&["pin", &backup], 0, &[7], 4),
-        Row { before: Some(owned(&["pin", &backup])), ..row(&["unpin", &backup], 0, &[7], 4) },
+        row(&["unpin", &backup], 0, &[7], 4).in_world(is_pinned),
         row(&["expire"], 0, &[7], 8),
+        row(&["expire", "--backup", &older], 0, &[7], 8).in_world(is_kept),
         row(&["restore", "--copy", "--target-dir", &target], 0, &[7], 15),
         row(&["accept", &damaged, "--damaged"], 0, &[7], 6),
+    ])
+}
+
+/// What changes or tries the keys of an encrypted cluster.
+fn rows_of_keys(site: &Site, office: &Office) -> Result<Vec<Row>> {
+    let daily = office.daily().display().to_string();
+    let (new_host, new_key) = (site.place().join("new.host"), site.place().join("new.key"));
+    let generate = |name: &str| format!("{name}={}", new_key.with_extension(name).display());
+    let (new_host_text, one, two) = (new_host.display().to_string(), generate("one"), generate("two"));
+    let init = ["key", "--host-file", &new_host_text, "init", "--generate", &one, "--generate", &two];
+    let made = [new_host, new_key.with_extension("one"), new_key.with_extension("two")];
+    let is_new = move |_: &Site| {
+        made.iter().filter(|file| file.exists()).try_for_each(|file| Ok(fs::remove_file(file)?))
+    };
+    // The host file, and the wraps in the repository, as they were.
+    let (host, wraps) = (site.place().join("main.host"), site.folder()?.join("keys"));
+    let (old_host, old_wraps) = (site.place().join("old.host"), site.place().join("old.keys"));
+    let copy = |from: &Path, to: &Path| run_all(Command::new("cp").args(["-aT"]).arg(from).arg(to)).map(drop);
+    copy(&host, &old_host)?;
+    copy(&wraps, &old_wraps)?;
+    let as_before = move |_: &Site| {
+        fs::remove_dir_all(&wraps)?;
+        copy(&old_host, &host)?;
+        copy(&old_wraps, &wraps)
+    };
+    let somebody = format!("late={}", Identity::generate().recipient());
+    let changed = |args: &[&str]| Row {
+        completed_by: Some(owned(&["init", "--superuser", &site.cluster.conninfo()])),
+        ..Row::new(args, 0, &[7], 6).in_world(as_before.clone())
+    };
+    Ok(vec![
+        // It stores nothing: no store keeps anybody from having keys.
+        Row::new(&init, 0, &[], 0).in_world(is_new),
+        Row::new(&["--identity", &daily, "key", "test"], 0, &[7], 5),
+        changed(&["key", "rotate"]),
+        changed(&["--identity", &daily, "key", "add", &somebody]),
+        changed(&["--identity", &daily, "key", "remove", "third"]),
     ])
 }
 
@@ -84,10 +138,6 @@ fn damaged_segment(site: &Site, content: &Path) -> Result<String> {
 }
 
 fn run(site: &Site, row: &Row, faults: Option<&str>) -> Result<Answer> {
-    if let Some(before) = &row.before {
-        let args: Vec<&str> = before.iter().map(String::as_str).collect();
-        site.ask(&args)?.expect(0, &[])?;
-    }
     let args: Vec<&str> = row.args.iter().map(String::as_str).collect();
     let mut command = site.pitr(&args)?;
     command.envs(faults.map(|faults| ("PITR_TEST_FAULTS", faults)));
@@ -131,13 +181,14 @@ fn harm_each_call(site: &Site, row: &Row, target: &Path, auditor: &mut Auditor, 
     // Beyond the first calls those of many segments are alike.
     let calls = std::iter::successors(Some(1), |nth| Some(nth + 1 + nth / 20 * 5));
     for nth in calls.take_while(|nth| *nth < 10 * MOST_CALLS) {
-        let before = objects_in(&site.repository)?;
         if target.exists() {
             fs::remove_dir_all(target)?;
         }
         for file in delivered.iter().filter(|file| file.exists()) {
             fs::remove_file(file)?;
         }
+        (row.world)(site)?;
+        let before = objects_in(&site.repository)?;
         let answer = run(site, row, Some(&harm.rule(nth)))?;
         let what = format!("{:?}, {harm:?} at call {nth}: {answer:?}", row.args);
         let hit = answer.err.contains("injected");
@@ -154,7 +205,10 @@ fn harm_each_call(site: &Site, row: &Row, target: &Path, auditor: &mut Auditor, 
         let survived = harm == Harm::Deny && answer.code == 0 && row.good == 0;
         ensure!(survived || harm.explains(row, &answer), "{what}");
         if answer.code != 0 {
-            let again = run(site, row, None)?;
+            let mut again = run(site, row, None)?;
+            if let Some(args) = row.completed_by.as_ref().filter(|_| again.code != row.good) {
+                again = site.ask(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+            }
             ensure!(again.code == row.good, "{what}: repeated: {again:?}");
         }
     }
@@ -164,12 +218,23 @@ fn harm_each_call(site: &Site, row: &Row, target: &Path, auditor: &mut Auditor, 
 fn harm_every_command(harm: Harm) -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let site = small_site(&install)?;
-    site.backup()?;
+    let taken = || -> Result<String> { Ok(site.backup()?["id"].as_str().context("an id")?.to_owned()) };
+    let backups = [taken()?, taken()?];
     let place = scratch_in_memory("pitr-program-")?;
     let target = place.path().join("target");
     let mut auditor = Auditor::of_server(&site.cluster.data.join("pg_wal"));
-    for row in rows(&site, &target)? {
+    for row in rows(&site, backups, &target)? {
         harm_each_call(&site, &row, &target, &mut auditor, harm)?;
+    }
+    let (site, office) = sealed_here(&install)?;
+    // What the server would seal with an epoch that the next round undoes could not be read.
+    site.cluster.psql("ALTER SYSTEM SET archive_command = 'false'")?;
+    site.cluster.psql("SELECT pg_reload_conf()")?;
+    let third = format!("third={}", Identity::generate().recipient());
+    let daily = office.daily().display().to_string();
+    site.ask(&["--identity", &daily, "key", "add", &third])?.expect(0, &[])?;
+    for row in rows_of_keys(&site, &office)? {
+        harm_each_call(&site, &row, &target, &mut Auditor::default(), harm)?;
     }
     Ok(())
 }

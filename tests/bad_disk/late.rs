@@ -19,7 +19,7 @@ use super::{Harm, harmed, no_strace};
 const MOST_CALLS: u64 = 5_000;
 
 /// One command in one world.
-trait Work {
+pub trait Work {
     /// Its arguments.
     fn args(&self) -> Vec<String>;
 
@@ -97,7 +97,7 @@ fn places(call: &str) -> Vec<String> {
 }
 
 /// Each of these calls; how often one was refused.
-fn refuse_everywhere(
+pub fn refuse_everywhere(
     site: &Site,
     work: &mut dyn Work,
     calls: &[&'static str],
@@ -111,7 +111,7 @@ fn refuse_everywhere(
 }
 
 /// A small server that archives into a repository in memory, where a real fsync costs nothing.
-fn site(install: &Install) -> Result<Site> {
+pub fn site(install: &Install) -> Result<Site> {
     let place = scratch_in_memory("pitr-late-")?;
     let url = format!("file://{}", place.path().join("repo").display());
     let conf = "wal_keep_size = 4GB\nautovacuum = off\n";
@@ -125,7 +125,7 @@ fn site(install: &Install) -> Result<Site> {
     Ok(site)
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub fn remove(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => Ok(fs::remove_dir_all(path)?),
         Ok(_) => Ok(fs::remove_file(path)?),
@@ -134,13 +134,13 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Name of the first segment of the server, and its bytes.
-fn first_segment(site: &Site) -> Result<(String, Vec<u8>)> {
+pub fn first_segment(site: &Site) -> Result<(String, Vec<u8>)> {
     let path = site.cluster.wal_files()?.into_iter().next().context("a segment")?;
     let name = path.file_name().and_then(|name| name.to_str()).context("a name")?;
     Ok((name.to_owned(), fs::read(&path)?))
 }
 
-fn words(args: &[&str]) -> Vec<String> {
+pub fn words(args: &[&str]) -> Vec<String> {
     args.iter().map(|arg| (*arg).to_owned()).collect()
 }
 

@@ -183,9 +183,9 @@ impl Auditor {
     }
 }
 
-/// The file of `pg_wal` that an object is, if it is one.
+/// The file of `pg_wal` that an object is, if it is one. Records of gaps and of ancestry lie beside them.
 fn wal_name(key: &str) -> Option<String> {
-    if !key.contains("/wal/") {
+    if !key.contains("/wal/") || key.ends_with(".json") {
         return None;
     }
     let file = key.rsplit('/').next()?;

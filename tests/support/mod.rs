@@ -16,6 +16,7 @@ pub mod log;
 pub mod meter;
 pub mod moto;
 pub mod office;
+pub mod recovering;
 pub mod restored;
 pub mod s3;
 pub mod site;

@@ -22,6 +22,7 @@ use crate::durable;
 use crate::error::Result;
 use crate::ops::init::facts::{ServerFacts, failed};
 use crate::ops::words::{bytes, seconds};
+use crate::pgdata::pidfile::{self, PidFile};
 use crate::pgwire::Sql;
 use crate::wal::{Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
 
@@ -241,10 +242,10 @@ async fn slot(sql: &mut Sql) -> Result<Option<Slot>> {
 /// `pg_wal` of the server that was started then. A directory of the same name on this host may be another server's, such as its standby's:
 /// `postmaster.pid` knows when its server was started.
 pub(super) fn of_this_server(data_dir: &Path, started: u64) -> Option<PathBuf> {
-    let mut text = String::new();
-    let file = std::fs::File::open(data_dir.join("postmaster.pid")).ok()?;
-    file.take(PID_FILE).read_to_string(&mut text).ok()?;
-    let noted = text.lines().nth(2)?.trim().parse::<u64>().ok()?;
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(data_dir.join(pidfile::NAME)).ok()?;
+    file.take(PID_FILE).read_to_end(&mut bytes).ok()?;
+    let noted = PidFile::parse(&bytes).started?;
     (noted.abs_diff(started) <= SAME_START).then(|| data_dir.join("pg_wal"))
 }
 

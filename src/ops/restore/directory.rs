@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::durable::{self, Owner, TreeWriter};
 use crate::error::{Error, Result};
 use crate::pgdata::ControlFile;
+use crate::pgdata::pidfile::{self, PidFile};
 
 use super::marker;
 
@@ -200,19 +201,17 @@ fn state_of(path: &Path) -> Result<State> {
 
 /// Refuses a directory in which a server may run.
 fn refuse_running(path: &Path) -> Result<()> {
-    let file = path.join("postmaster.pid");
-    let text = match std::fs::read(&file) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+    let file = path.join(pidfile::NAME);
+    let said = match std::fs::read(&file) {
+        Ok(bytes) => PidFile::parse(&bytes),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(cannot("read", &file, e)),
     };
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let pid = lines.first().and_then(|l| l.parse::<i32>().ok()).map(i32::abs);
-    let running = pid.is_some_and(|pid| is_postmaster(pid, path)) || answers(&lines);
+    let running = said.process.is_some_and(|pid| is_postmaster(pid, path)) || answers(&said);
     if !running {
         return Ok(());
     }
-    let shown = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+    let shown = said.process.map_or_else(String::new, |pid| format!(" (process {pid})"));
     Err(Error::refused(format!("a server runs in {}{shown}", path.display()))
         .hint("stop it first, or restore beside it with --copy --target-dir DIR"))
 }
@@ -237,13 +236,9 @@ fn is_postmaster(pid: i32, dir: &Path) -> bool {
     std::fs::read_link(of("cwd")).map_or(true, |cwd| cwd == dir)
 }
 
-/// True if somebody listens where `postmaster.pid` says (port in line 4, socket directory in line 5): a server in another
-/// container has a process number that means nothing here.
-fn answers(lines: &[&str]) -> bool {
-    let (Some(port), Some(folder)) = (lines.get(3), lines.get(4)) else { return false };
-    if folder.is_empty() || port.parse::<u16>().is_err() {
-        return false;
-    }
+/// True if somebody listens where `postmaster.pid` says: a server in another container has a process number that means nothing here.
+fn answers(said: &PidFile) -> bool {
+    let (Some(port), Some(folder)) = (said.port, &said.socket_dir) else { return false };
     std::os::unix::net::UnixStream::connect(Path::new(folder).join(format!(".s.PGSQL.{port}"))).is_ok()
 }
 

@@ -55,7 +55,12 @@ impl Marker {
         if !small {
             return None;
         }
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+        Self::parse(&std::fs::read(path).ok()?)
+    }
+
+    /// The marker whose bytes these are.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
     }
 }
 

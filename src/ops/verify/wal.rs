@@ -67,6 +67,9 @@ pub(super) async fn histories(look: &mut Look<'_>, catalog: &Catalog) -> Result<
             look.folder.findings.add(Fault::Missing, key, what, Subject::History(timeline));
             continue;
         };
+        if lacks_ancestry(look, timeline) && look.folder.locked {
+            continue;
+        }
         match twice(|| look.system.history(timeline)).await {
             Ok(Some(history)) => {
                 look.seen(size);
@@ -81,6 +84,22 @@ pub(super) async fn histories(look: &mut Look<'_>, catalog: &Catalog) -> Result<
         }
     }
     Ok(histories)
+}
+
+/// Whether the parents that a sealed folder keeps in clear beside a history are gone, which is then a finding. With a key the history itself
+/// tells them.
+fn lacks_ancestry(look: &mut Look<'_>, timeline: TimelineId) -> bool {
+    let object = SystemObject::Ancestry(timeline);
+    let lacks = look.system.seal_key().is_some() && !look.listed.contains_key(&object);
+    if lacks {
+        let subject = if look.folder.locked { Subject::History(timeline) } else { Subject::Aside };
+        let what = format!(
+            "without it nobody without a key knows the parents of timeline {timeline}: archive-push of its history puts it again"
+        );
+        let key = look.system.keys().key(&object);
+        look.folder.findings.add(Fault::Missing, key, what, subject);
+    }
+    lacks
 }
 
 fn segment_of(object: &SystemObject) -> Option<(SegmentName, u32)> {

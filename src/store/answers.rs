@@ -1,0 +1,109 @@
+//! What a cloud's store makes of an answer, for tests: the same bytes are the answer to every request, and nothing is sent.
+//!
+//! Whoever stands between us and a bucket may answer anything. A made-up answer takes the place of the socket below object_store, so that
+//! what reads XML, headers, dates and refusals is all that runs in production. Feature `testing`.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use object_store::HeaderValue;
+use object_store::client::HttpResponse;
+
+use super::backend::{Backend as _, Created, Listing, Payload};
+use super::error::{Fault, StoreError};
+use super::options::StoreOptions;
+use super::remote::Remote;
+use super::s3::retention;
+use super::url::StoreUrl;
+
+thread_local! {
+    /// The answer to every request of this thread; with none, requests are sent.
+    static SAID: RefCell<Option<Answer>> = const { RefCell::new(None) };
+}
+
+/// An answer.
+#[derive(Debug, Clone, Default)]
+pub struct Answer {
+    /// 100 to 999.
+    pub status: u16,
+    /// Names and values.
+    pub headers: Vec<(&'static str, Vec<u8>)>,
+    /// What follows the headers.
+    pub body: Bytes,
+}
+
+impl Answer {
+    fn response(&self) -> Option<HttpResponse> {
+        let mut response = HttpResponse::new(self.body.clone().into());
+        *response.status_mut() = self.status.try_into().ok()?;
+        for (name, value) in &self.headers {
+            response.headers_mut().insert(*name, HeaderValue::from_bytes(value).ok()?);
+        }
+        Some(response)
+    }
+}
+
+/// The answer that this thread is to take for the store's.
+pub(super) fn said() -> Option<HttpResponse> {
+    SAID.with_borrow(|said| said.as_ref().and_then(Answer::response))
+}
+
+/// What each call came to. An error is its text.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// A create.
+    pub created: Result<Created, String>,
+    /// The bytes of an object; `None`: proven absent.
+    pub read: Result<Option<Bytes>, String>,
+    /// Its size.
+    pub size: Result<Option<u64>, String>,
+    /// Keys and folders of a listing.
+    pub listed: Result<Vec<String>, String>,
+    /// A delete, which an absent object does not make fail.
+    pub deleted: Result<(), String>,
+    /// The retention that new objects get, if the body is the settings of a bucket.
+    pub retention: Option<String>,
+}
+
+/// A store in a cloud that is never asked.
+#[derive(Debug)]
+pub struct Cloud(Remote);
+
+impl Cloud {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// As [`super::Store::open`].
+    pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, StoreError> {
+        Remote::open(url, options).map(Self).map_err(|fault| fault.on("open", url.to_string()))
+    }
+
+    /// Makes each call once, on the object `key`, and takes `answer` for what the store says.
+    pub async fn hear(&self, key: &str, answer: &Answer) -> Heard {
+        SAID.with_borrow_mut(|said| *said = Some(answer.clone()));
+        let heard = self.calls(key, answer).await;
+        SAID.with_borrow_mut(|said| *said = None);
+        heard
+    }
+
+    async fn calls(&self, key: &str, answer: &Answer) -> Heard {
+        let text = |fault: Fault| fault.cause;
+        let listing = Listing { prefix: key.to_owned(), fold: true, ..Listing::default() };
+        let page = self.0.list(&listing).await.map_err(text);
+        Heard {
+            created: self.0.create(key, &Payload::from(b"body".to_vec())).await.map_err(text),
+            read: self.read(key).await.map_err(text),
+            size: self.0.head(key).await.map(|info| info.map(|info| info.size)).map_err(text),
+            listed: page.map(|page| page.objects.into_iter().map(|info| info.key).chain(page.dirs).collect()),
+            deleted: self.0.delete(key).await.map_err(text),
+            retention: retention(&String::from_utf8_lossy(&answer.body)),
+        }
+    }
+
+    async fn read(&self, key: &str) -> Result<Option<Bytes>, Fault> {
+        use futures_util::TryStreamExt as _;
+        let Some(opened) = self.0.open(key, None).await? else { return Ok(None) };
+        let pieces: Vec<Bytes> = opened.body.try_collect().await?;
+        Ok(Some(pieces.concat().into()))
+    }
+}
