@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use support::agent::{Agent, configure, own_repository, status};
+use support::agent::{Agent, all_archived, all_is_there, configure, marked, own_repository, status};
 use support::cluster::{Install, Stop, as_server, give_to_server};
 use support::site::{Site, SiteOptions, until};
 
@@ -39,30 +39,6 @@ fn write_wal(site: &Site, rows: u32) -> Result<()> {
     Ok(())
 }
 
-/// Segments that the server marked, by the mark.
-fn marked(site: &Site, mark: &str) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(site.cluster.data.join("pg_wal/archive_status"))? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(name.strip_suffix(mark).filter(|name| name.len() == 24).map(str::to_owned));
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// Every segment that PostgreSQL was told is archived comes back as it is in `pg_wal`.
-fn all_is_there(site: &Site) -> Result<usize> {
-    let done = marked(site, ".done")?;
-    let to = site.place().join("fetched");
-    for name in &done {
-        let own = fs::read(site.cluster.data.join("pg_wal").join(name))?;
-        let answer = site.ask(&["archive-get", name, &to.display().to_string()])?;
-        ensure!(answer.code == 0, "{name}: {answer:?}");
-        ensure!(fs::read(&to)? == own, "{name} is not what the server wrote");
-    }
-    Ok(done.len())
-}
-
 /// An archiver that fails, so that segments gather; and back again.
 fn block(site: &Site) -> Result<String> {
     let command = site.cluster.psql("SHOW archive_command")?;
@@ -74,11 +50,6 @@ fn set_command(site: &Site, command: &str) -> Result<()> {
     site.cluster.psql(&format!("ALTER SYSTEM SET archive_command = '{}'", command.replace('\'', "''")))?;
     site.cluster.psql("SELECT pg_reload_conf()")?;
     Ok(())
-}
-
-fn all_archived(site: &Site) -> Result<()> {
-    let waits = || marked(site, ".ready");
-    until(|| Ok(waits()?.is_empty()), || format!("{:?} wait\n{}", waits(), site.cluster.log_text()))
 }
 
 /// What a push of the file under that name says, in the form that the server uses.

@@ -12,7 +12,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -21,9 +21,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::agent::{Agent, configure, own_repository};
 use support::cluster::{Install, as_server, give_to_server, run};
+use support::recovering::{Recovering, SPOOL, segment_of};
 use support::site::{Answer, Site, SiteOptions, open, until};
-
-const SPOOL: &str = "pg_wal/pitr-spool";
 
 /// A site that has archived some segments, oldest first, all of which `pg_wal` still has.
 fn archived(install: &Install, rows: u32) -> Result<(Site, Vec<String>)> {
@@ -41,69 +40,6 @@ fn archived(install: &Install, rows: u32) -> Result<(Site, Vec<String>)> {
         .collect();
     names.sort();
     Ok((site, names))
-}
-
-/// A directory in which `archive-get` takes itself for a recovering server's; the server is a process of the test.
-struct Recovering {
-    data: PathBuf,
-    server: Child,
-}
-
-impl Recovering {
-    fn new(site: &Site, name: &str) -> Result<Self> {
-        let data = site.place().join(name);
-        for directory in [data.clone(), data.join("pg_wal"), data.join("global")] {
-            fs::create_dir(&directory)?;
-            give_to_server(&directory)?;
-        }
-        let control = data.join("global/pg_control");
-        fs::copy(site.cluster.data.join("global/pg_control"), &control)?;
-        give_to_server(&control)?;
-        let server = as_server("/bin/sleep")?.arg("600").spawn()?;
-        fs::write(data.join("postmaster.pid"), format!("{}\n", server.id()))?;
-        fs::write(data.join("recovery.signal"), "")?;
-        Ok(Self { data, server })
-    }
-
-    /// Asks for a file as the server does, with the flags that `restore` writes.
-    fn ask(&self, site: &Site, file: &str, more: &[&str]) -> Result<Answer> {
-        let mut command = site.pitr(&["archive-get"])?;
-        command.current_dir(&self.data).args(more).args([file, "pg_wal/RECOVERYXLOG"]);
-        Answer::of(&mut command)
-    }
-
-    /// Takes what was delivered away, as replay does.
-    fn replayed(&self, site: &Site, file: &str) -> Result<()> {
-        let delivered = self.data.join("pg_wal/RECOVERYXLOG");
-        let own = site.cluster.data.join("pg_wal").join(file);
-        ensure!(fs::read(&delivered)? == fs::read(own)?, "{file} is not what the server wrote");
-        Ok(fs::remove_file(delivered)?)
-    }
-
-    fn spooled(&self) -> Vec<String> {
-        let names = fs::read_dir(self.data.join(SPOOL)).into_iter().flatten().flatten();
-        let names = names.filter_map(|entry| segment_of(&entry.file_name().to_string_lossy()));
-        let mut names: Vec<String> = names.collect();
-        names.sort();
-        names
-    }
-
-    fn is_spooled(&self, names: &[String]) -> Result<()> {
-        until(|| Ok(self.spooled() == names), || format!("{:?} instead of {names:?}", self.spooled()))
-    }
-}
-
-impl Drop for Recovering {
-    fn drop(&mut self) {
-        // Whoever fetches ahead for it ends with it.
-        let _ = self.server.kill();
-        let _ = self.server.wait();
-    }
-}
-
-/// The segment that a file of the spool is.
-fn segment_of(file: &str) -> Option<String> {
-    file.split_once('-').map(|(_, name)| name.to_owned()).filter(|name| name.len() == 24)
 }
 
 /// Segments that are asked for in order come from the spool while the repository is away, and none of them is another's.
