@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::account::{Account, Found, LaneStatus, Rest};
+use super::account::{Account, Found, LaneStatus, Refused, Rest};
 use super::effort::effort;
 use super::outlook::{Look, Outlook, Watch};
 use super::queue::{FileIdentity, Turn};
@@ -64,6 +64,8 @@ pub struct Status {
     pub first_waiting: Option<String>,
     /// Files under way.
     pub under_way: usize,
+    /// What cannot be stored for a reason of its own.
+    pub refused: Refused,
     /// The compression of the next file.
     pub compression: Compression,
     /// Every repository.
@@ -254,6 +256,7 @@ impl Pusher {
             waiting: account.waiting().count(),
             first_waiting: account.waiting().next().map(|turn| turn.name().to_owned()),
             under_way: account.under_way(),
+            refused: account.refused(),
             compression,
             lanes: account.lanes(),
             outlook: self.watch.lock().unwrap_or_else(PoisonError::into_inner).outlook().clone(),

@@ -163,7 +163,8 @@ fn is_same(one: &Path, two: &Path) -> bool {
 }
 
 fn status(version: &str, pusher: &Pusher) -> Answer {
-    let Status { ready, waiting, first_waiting, under_way, compression, lanes, outlook } = pusher.status();
+    let Status { ready, waiting, first_waiting, under_way, refused, compression, lanes, outlook } =
+        pusher.status();
     let lanes: Vec<_> = lanes
         .iter()
         .map(|lane| {
@@ -177,6 +178,7 @@ fn status(version: &str, pusher: &Pusher) -> Answer {
         Compression::Zstd { level } => Some(level),
         Compression::Stored => None,
     };
+    let first_refused = refused.first.map(|(file, why)| serde_json::json!({ "file": file, "why": why }));
     let json = serde_json::json!({
         "schema": "pitr.agent-status.v1",
         "version": version,
@@ -186,6 +188,8 @@ fn status(version: &str, pusher: &Pusher) -> Answer {
         "waiting": waiting,
         "first_waiting": first_waiting,
         "under_way": under_way,
+        "refused": refused.files,
+        "first_refused": first_refused,
         "level": level,
         "oldest_waits_seconds": outlook.waits,
         "free_bytes": outlook.free,

@@ -124,7 +124,8 @@ fn status(context: &Context) -> Result<Ended> {
     }
     let failing = |repository: &Value| !repository["failing"].is_null();
     let troubled = said["repositories"].as_array().is_some_and(|all| all.iter().any(failing));
-    Ok(if troubled || said["at_risk"] == true { Ended::AtRisk } else { Ended::Well })
+    let refused = said["refused"].as_u64().is_some_and(|files| files > 0);
+    Ok(if troubled || refused || said["at_risk"] == true { Ended::AtRisk } else { Ended::Well })
 }
 
 fn as_text(said: &Value) -> String {
@@ -141,6 +142,10 @@ fn as_text(said: &Value) -> String {
     );
     if let Some(first) = said["first_waiting"].as_str() {
         text.push_str(&format!("next {first}\n"));
+    }
+    if let Some(file) = said["first_refused"]["file"].as_str() {
+        let why = word(&said["first_refused"]["why"]).replace('\n', "\n  ");
+        text.push_str(&format!("refused {}, the first of them {file}:\n  {why}\n", number("refused")));
     }
     if let Some(waits) = said["oldest_waits_seconds"].as_u64() {
         text.push_str(&format!("the oldest waits for {}\n", seconds(waits)));
