@@ -68,6 +68,8 @@ pub struct Status {
     pub refused: Refused,
     /// The compression of the next file.
     pub compression: Compression,
+    /// How WAL is compressed when there is time.
+    pub configured: Compression,
     /// Every repository.
     pub lanes: Vec<LaneStatus>,
     /// What that means for the promise, and for the disk.
@@ -258,6 +260,7 @@ impl Pusher {
             under_way: account.under_way(),
             refused: account.refused(),
             compression,
+            configured: self.compression,
             lanes: account.lanes(),
             outlook: self.watch.lock().unwrap_or_else(PoisonError::into_inner).outlook().clone(),
         }

@@ -163,7 +163,7 @@ fn is_same(one: &Path, two: &Path) -> bool {
 }
 
 fn status(version: &str, pusher: &Pusher) -> Answer {
-    let Status { ready, waiting, first_waiting, under_way, refused, compression, lanes, outlook } =
+    let Status { ready, waiting, first_waiting, under_way, refused, compression, configured, lanes, outlook } =
         pusher.status();
     let lanes: Vec<_> = lanes
         .iter()
@@ -174,7 +174,7 @@ fn status(version: &str, pusher: &Pusher) -> Answer {
             })
         })
         .collect();
-    let level = match compression {
+    let level = |compression| match compression {
         Compression::Zstd { level } => Some(level),
         Compression::Stored => None,
     };
@@ -190,7 +190,8 @@ fn status(version: &str, pusher: &Pusher) -> Answer {
         "under_way": under_way,
         "refused": refused.files,
         "first_refused": first_refused,
-        "level": level,
+        "level": level(compression),
+        "configured_level": level(configured),
         "oldest_waits_seconds": outlook.waits,
         "free_bytes": outlook.free,
         "full_in_seconds": outlook.full_in,

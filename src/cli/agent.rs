@@ -128,6 +128,17 @@ fn status(context: &Context) -> Result<Ended> {
     Ok(if troubled || refused || said["at_risk"] == true { Ended::AtRisk } else { Ended::Well })
 }
 
+/// How hard it compresses now, and how hard when there is time.
+fn effort(said: &Value) -> String {
+    match (said["level"].as_i64(), said["configured_level"].as_i64()) {
+        (Some(now), Some(configured)) if now < configured => {
+            format!("compresses with level {now} while the queue is long, else {configured}\n")
+        }
+        (Some(now), _) => format!("compresses with level {now}\n"),
+        (None, _) => "does not compress\n".to_owned(),
+    }
+}
+
 fn as_text(said: &Value) -> String {
     let number = |key: &str| said[key].as_u64().unwrap_or(0);
     let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -147,6 +158,7 @@ fn as_text(said: &Value) -> String {
         let why = word(&said["first_refused"]["why"]).replace('\n', "\n  ");
         text.push_str(&format!("refused {}, the first of them {file}:\n  {why}\n", number("refused")));
     }
+    text.push_str(&effort(said));
     if let Some(waits) = said["oldest_waits_seconds"].as_u64() {
         text.push_str(&format!("the oldest waits for {}\n", seconds(waits)));
     }
