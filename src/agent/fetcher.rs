@@ -130,25 +130,10 @@ impl Fetcher {
     /// As [`get_file`], and if the spool cannot be used.
     pub async fn get(&self, name: WalFileName, errand: &Errand) -> Result<Option<PathBuf>> {
         let recovery = self.recovery(errand)?;
-        recovery.reach(name);
-        recovery.seek_course();
-        if let Some(path) = recovery.take(name).await {
-            recovery.go_on(name);
-            return Ok(Some(path));
-        }
-        // The next ones are on their way while this one is; at the end of WAL there are none, however often it is asked.
-        if let WalFileName::Segment(segment) = name {
-            recovery.fetch_ahead(segment);
-        }
-        let path = recovery.file(name);
-        let Recovery { repositories, system, route, .. } = &*recovery;
-        match get_file(repositories, name, &path, *system, *route).await? {
-            Got::Absent => Ok(None),
-            Got::Delivered { .. } => {
-                recovery.go_on(name);
-                Ok(Some(path))
-            }
-        }
+        let found = recovery.get(name).await;
+        // However long it took: whoever asked takes it now.
+        recovery.lock().asked = Instant::now();
+        found
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
@@ -192,7 +177,10 @@ impl Fetcher {
 
     /// Ends a recovery that has not asked for a while; true if none is left.
     pub fn rest(&self) -> bool {
-        let idle = |recovery: &Arc<Recovery>| recovery.lock().asked.elapsed() >= IDLE;
+        // What somebody waits for, or is being fetched, may take longer than that.
+        let idle = |recovery: &Arc<Recovery>| {
+            Arc::strong_count(recovery) == 1 && recovery.lock().asked.elapsed() >= IDLE
+        };
         let mut now = self.lock();
         let over = now.recovery.as_ref().is_none_or(idle);
         if over {
@@ -252,6 +240,28 @@ impl Recovery {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches a file; where it lies.
+    async fn get(self: &Arc<Self>, name: WalFileName) -> Result<Option<PathBuf>> {
+        self.reach(name);
+        self.seek_course();
+        if let Some(path) = self.take(name).await {
+            self.go_on(name);
+            return Ok(Some(path));
+        }
+        // The next ones are on their way while this one is; at the end of WAL there are none, however often it is asked.
+        if let WalFileName::Segment(segment) = name {
+            self.fetch_ahead(segment);
+        }
+        let path = self.file(name);
+        match get_file(&self.repositories, name, &path, self.system, self.route).await? {
+            Got::Absent => Ok(None),
+            Got::Delivered { .. } => {
+                self.go_on(name);
+                Ok(Some(path))
+            }
+        }
     }
 
     /// Where a file lies once it is fetched. A history is fetched again before its asker has taken the first one away: each has a place of
@@ -514,6 +524,26 @@ impl Drop for Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_recovery_that_waits_for_a_slow_store_is_not_over() {
+        let dir = tempfile::tempdir().unwrap();
+        DirBuilder::new().create(dir.path().join("pg_wal")).unwrap();
+        let url = "memory://slow".parse().unwrap();
+        let store = crate::store::Store::open(&url, &crate::store::StoreOptions::default()).unwrap();
+        let repository = Repository::new(store, "slow", "main".parse().unwrap(), true);
+        let fetcher = Fetcher::new(vec![repository], dir.path().to_owned());
+        let directory = dir.path().to_owned();
+        let errand =
+            Errand { directory, repository: None, timeline: None, until: None, system: Some(7), seal: None };
+        let asks = fetcher.recovery(&errand).unwrap();
+        asks.lock().asked = Instant::now().checked_sub(IDLE).unwrap();
+        assert!(!fetcher.rest(), "somebody waits");
+        assert!(dir.path().join(SPOOL).exists());
+        drop(asks);
+        assert!(fetcher.rest());
+        assert!(!dir.path().join(SPOOL).exists());
+    }
 
     #[test]
     fn a_spool_that_was_left_goes_unless_somebody_has_it_or_the_server_recovers() {
