@@ -255,13 +255,33 @@ impl Recovery {
             self.fetch_ahead(segment);
         }
         let path = self.file(name);
-        match get_file(&self.repositories, name, &path, self.system, self.route).await? {
-            Got::Absent => Ok(None),
-            Got::Delivered { .. } => {
+        match get_file(&self.repositories, name, &path, self.system, self.route).await {
+            Ok(Got::Absent) => Ok(None),
+            Ok(Got::Delivered { .. }) => {
                 self.go_on(name);
                 Ok(Some(path))
             }
+            Err(e) => {
+                self.make_room();
+                Err(e)
+            }
         }
+    }
+
+    /// Segments that lie ahead must not take the room of what is asked for now, which the asker fetches by itself next.
+    fn make_room(&self) {
+        let mut state = self.lock();
+        let Some(segment) = state.course.as_ref().map(Course::segment_bytes) else { return };
+        if self.spool.has_room(segment.saturating_mul(2)) {
+            return;
+        }
+        state.files.retain(|name, slot| match (name, slot) {
+            (WalFileName::Segment(_), Slot::Ready(path)) => {
+                remove(path);
+                false
+            }
+            _ => true,
+        });
     }
 
     /// Where a file lies once it is fetched. A history is fetched again before its asker has taken the first one away: each has a place of
@@ -338,7 +358,7 @@ impl Recovery {
             // Without it nothing is fetched ahead; whoever asks is told by get_file what is wrong.
             Err(e) => {
                 state.rest.failed(LONGEST_REST);
-                tracing::info!("nothing is fetched ahead: {e}");
+                tracing::info!("nothing is fetched ahead: {}", e.report());
             }
         }
     }
@@ -402,7 +422,7 @@ impl Recovery {
             }
             other => {
                 if let Err(e) = other {
-                    tracing::info!("{name} is not fetched ahead: {e}");
+                    tracing::info!("{name} is not fetched ahead: {}", e.report());
                 }
                 state.files.remove(&name);
                 if let WalFileName::Segment(segment) = name
