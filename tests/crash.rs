@@ -16,6 +16,8 @@ mod support;
 
 #[path = "crash/adopt.rs"]
 mod adopt;
+#[path = "crash/agent.rs"]
+mod agent;
 #[path = "crash/archive.rs"]
 mod archive;
 #[path = "crash/backup.rs"]

@@ -247,6 +247,7 @@ impl Recovery {
         self.reach(name);
         self.seek_course();
         if let Some(path) = self.take(name).await {
+            durable::crash_point("agent-hands-over");
             self.go_on(name);
             return Ok(Some(path));
         }
@@ -415,6 +416,7 @@ impl Recovery {
         let _told = Told(&self, name);
         let path = self.file(name);
         let fetched = get_ahead(&self.sources, name, &path).await;
+        durable::crash_point("agent-fetched");
         let mut state = self.lock();
         match fetched {
             Ok(Some(_)) => {

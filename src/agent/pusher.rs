@@ -25,6 +25,7 @@ use super::outlook::{Look, Outlook, Watch};
 use super::queue::{FileIdentity, Turn};
 use super::system_of;
 use crate::codec::Compression;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::ops::archive::{COPY_MARKER, Packing, Place, catch_up, store_each};
 use crate::ops::check::Grade;
@@ -206,10 +207,12 @@ impl Pusher {
         let packing = Packing { compression: self.effort(), turns: Some(Arc::clone(&self.turns)) };
         let changed = || Error::refused(format!("{} changed while it was read", path.display()));
         let stored = async {
+            durable::crash_point("agent-takes");
             let before = FileIdentity::of(&path)
                 .map_err(|e| Error::refused(format!("cannot read {}", path.display())).source(e))?;
             let told = |i: usize, outcome: &Result<_>| {
                 let Some(lane) = lanes.get(i) else { return };
+                durable::crash_point("agent-stored");
                 match outcome {
                     Ok(_) if FileIdentity::of(&path).is_ok_and(|now| now == before) => {
                         flight.landed(*lane, Ok(before));

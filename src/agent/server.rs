@@ -22,6 +22,7 @@ use super::pusher::{Pusher, Status};
 use super::queue::Turn;
 use super::wire::{self, AT_IT, Answer, Ask, Errand, HEARD, Question};
 use crate::codec::Compression;
+use crate::durable;
 use crate::error::{Error, Kind};
 use crate::ops::archive::COPY_MARKER;
 use crate::wal::WalFileName;
@@ -251,6 +252,7 @@ async fn converse(mut stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
             _ = signs.tick() => tell(&mut stream, &[AT_IT]).await?,
         }
     };
+    durable::crash_point("agent-answers");
     tell(&mut stream, &answer.encode()).await
 }
 
