@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use support::agent::{Agent, configure, own_repository, status};
+use support::agent::{Agent, all_archived, all_is_there, configure, marked, own_repository, status};
 use support::cluster::{Install, Stop, as_server, give_to_server};
 use support::site::{Site, SiteOptions, until};
 
@@ -39,30 +39,6 @@ fn write_wal(site: &Site, rows: u32) -> Result<()> {
     Ok(())
 }
 
-/// Segments that the server marked, by the mark.
-fn marked(site: &Site, mark: &str) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(site.cluster.data.join("pg_wal/archive_status"))? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(name.strip_suffix(mark).filter(|name| name.len() == 24).map(str::to_owned));
-    }
-    names.sort();
-    Ok(names)
-}
-
-/// Every segment that PostgreSQL was told is archived comes back as it is in `pg_wal`.
-fn all_is_there(site: &Site) -> Result<usize> {
-    let done = marked(site, ".done")?;
-    let to = site.place().join("fetched");
-    for name in &done {
-        let own = fs::read(site.cluster.data.join("pg_wal").join(name))?;
-        let answer = site.ask(&["archive-get", name, &to.display().to_string()])?;
-        ensure!(answer.code == 0, "{name}: {answer:?}");
-        ensure!(fs::read(&to)? == own, "{name} is not what the server wrote");
-    }
-    Ok(done.len())
-}
-
 /// An archiver that fails, so that segments gather; and back again.
 fn block(site: &Site) -> Result<String> {
     let command = site.cluster.psql("SHOW archive_command")?;
@@ -74,11 +50,6 @@ fn set_command(site: &Site, command: &str) -> Result<()> {
     site.cluster.psql(&format!("ALTER SYSTEM SET archive_command = '{}'", command.replace('\'', "''")))?;
     site.cluster.psql("SELECT pg_reload_conf()")?;
     Ok(())
-}
-
-fn all_archived(site: &Site) -> Result<()> {
-    let waits = || marked(site, ".ready");
-    until(|| Ok(waits()?.is_empty()), || format!("{:?} wait\n{}", waits(), site.cluster.log_text()))
 }
 
 /// What a push of the file under that name says, in the form that the server uses.
@@ -315,6 +286,76 @@ fn what_was_added_to_the_configuration_counts_from_the_next_segment_on() -> Resu
     configure(&site, &both)?;
     push(&site, &ready[1])?.expect(0, &[])?;
     Ok(())
+}
+
+/// What a lone `archive-push` stores of a file with the hardest compression.
+fn hardest(site: &Site, name: &str) -> Result<Vec<u8>> {
+    let own = fs::read_to_string(&site.config)?;
+    let place = site.place().join(format!("hardest-{name}"));
+    let text = format!(
+        "[archive]\nlevel = 19\n[[repository]]\nname = \"main\"\nurl = \"file://{}\"\n",
+        place.display()
+    );
+    site.write_config(&text)?;
+    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    push(site, name)?.expect(0, &[])?;
+    let inside = site.object(name)?;
+    let stored = fs::read(place.join(inside.strip_prefix(&site.repository)?))?;
+    fs::write(&site.config, own)?;
+    fs::remove_dir_all(&place)?;
+    Ok(stored)
+}
+
+#[test]
+fn while_the_queue_is_long_it_compresses_less_and_then_as_configured_again() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = site(&install, true)?;
+    // Fewer under way than there are processors would leave these idle, and then there is no reason to save work.
+    let processors = std::thread::available_parallelism()?.get();
+    let ahead = processors + 6;
+    let archive = format!("[archive]\nlevel = 19\npush_ahead = {ahead}\n");
+    configure(&site, &format!("{archive}{}", own_repository(&site)))?;
+    let command = block(&site)?;
+    let rows = u32::try_from(ahead * 5 * 9_000)?;
+    write_wal(&site, rows)?;
+    let ready = marked(&site, ".ready")?;
+    ensure!(ready.len() > ahead * 4, "{}", ready.len());
+    let agent = Agent::start(&site)?;
+    let said = || status(&site);
+    let less = || -> Result<bool> {
+        let said = said()?;
+        Ok(said["level"].as_i64() < Some(19) && said["configured_level"] == 19)
+    };
+    until(less, || format!("{:?}\n{}", said(), agent.log()))?;
+    let shown = |words: &str| Ok(site.ask(&["agent", "--status"])?.out.contains(words));
+    until(
+        || shown("while the queue is long, else 19"),
+        || format!("{:?}", site.ask(&["agent", "--status"])),
+    )?;
+    let drained = || -> Result<bool> {
+        let said = said()?;
+        Ok(said["waiting"] == 0 && said["ready"].as_u64() >= u64::try_from(ready.len()).ok())
+    };
+    until(drained, || format!("{:?}\n{}", said(), agent.log()))?;
+    // Those behind the first ones that were under way, which nothing waited for yet. Of the rest some may have got all that was configured.
+    let mut behind = ready.iter().skip(ahead);
+    let eased = behind.try_fold(false, |eased, name| -> Result<bool> {
+        Ok(eased || fs::read(site.object(name)?)?.len() > hardest(&site, name)?.len())
+    })?;
+    ensure!(eased, "all were compressed as if there was time");
+    ensure!(said()?["level"] == 19, "{:?}", said());
+    ensure!(shown("compresses with level 19\n")?);
+    write_wal(&site, 100)?;
+    let all = marked(&site, ".ready")?;
+    let idle: Vec<&String> = all.iter().filter(|name| !ready.contains(name)).collect();
+    for name in &idle {
+        until(|| Ok(site.object(name)?.exists()), || agent.log())?;
+        ensure!(fs::read(site.object(name)?)? == hardest(&site, name)?, "{name} was given less");
+    }
+    ensure!(!idle.is_empty());
+    set_command(&site, &command)?;
+    all_archived(&site)?;
+    all_is_there(&site).map(drop)
 }
 
 /// Gives a site another required repository; its directory.

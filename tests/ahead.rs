@@ -20,9 +20,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::agent::{Agent, configure, own_repository};
-use support::cluster::{Install, as_server, give_to_server, run};
+use support::cluster::{Install, Stop, as_server, give_to_server, run};
 use support::recovering::{Recovering, SPOOL, archived, segment_of};
-use support::site::{Answer, Site, open, until};
+use support::site::{Answer, Site, SiteOptions, open, until};
 
 /// Segments that are asked for in order come from the spool while the repository is away, and none of them is another's.
 fn served_from_the_spool(site: &Site, at: &Recovering, names: &[String], flags: &[&str]) -> Result<()> {
@@ -337,6 +337,32 @@ fn nothing_is_fetched_ahead_onto_a_disk_that_replay_needs() -> Result<()> {
 }
 
 #[test]
+fn large_segments_are_fetched_ahead_in_small_numbers() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    for (segment_mib, most) in [(64, 4), (256, 1)] {
+        let conf = "wal_keep_size = 8GB\nautovacuum = off\narchive_timeout = 0\n";
+        let site = Site::new(&install, &SiteOptions { segment_mib, conf, ..SiteOptions::default() })?;
+        let mut names = Vec::new();
+        for n in 0..most + 3 {
+            site.cluster.psql(&format!("CREATE TABLE t{n} ()"))?;
+            names.push(site.switch()?);
+        }
+        let at = Recovering::new(&site, "recovering")?;
+        for (n, name) in names.iter().enumerate() {
+            at.ask(&site, name, &["--timeline", "1"])?.expect(0, &[])?;
+            at.replayed(&site, name)?;
+            let ahead = names.get(n + 1..).context("segments")?;
+            at.is_spooled(ahead.get(..most).unwrap_or(ahead))?;
+            let sizes = fs::read_dir(at.data.join(SPOOL))?.flatten();
+            let bytes: u64 = sizes.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
+            ensure!(bytes <= 256 * MIB, "{bytes} bytes lie there");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn nobody_is_left_behind_for_a_person_who_fetches_a_file() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
     let (site, names) = archived(&install, 1000)?;
@@ -379,6 +405,65 @@ fn real_recoveries_end_well_while_whoever_fetches_ahead_is_killed() -> Result<()
         }
     }
     Ok(())
+}
+
+#[test]
+fn a_real_recovery_ends_well_while_its_agent_is_killed_and_started_again() -> Result<()> {
+    for major in [13, 15, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        let (site, _) = archived(&install, 1000)?;
+        configure(&site, &own_repository(&site))?;
+        site.backup()?;
+        site.cluster.psql("INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1001, 500000) n")?;
+        site.switch()?;
+        let rows = "SELECT count(*), sum(n), md5(string_agg(text, '' ORDER BY n)) FROM t";
+        let wanted = site.cluster.psql(rows)?;
+        site.cluster.stop(Stop::Fast)?;
+        site.json(&["restore", "--replace", "--move-aside", "--json"])?;
+        let (over, spool) = (AtomicBool::new(false), site.cluster.data.join(SPOOL));
+        let (found, kills) = std::thread::scope(|scope| {
+            let killing = scope.spawn(|| kill_agents(&site, &spool, &over));
+            let recovered = || -> Result<String> {
+                site.cluster.start()?;
+                site.cluster.wait_for("SELECT pg_is_in_recovery()", "f")?;
+                site.cluster.psql(rows)
+            };
+            let found = recovered();
+            over.store(true, Ordering::Relaxed);
+            (found, killing.join())
+        });
+        let kills = kills.map_err(|_| anyhow::anyhow!("a panic"))??;
+        ensure!(found? == wanted, "{major}");
+        ensure!(kills >= 3, "{major}: it was killed {kills} times");
+        if install.own_tool("pg_amcheck").is_some() {
+            run(site.cluster.client("pg_amcheck", "postgres")?.arg("--install-missing"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts an agent and kills it as soon as it has fetched something, or somebody else has, until recovery is over; how often.
+fn kill_agents(site: &Site, spool: &Path, over: &AtomicBool) -> Result<usize> {
+    let mut kills = 0;
+    while !over.load(Ordering::Relaxed) {
+        let agent = Agent::start(site)?;
+        let fetched = || {
+            let entries = fs::read_dir(spool).into_iter().flatten().flatten();
+            let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            names.any(|name| segment_of(&name).is_some())
+        };
+        while !over.load(Ordering::Relaxed) && !fetched() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        kills += usize::from(!over.load(Ordering::Relaxed));
+        agent.end(Signal::SIGKILL)?;
+        // Who was left behind by archive-get meanwhile has the spool: it goes the same way.
+        if let Some(pid) = owner_of(&site.cluster.data).and_then(|pid| pid.parse().ok()) {
+            // It may have ended.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    Ok(kills)
 }
 
 /// Notes that there was a spool with something in it, and kills its owner now and then.

@@ -15,6 +15,8 @@ mod support;
 
 #[path = "bad_store/between.rs"]
 mod between;
+#[path = "bad_store/fetching.rs"]
+mod fetching;
 #[path = "bad_store/refused.rs"]
 mod refused;
 #[path = "bad_store/resident.rs"]

@@ -16,6 +16,8 @@ mod support;
 
 #[path = "crash/adopt.rs"]
 mod adopt;
+#[path = "crash/agent.rs"]
+mod agent;
 #[path = "crash/ahead.rs"]
 mod ahead;
 #[path = "crash/archive.rs"]

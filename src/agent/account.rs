@@ -66,12 +66,14 @@ struct Known {
     askers: usize,
     /// It failed by itself, and is left alone for a while unless somebody asks.
     rest: Rest,
+    /// Why it is refused, and by which lane if by one.
+    refused: Option<(Option<usize>, String)>,
 }
 
 impl Known {
     fn new(lanes: usize) -> Self {
         let held = vec![Held::No; lanes];
-        Self { identity: None, held, ready: false, askers: 0, rest: Rest::default() }
+        Self { identity: None, held, ready: false, askers: 0, rest: Rest::default(), refused: None }
     }
 
     fn lanes(&self, held: Held) -> impl Iterator<Item = usize> {
@@ -123,6 +125,15 @@ pub struct LaneStatus {
     pub behind: bool,
     /// So many were copied so far, if that is under way.
     pub copied: Option<u64>,
+}
+
+/// Files of the queue that cannot be stored for a reason of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refused {
+    /// How many.
+    pub files: usize,
+    /// The first one, and all that is to be said of it.
+    pub first: Option<(String, String)>,
 }
 
 /// What an asker finds.
@@ -256,6 +267,9 @@ impl Account {
                 if let Some(held) = file.held.get_mut(i) {
                     *held = Held::Yes;
                 }
+                if file.refused.as_ref().is_some_and(|(by, _)| by.is_none_or(|by| by == i)) {
+                    file.refused = None;
+                }
                 if lane.failing.take().is_some() {
                     tracing::warn!("repository {} takes WAL again", lane.name);
                 }
@@ -265,6 +279,7 @@ impl Account {
                 // It is this file that is refused there; others may pass.
                 file.rest.failed(LONGEST_REST);
                 tracing::warn!("{} is refused by repository {}: {}", turn.name(), lane.name, e.report());
+                file.refused = Some((Some(i), e.report()));
             }
             Err(e) => {
                 if lane.failing.is_none() {
@@ -295,6 +310,7 @@ impl Account {
         if file.ready || file.askers > 0 {
             tracing::warn!("{} cannot be stored: {}", turn.name(), error.report());
             file.rest.failed(LONGEST_REST);
+            file.refused = Some((None, error.report()));
         } else {
             self.forget(|other, _| other != turn);
         }
@@ -351,6 +367,16 @@ impl Account {
     /// Files in the queue.
     pub(super) fn ready(&self) -> impl Iterator<Item = &Turn> {
         self.files.iter().filter(|(_, file)| file.ready).map(|(turn, _)| turn)
+    }
+
+    /// Files of the queue that are refused.
+    pub(super) fn refused(&self) -> Refused {
+        let mut refused = self.files.iter().filter(|(_, file)| file.ready).filter_map(|(turn, file)| {
+            let (_, why) = file.refused.as_ref()?;
+            Some((turn.name().to_owned(), why.clone()))
+        });
+        let first = refused.next();
+        Refused { files: usize::from(first.is_some()) + refused.count(), first }
     }
 
     /// Files under way.

@@ -130,25 +130,10 @@ impl Fetcher {
     /// As [`get_file`], and if the spool cannot be used.
     pub async fn get(&self, name: WalFileName, errand: &Errand) -> Result<Option<PathBuf>> {
         let recovery = self.recovery(errand)?;
-        recovery.reach(name);
-        recovery.seek_course();
-        if let Some(path) = recovery.take(name).await {
-            recovery.go_on(name);
-            return Ok(Some(path));
-        }
-        // The next ones are on their way while this one is; at the end of WAL there are none, however often it is asked.
-        if let WalFileName::Segment(segment) = name {
-            recovery.fetch_ahead(segment);
-        }
-        let path = recovery.file(name);
-        let Recovery { repositories, system, route, .. } = &*recovery;
-        match get_file(repositories, name, &path, *system, *route).await? {
-            Got::Absent => Ok(None),
-            Got::Delivered { .. } => {
-                recovery.go_on(name);
-                Ok(Some(path))
-            }
-        }
+        let found = recovery.get(name).await;
+        // However long it took: whoever asked takes it now.
+        recovery.lock().asked = Instant::now();
+        found
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
@@ -192,7 +177,10 @@ impl Fetcher {
 
     /// Ends a recovery that has not asked for a while; true if none is left.
     pub fn rest(&self) -> bool {
-        let idle = |recovery: &Arc<Recovery>| recovery.lock().asked.elapsed() >= IDLE;
+        // What somebody waits for, or is being fetched, may take longer than that.
+        let idle = |recovery: &Arc<Recovery>| {
+            Arc::strong_count(recovery) == 1 && recovery.lock().asked.elapsed() >= IDLE
+        };
         let mut now = self.lock();
         let over = now.recovery.as_ref().is_none_or(idle);
         if over {
@@ -252,6 +240,49 @@ impl Recovery {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches a file; where it lies.
+    async fn get(self: &Arc<Self>, name: WalFileName) -> Result<Option<PathBuf>> {
+        self.reach(name);
+        self.seek_course();
+        if let Some(path) = self.take(name).await {
+            durable::crash_point("agent-hands-over");
+            self.go_on(name);
+            return Ok(Some(path));
+        }
+        // The next ones are on their way while this one is; at the end of WAL there are none, however often it is asked.
+        if let WalFileName::Segment(segment) = name {
+            self.fetch_ahead(segment);
+        }
+        let path = self.file(name);
+        match get_file(&self.repositories, name, &path, self.system, self.route).await {
+            Ok(Got::Absent) => Ok(None),
+            Ok(Got::Delivered { .. }) => {
+                self.go_on(name);
+                Ok(Some(path))
+            }
+            Err(e) => {
+                self.make_room();
+                Err(e)
+            }
+        }
+    }
+
+    /// Segments that lie ahead must not take the room of what is asked for now, which the asker fetches by itself next.
+    fn make_room(&self) {
+        let mut state = self.lock();
+        let Some(segment) = state.course.as_ref().map(Course::segment_bytes) else { return };
+        if self.spool.has_room(segment.saturating_mul(2)) {
+            return;
+        }
+        state.files.retain(|name, slot| match (name, slot) {
+            (WalFileName::Segment(_), Slot::Ready(path)) => {
+                remove(path);
+                false
+            }
+            _ => true,
+        });
     }
 
     /// Where a file lies once it is fetched. A history is fetched again before its asker has taken the first one away: each has a place of
@@ -328,7 +359,7 @@ impl Recovery {
             // Without it nothing is fetched ahead; whoever asks is told by get_file what is wrong.
             Err(e) => {
                 state.rest.failed(LONGEST_REST);
-                tracing::info!("nothing is fetched ahead: {e}");
+                tracing::info!("nothing is fetched ahead: {}", e.report());
             }
         }
     }
@@ -385,6 +416,7 @@ impl Recovery {
         let _told = Told(&self, name);
         let path = self.file(name);
         let fetched = get_ahead(&self.sources, name, &path).await;
+        durable::crash_point("agent-fetched");
         let mut state = self.lock();
         match fetched {
             Ok(Some(_)) => {
@@ -392,7 +424,7 @@ impl Recovery {
             }
             other => {
                 if let Err(e) = other {
-                    tracing::info!("{name} is not fetched ahead: {e}");
+                    tracing::info!("{name} is not fetched ahead: {}", e.report());
                 }
                 state.files.remove(&name);
                 if let WalFileName::Segment(segment) = name
@@ -514,6 +546,26 @@ impl Drop for Spool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_recovery_that_waits_for_a_slow_store_is_not_over() {
+        let dir = tempfile::tempdir().unwrap();
+        DirBuilder::new().create(dir.path().join("pg_wal")).unwrap();
+        let url = "memory://slow".parse().unwrap();
+        let store = crate::store::Store::open(&url, &crate::store::StoreOptions::default()).unwrap();
+        let repository = Repository::new(store, "slow", "main".parse().unwrap(), true);
+        let fetcher = Fetcher::new(vec![repository], dir.path().to_owned());
+        let directory = dir.path().to_owned();
+        let errand =
+            Errand { directory, repository: None, timeline: None, until: None, system: Some(7), seal: None };
+        let asks = fetcher.recovery(&errand).unwrap();
+        asks.lock().asked = Instant::now().checked_sub(IDLE).unwrap();
+        assert!(!fetcher.rest(), "somebody waits");
+        assert!(dir.path().join(SPOOL).exists());
+        drop(asks);
+        assert!(fetcher.rest());
+        assert!(!dir.path().join(SPOOL).exists());
+    }
 
     #[test]
     fn a_spool_that_was_left_goes_unless_somebody_has_it_or_the_server_recovers() {

@@ -19,12 +19,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::account::{Account, Found, LaneStatus, Rest};
+use super::account::{Account, Found, LaneStatus, Refused, Rest};
 use super::effort::effort;
 use super::outlook::{Look, Outlook, Watch};
 use super::queue::{FileIdentity, Turn};
 use super::system_of;
 use crate::codec::Compression;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::ops::archive::{COPY_MARKER, Packing, Place, catch_up, store_each};
 use crate::ops::check::Grade;
@@ -64,8 +65,12 @@ pub struct Status {
     pub first_waiting: Option<String>,
     /// Files under way.
     pub under_way: usize,
+    /// What cannot be stored for a reason of its own.
+    pub refused: Refused,
     /// The compression of the next file.
     pub compression: Compression,
+    /// How WAL is compressed when there is time.
+    pub configured: Compression,
     /// Every repository.
     pub lanes: Vec<LaneStatus>,
     /// What that means for the promise, and for the disk.
@@ -202,10 +207,12 @@ impl Pusher {
         let packing = Packing { compression: self.effort(), turns: Some(Arc::clone(&self.turns)) };
         let changed = || Error::refused(format!("{} changed while it was read", path.display()));
         let stored = async {
+            durable::crash_point("agent-takes");
             let before = FileIdentity::of(&path)
                 .map_err(|e| Error::refused(format!("cannot read {}", path.display())).source(e))?;
             let told = |i: usize, outcome: &Result<_>| {
                 let Some(lane) = lanes.get(i) else { return };
+                durable::crash_point("agent-stored");
                 match outcome {
                     Ok(_) if FileIdentity::of(&path).is_ok_and(|now| now == before) => {
                         flight.landed(*lane, Ok(before));
@@ -254,7 +261,9 @@ impl Pusher {
             waiting: account.waiting().count(),
             first_waiting: account.waiting().next().map(|turn| turn.name().to_owned()),
             under_way: account.under_way(),
+            refused: account.refused(),
             compression,
+            configured: self.compression,
             lanes: account.lanes(),
             outlook: self.watch.lock().unwrap_or_else(PoisonError::into_inner).outlook().clone(),
         }

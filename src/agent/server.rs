@@ -22,6 +22,7 @@ use super::pusher::{Pusher, Status};
 use super::queue::Turn;
 use super::wire::{self, AT_IT, Answer, Ask, Errand, HEARD, Question};
 use crate::codec::Compression;
+use crate::durable;
 use crate::error::{Error, Kind};
 use crate::ops::archive::COPY_MARKER;
 use crate::wal::WalFileName;
@@ -163,7 +164,8 @@ fn is_same(one: &Path, two: &Path) -> bool {
 }
 
 fn status(version: &str, pusher: &Pusher) -> Answer {
-    let Status { ready, waiting, first_waiting, under_way, compression, lanes, outlook } = pusher.status();
+    let Status { ready, waiting, first_waiting, under_way, refused, compression, configured, lanes, outlook } =
+        pusher.status();
     let lanes: Vec<_> = lanes
         .iter()
         .map(|lane| {
@@ -173,10 +175,11 @@ fn status(version: &str, pusher: &Pusher) -> Answer {
             })
         })
         .collect();
-    let level = match compression {
+    let level = |compression| match compression {
         Compression::Zstd { level } => Some(level),
         Compression::Stored => None,
     };
+    let first_refused = refused.first.map(|(file, why)| serde_json::json!({ "file": file, "why": why }));
     let json = serde_json::json!({
         "schema": "pitr.agent-status.v1",
         "version": version,
@@ -186,7 +189,10 @@ fn status(version: &str, pusher: &Pusher) -> Answer {
         "waiting": waiting,
         "first_waiting": first_waiting,
         "under_way": under_way,
-        "level": level,
+        "refused": refused.files,
+        "first_refused": first_refused,
+        "level": level(compression),
+        "configured_level": level(configured),
         "oldest_waits_seconds": outlook.waits,
         "free_bytes": outlook.free,
         "full_in_seconds": outlook.full_in,
@@ -246,6 +252,7 @@ async fn converse(mut stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
             _ = signs.tick() => tell(&mut stream, &[AT_IT]).await?,
         }
     };
+    durable::crash_point("agent-answers");
     tell(&mut stream, &answer.encode()).await
 }
 

@@ -124,7 +124,19 @@ fn status(context: &Context) -> Result<Ended> {
     }
     let failing = |repository: &Value| !repository["failing"].is_null();
     let troubled = said["repositories"].as_array().is_some_and(|all| all.iter().any(failing));
-    Ok(if troubled || said["at_risk"] == true { Ended::AtRisk } else { Ended::Well })
+    let refused = said["refused"].as_u64().is_some_and(|files| files > 0);
+    Ok(if troubled || refused || said["at_risk"] == true { Ended::AtRisk } else { Ended::Well })
+}
+
+/// How hard it compresses now, and how hard when there is time.
+fn effort(said: &Value) -> String {
+    match (said["level"].as_i64(), said["configured_level"].as_i64()) {
+        (Some(now), Some(configured)) if now < configured => {
+            format!("compresses with level {now} while the queue is long, else {configured}\n")
+        }
+        (Some(now), _) => format!("compresses with level {now}\n"),
+        (None, _) => "does not compress\n".to_owned(),
+    }
 }
 
 fn as_text(said: &Value) -> String {
@@ -142,6 +154,11 @@ fn as_text(said: &Value) -> String {
     if let Some(first) = said["first_waiting"].as_str() {
         text.push_str(&format!("next {first}\n"));
     }
+    if let Some(file) = said["first_refused"]["file"].as_str() {
+        let why = word(&said["first_refused"]["why"]).replace('\n', "\n  ");
+        text.push_str(&format!("refused {}, the first of them {file}:\n  {why}\n", number("refused")));
+    }
+    text.push_str(&effort(said));
     if let Some(waits) = said["oldest_waits_seconds"].as_u64() {
         text.push_str(&format!("the oldest waits for {}\n", seconds(waits)));
     }

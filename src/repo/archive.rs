@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 use super::annex::{Annex, AnnexError};
 use super::document::{ATTEMPTS, PAUSE, Put};
@@ -490,6 +491,24 @@ impl System {
     pub async fn segment_header(&self, name: SegmentName) -> Result<Option<WalHeader>, RepoError> {
         let name = WalFileName::Segment(name);
         self.header_at(&self.keys.wal(name), &self.asked(name)).await
+    }
+
+    /// When the store took the object that has this header, by its own clock; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`RepoError`].
+    pub async fn taken_at(&self, header: &WalHeader) -> Result<Option<Timestamp>, RepoError> {
+        for copy in 1..=MAX_COPIES {
+            let key = self.keys.key(&SystemObject::Wal(header.name, copy));
+            match self.header_at(&key, &self.asked(header.name)).await? {
+                None => break,
+                Some(found) if found == *header => {
+                    return Ok(self.store().head(&key).await?.map(|info| info.modified));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(None)
     }
 
     /// Where valid WAL of the segment ends, if its longest copy is one that an operator accepted with damage in it.

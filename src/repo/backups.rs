@@ -23,9 +23,19 @@ use super::path::{BackupId, BackupObject, SystemObject};
 use super::{RepoError, System, nonce, this_process};
 use crate::codec::Digest;
 use crate::store::Payload;
+use crate::wal::TimelineId;
 
 /// JSON objects of backups that are read at a time.
 const READERS: usize = 8;
+
+/// Who began backups on a timeline, as far as it could be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// Their intents, newest first.
+    pub intents: Vec<Intent>,
+    /// No backup was left out.
+    pub all: bool,
+}
 
 /// What abandoning a backup came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,6 +222,28 @@ impl System {
         let key = self.keys.backup(id, BackupObject::Intent);
         let Some(intent) = self.get_document::<Intent>(&key).await? else { return Ok(None) };
         self.check_own(&key, id, &intent.id).map(|()| Some(intent))
+    }
+
+    /// The intents of backups that were begun on `timeline`, of the `most` newest backups. One that cannot be read is left out.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`] if the backups cannot be listed.
+    pub async fn begun_on(&self, timeline: TimelineId, most: usize) -> Result<Begun, RepoError> {
+        let folders = self.store().list_dirs(&self.keys.backups_dir()).await?;
+        let ids: Vec<BackupId> =
+            folders.iter().filter_map(|dir| dir.trim_end_matches('/').parse().ok()).collect();
+        let most = most.min(ids.len());
+        let mut begun = Begun { intents: Vec::new(), all: most == ids.len() };
+        // Made here and not in the stream: a closure over borrowed ids is not general enough for a task.
+        let reads: Vec<_> = ids.iter().rev().take(most).map(|id| self.intent(id)).collect();
+        let mut reads = futures_util::stream::iter(reads).buffered(READERS);
+        while let Some(read) = reads.next().await {
+            match read {
+                Ok(intent) => begun.intents.extend(intent.filter(|intent| intent.timeline == timeline)),
+                Err(_) => begun.all = false,
+            }
+        }
+        Ok(begun)
     }
 
     /// An object in a backup's folder must say that it is that backup's.

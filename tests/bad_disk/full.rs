@@ -12,54 +12,8 @@ use anyhow::{Context as _, Result, ensure};
 use super::support::agent::{Agent, configure, own_repository, status};
 use super::support::audit::{Auditor, Objects, objects_in};
 use super::support::cluster::{Cluster, Install, give_to_server, run, scratch};
+use super::support::mounted::Mounted;
 use super::support::site::{Site, SiteOptions, open, until};
-
-/// A file system in memory; unmounted with the test.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    /// `None`, said as a skipped test does, where mounting is not allowed.
-    fn at(at: &Path, size: &str) -> Result<Option<Self>> {
-        fs::create_dir_all(at)?;
-        let options = format!("size={size},mode=0755");
-        let output =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "pitr-test"]).arg(at).output();
-        if !output.is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: mounting a small file system needs root");
-            return Ok(None);
-        }
-        give_to_server(at)?;
-        Ok(Some(Self(at.to_owned())))
-    }
-
-    fn remount(&self, options: &str) -> Result<()> {
-        run(Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(&self.0)).map(drop)
-    }
-
-    /// Takes all of its room but so many KiB.
-    fn fill(&self, but_kib: u64) -> Result<Filler> {
-        let path = self.0.join("filler");
-        let free = nix::sys::statvfs::statvfs(&self.0)?;
-        let bytes = i64::try_from(free.blocks_available() * free.fragment_size() - (but_kib << 10))?;
-        nix::fcntl::posix_fallocate(fs::File::create(&path)?, 0, bytes)?;
-        Ok(Filler(path))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        Command::new("umount").arg("--lazy").arg(&self.0).status().ok();
-    }
-}
-
-/// What fills a disk, until it is dropped.
-struct Filler(PathBuf);
-
-impl Drop for Filler {
-    fn drop(&mut self) {
-        fs::remove_file(&self.0).ok();
-    }
-}
 
 /// A server whose repository is a small file system, with a backup, a row that only WAL has, and three segments that are not
 /// archived yet.
@@ -259,7 +213,7 @@ impl Thin {
     /// `None`, said as a skipped test does, where there are no loop devices.
     fn mount(place: &Path, disk: &Path) -> Result<Option<Self>> {
         let Some(disk) = Mounted::at(disk, "8m")? else { return Ok(None) };
-        let image = disk.0.join("image");
+        let image = disk.place().join("image");
         fs::File::create(&image)?.set_len(96 << 20)?;
         let made =
             Command::new("mkfs.ext4").args(["-q", "-J", "size=4", "-E", "nodiscard"]).arg(&image).output();

@@ -5,9 +5,10 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -26,6 +27,12 @@ pub enum Deed {
     Half,
     /// The real server does it, and its answer is lost with the connection.
     Lost,
+    /// The connection is reset when half of the request's body has come, or its head where there is none: nothing is done.
+    Reset,
+    /// The head of the answer and half of its body come, then the connection ends. Where there is no body it is reset.
+    Cut,
+    /// WAL is handed out once the test says so; what else is asked for, and the segment of this name, at once.
+    Hold(String),
     /// This answer comes instead: a status and a body of XML.
     Refuse(u16, String),
     /// The real server answers, from a clock that is so far ahead.
@@ -39,6 +46,10 @@ struct State {
     /// Requests whose answers were lost, each by its first line.
     lost: Mutex<Vec<String>>,
     ended: AtomicBool,
+    /// What was held is let go.
+    released: AtomicBool,
+    /// Requests that are held.
+    held: AtomicUsize,
 }
 
 /// The server between; stops listening when it is dropped.
@@ -53,7 +64,8 @@ impl Between {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let plan = Mutex::new((1..=usize::MAX, Deed::Pass, 0));
         let (lost, ended) = (Mutex::default(), AtomicBool::new(false));
-        let state = Arc::new(State { upstream: upstream.to_owned(), plan, lost, ended });
+        let (released, held) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let state = Arc::new(State { upstream: upstream.to_owned(), plan, lost, ended, released, held });
         let (address, shared) = (listener.local_addr()?, Arc::clone(&state));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -88,6 +100,16 @@ impl Between {
         self.state.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Requests that are held now.
+    pub fn held(&self) -> usize {
+        self.state.held.load(Ordering::SeqCst)
+    }
+
+    /// Lets go what is held, and holds nothing any more.
+    pub fn release(&self) {
+        self.state.released.store(true, Ordering::SeqCst);
+    }
+
     /// How many requests came since then.
     pub fn seen(&self) -> usize {
         self.state.plan.lock().unwrap_or_else(PoisonError::into_inner).2
@@ -114,8 +136,14 @@ impl State {
         let length = header(&head, "content-length").and_then(|n| n.parse().ok()).unwrap_or(0);
         let mut body = rest;
         let missing = u64::try_from(length)?.saturating_sub(u64::try_from(body.len())?);
-        Read::take(&mut client, missing).read_to_end(&mut body)?;
-        match self.next() {
+        let deed = self.next();
+        let read = if deed == Deed::Reset { missing / 2 } else { missing };
+        Read::take(&mut client, read).read_to_end(&mut body)?;
+        if let Deed::Hold(but) = &deed {
+            self.hold(head.lines().next().unwrap_or_default(), but);
+        }
+        match deed {
+            Deed::Reset => reset(client),
             Deed::Silence => wait_for_its_end(&mut client),
             Deed::Refuse(status, xml) => {
                 let empty = head.starts_with("HEAD");
@@ -138,6 +166,12 @@ impl State {
                         client.write_all(body.get(..body.len() / 2).unwrap_or_default())?;
                         wait_for_its_end(&mut client)
                     }
+                    Deed::Cut if body.len() < 2 => reset(client),
+                    Deed::Cut => {
+                        client.write_all(head.as_bytes())?;
+                        client.write_all(body.get(..body.len() / 2).unwrap_or_default())?;
+                        Ok(client.shutdown(Shutdown::Both)?)
+                    }
                     Deed::Shift(by) => {
                         let (head, body) = shift(&head, &body, by)?;
                         client.write_all(head.as_bytes())?;
@@ -150,6 +184,17 @@ impl State {
                 }
             }
         }
+    }
+
+    fn hold(&self, line: &str, but: &str) {
+        if !line.contains(".wal") || line.contains(but) {
+            return;
+        }
+        self.held.fetch_add(1, Ordering::SeqCst);
+        while !self.released.load(Ordering::SeqCst) && !self.ended.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(2));
+        }
+        self.held.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Asks the real server; head and body of its answer.
@@ -170,6 +215,13 @@ fn answer(status: u16, date: &str, xml: &str) -> String {
         "HTTP/1.1 {status} No\r\nDate: {date}\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{xml}",
         xml.len()
     )
+}
+
+/// Ends a connection as a crash does: without a word, and with what was not read.
+fn reset(client: TcpStream) -> Result<()> {
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
+    drop(client);
+    Ok(())
 }
 
 /// Holds the connection open until the client gives it up.

@@ -1,6 +1,7 @@
 //! The same through the agent: it says no as the command itself does, stays, and says yes when the store serves again.
 //!
-//! Each time a new agent is asked, which knows nothing yet; the store falls silent, stops half-way or is overloaded from its n-th request on.
+//! Each time a new agent is asked, which knows nothing yet; from its n-th request on the store falls silent, stops half-way, is overloaded,
+//! resets the connection in the middle of a request, or ends it in the middle of an answer.
 
 use std::fs;
 
@@ -25,7 +26,7 @@ fn world_with_agent() -> Result<Option<(World, Between, String)>> {
 fn an_agent_beside_a_store_that_does_not_serve_says_no_and_stays() -> Result<()> {
     let Some((world, between, push)) = world_with_agent()? else { return Ok(()) };
     let busy = "<Error><Code>SlowDown</Code><Message>later</Message></Error>".to_owned();
-    for deed in [Deed::Silence, Deed::Half, Deed::Refuse(503, busy)] {
+    for deed in [Deed::Silence, Deed::Half, Deed::Refuse(503, busy), Deed::Reset, Deed::Cut] {
         for nth in [1, 2, 4] {
             let what = format!("{deed:?} from request {nth} on");
             fs::remove_file(world.site.object(&world.partial)?).ok();
@@ -42,7 +43,7 @@ fn an_agent_beside_a_store_that_does_not_serve_says_no_and_stays() -> Result<()>
                 );
                 ensure!(status(&world.site)?["repositories"][0]["failing"].is_string(), "{what}");
             } else {
-                ensure!(answer.code == 0 && deed == Deed::Half, "{what}: {answer:?}");
+                ensure!(answer.code == 0 && matches!(deed, Deed::Half | Deed::Cut), "{what}: {answer:?}");
                 ensure!(world.site.object(&world.partial)?.exists(), "{what}: it says yes");
             }
             between.from(1, Deed::Pass);

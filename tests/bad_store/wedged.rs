@@ -41,6 +41,18 @@ fn a_store_that_stops_in_the_middle_of_an_answer_ends_every_command_and_is_never
 }
 
 #[test]
+fn a_store_that_resets_connections_ends_every_command_and_is_never_an_absence() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    side_by_side(&Seat::all(&world, "reset")?, |seat| fall_silent(seat, &Deed::Reset))
+}
+
+#[test]
+fn a_store_whose_answers_are_cut_off_ends_every_command_and_is_never_an_absence() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    side_by_side(&Seat::all(&world, "cut")?, |seat| fall_silent(seat, &Deed::Cut))
+}
+
+#[test]
 fn a_store_that_never_says_hello_in_tls_ends_every_command_and_is_never_an_absence() -> Result<()> {
     let Some(world) = World::new()? else { return Ok(()) };
     let seats = Seat::all(&world, "hello")?;

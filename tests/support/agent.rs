@@ -3,9 +3,11 @@
 //! It runs as the servers' user with the site's configuration, in which [`configure`] named a socket; what it logs is kept beside it.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
 
+use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -37,18 +39,22 @@ pub struct Agent {
 impl Agent {
     /// Starts `pitr agent` and waits until it answers. What it logs goes to a file in the site's place.
     pub fn start(site: &Site) -> Result<Self> {
-        let log = site.place().join("agent.log");
-        let file = std::fs::File::options().append(true).create(true).open(&log)?;
-        let mut command = site.pitr(&["-v", "agent"])?;
-        let child = command.stdout(Stdio::null()).stderr(file).spawn()?;
-        let agent = Self { child, log };
+        let agent = Self::spawn(site, site.pitr(&["-v", "agent"])?)?;
         until(|| Ok(site.ask(&["agent", "--status"])?.code != 5), || agent.log())?;
         Ok(agent)
     }
 
+    /// Starts a command that is one, such as one that is killed on its way; whether it answers is not waited for.
+    pub fn spawn(site: &Site, mut command: Command) -> Result<Self> {
+        let log = site.place().join("agent.log");
+        let file = fs::File::options().append(true).create(true).open(&log)?;
+        let child = command.stdout(Stdio::null()).stderr(file).spawn()?;
+        Ok(Self { child, log })
+    }
+
     /// What it logged so far.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Its process.
@@ -93,4 +99,34 @@ pub fn status(site: &Site) -> Result<Value> {
     let answer = site.ask(&["--json", "agent", "--status"])?;
     ensure!(answer.code == 0 || answer.code == 2, "{answer:?}");
     serde_json::from_str(&answer.out).with_context(|| format!("{answer:?}"))
+}
+
+/// Segments that the server marked, by the mark.
+pub fn marked(site: &Site, mark: &str) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(site.cluster.data.join("pg_wal/archive_status"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        names.extend(name.strip_suffix(mark).filter(|name| name.len() == 24).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Every segment that PostgreSQL was told is archived comes back as it is in `pg_wal`.
+pub fn all_is_there(site: &Site) -> Result<usize> {
+    let done = marked(site, ".done")?;
+    let to = site.place().join("fetched");
+    for name in &done {
+        let own = fs::read(site.cluster.data.join("pg_wal").join(name))?;
+        let answer = site.ask(&["archive-get", name, &to.display().to_string()])?;
+        ensure!(answer.code == 0, "{name}: {answer:?}");
+        ensure!(fs::read(&to)? == own, "{name} is not what the server wrote");
+    }
+    Ok(done.len())
+}
+
+/// Waits until PostgreSQL has nothing left to archive.
+pub fn all_archived(site: &Site) -> Result<()> {
+    let waits = || marked(site, ".ready");
+    until(|| Ok(waits()?.is_empty()), || format!("{:?} wait\n{}", waits(), site.cluster.log_text()))
 }

@@ -102,6 +102,26 @@ pub fn as_server(program: impl AsRef<OsStr>) -> Result<Command> {
     Ok(command)
 }
 
+/// As [`as_server`], on a host of that name: a UTS namespace of its own, which takes root.
+pub fn as_server_on(host: &str, program: impl AsRef<OsStr>) -> Result<Command> {
+    let script = "hostname \"$0\" && exec setpriv --reuid postgres --regid postgres --clear-groups -- \"$@\"";
+    let mut command = Command::new("unshare");
+    command.env_clear().current_dir(env::temp_dir()).stdin(Stdio::null());
+    command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
+    command.args(["--uts", "--", "sh", "-c", script, host]).arg(program);
+    Ok(command)
+}
+
+/// Whether there can be hosts of other names; if not, says so as a skipped test does.
+pub fn has_hosts() -> bool {
+    let tried = as_server_on("another", "hostname").and_then(|mut command| Ok(command.output()?));
+    let works = tried.is_ok_and(|output| output.stdout == b"another\n");
+    if !works {
+        eprintln!("SKIPPED: a host of another name takes root, unshare and setpriv");
+    }
+    works
+}
+
 /// Runs a command to its end; its standard output if it succeeds, an error with all it said otherwise.
 pub fn run(command: &mut Command) -> Result<String> {
     let Output { status, stdout, stderr } =

@@ -15,6 +15,7 @@ pub mod keys;
 pub mod log;
 pub mod meter;
 pub mod moto;
+pub mod mounted;
 pub mod office;
 pub mod recovering;
 pub mod restored;

@@ -16,7 +16,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use pitr::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId};
 use serde_json::Value;
 
-use super::cluster::{Cluster, Install, Options, Stop, as_server, give_to_server, run, scratch};
+use super::cluster::{
+    Cluster, Install, Options, Stop, as_server, as_server_on, give_to_server, run, scratch,
+};
 
 /// How long a condition may take to come true on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -86,6 +88,16 @@ impl Site {
         Ok(site)
     }
 
+    /// Another cluster that archives into the same repository, by a configuration of its own.
+    pub fn beside(&self, cluster: Cluster, config: &str) -> Result<Self> {
+        let place = scratch("pitr-site-")?;
+        let (config, program) = (place.path().join(config), program(place.path())?);
+        let other = Self { cluster, config, repository: self.repository.clone(), program, place };
+        let url = format!("file://{}", self.repository.display());
+        other.write_config(&format!("[[repository]]\nname = \"main\"\nurl = \"{url}\"\n"))?;
+        Ok(other)
+    }
+
     fn init(&self, more: &[&str], options: &SiteOptions) -> Result<()> {
         let conninfo = self.cluster.conninfo();
         let mut args = vec!["init", "--superuser", &conninfo, "--rpo", options.rpo, "--json"];
@@ -128,6 +140,13 @@ impl Site {
     /// `pitr --config FILE ARGS`, started in the data directory as PostgreSQL does.
     pub fn pitr(&self, args: &[&str]) -> Result<Command> {
         let mut command = as_server(&self.program)?;
+        command.current_dir(&self.cluster.data).arg("--config").arg(&self.config).args(args);
+        Ok(command)
+    }
+
+    /// The same on a host of that name.
+    pub fn pitr_on(&self, host: &str, args: &[&str]) -> Result<Command> {
+        let mut command = as_server_on(host, &self.program)?;
         command.current_dir(&self.cluster.data).arg("--config").arg(&self.config).args(args);
         Ok(command)
     }

@@ -1,16 +1,18 @@
 //! Two files claim one name: say where they part.
 //!
 //! The stored one stays. The report names the first record that differs, because that is what decides between "two primaries are
-//! archiving here" and "this host's file is damaged". Reading both again is fine here: it happens once in a blue moon.
+//! archiving here" and "this host's file is damaged", and what is known of who they are ([`evidence`]). Reading both again is fine here: it
+//! happens once in a blue moon.
 
 use std::path::Path;
 
+use super::evidence;
 use super::file::WalContent;
 use crate::error::Error;
 use crate::repo::System;
 use crate::repo::walobject::WalHeader;
 use crate::wal::scan::{Keep, Scanner};
-use crate::wal::{Lsn, SegmentName, SegmentSize, WalFileName};
+use crate::wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 
 /// The error for a file whose name is taken by other content.
 pub(super) async fn describe(
@@ -34,11 +36,13 @@ pub(super) async fn describe(
             "two servers may be archiving under one name (split brain), or this file was changed; nothing was replaced. Compare both with pg_waldump"
         }
     };
-    let error = Error::refused(text).hint(hint);
-    match parting(system, path, name).await {
-        Some(place) => error.source(place),
-        None => error,
-    }
+    let commits = offered.scan.as_ref().and_then(|scan| scan.commits.min.zip(scan.commits.max));
+    let sides = evidence::of_both(system, path, commits, name, Some(stored)).await;
+    let cause = match parting(system, path, name).await {
+        Some(place) => format!("{place}\n{sides}"),
+        None => sides,
+    };
+    Error::refused(text).hint(hint).source(cause)
 }
 
 async fn parting(system: &System, path: &Path, name: WalFileName) -> Option<String> {
@@ -51,12 +55,33 @@ async fn parting(system: &System, path: &Path, name: WalFileName) -> Option<Stri
         let at = u64::try_from(same).ok()?;
         match name {
             WalFileName::Segment(segment) => Some(record_at(segment, size, &offered, at)),
-            WalFileName::Partial(_) | WalFileName::History(_) | WalFileName::BackupHistory(..) => {
+            WalFileName::History(timeline) => Some(
+                forks(timeline, &stored, &offered)
+                    .unwrap_or_else(|| format!("they differ from byte {at} on")),
+            ),
+            WalFileName::Partial(_) | WalFileName::BackupHistory(..) => {
                 Some(format!("they differ from byte {at} on"))
             }
         }
     });
     compared.await.ok()?
+}
+
+/// Where each of two histories leaves the parent.
+fn forks(timeline: TimelineId, stored: &[u8], offered: &[u8]) -> Option<String> {
+    let parse = |bytes| TimelineHistory::parse(timeline, bytes).ok();
+    parted(&parse(stored)?, &parse(offered)?)
+}
+
+/// The same, of histories that were read; `None` if they part earlier.
+pub(super) fn parted(stored: &TimelineHistory, offered: &TimelineHistory) -> Option<String> {
+    let (stored, offered) = (stored.fork()?, offered.fork()?);
+    (stored != offered).then(|| {
+        format!(
+            "the stored one leaves timeline {} at {}, the offered one timeline {} at {}",
+            stored.timeline, stored.switch, offered.timeline, offered.switch
+        )
+    })
 }
 
 /// Names the record of `bytes` that holds the byte at `offset`.

@@ -11,6 +11,7 @@ pub mod accept;
 mod catchup;
 pub(in crate::ops) mod command;
 mod conflict;
+mod evidence;
 pub mod file;
 pub mod get;
 mod place;

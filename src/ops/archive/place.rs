@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::push::{Offer, TWO_PROMOTED, directory_of};
+use super::{conflict, evidence};
 use crate::error::{Error, Result};
 use crate::repo::objects::Floor;
 use crate::repo::path::SystemObject;
@@ -123,7 +124,7 @@ impl Place {
     async fn with_histories(&self, mut known: Remembered, name: WalFileName, pg_wal: &Path) -> Result<Ready> {
         let system = known.system.clone();
         if let Some(stored) = known.histories.get(&name.timeline()).filter(|_| needs_history(name)) {
-            refuse_other_history(stored, pg_wal, self.repository.name())?;
+            refuse_other_history(&system, stored, pg_wal).await?;
             return Ok(Ready { system, missing: Vec::new() });
         }
         let (missing, complete) = missing_histories(&system, name, pg_wal).await?;
@@ -205,7 +206,7 @@ async fn missing_histories(
     let Some(history) = system.history(name.timeline()).await? else {
         return Ok((vec![name.timeline()], None));
     };
-    refuse_other_history(&history, pg_wal, system.repository().name())?;
+    refuse_other_history(system, &history, pg_wal).await?;
     let missing = missing_ancestors(system, &history).await?;
     let complete = missing.is_empty().then_some(history);
     Ok((missing, complete))
@@ -214,9 +215,24 @@ async fn missing_histories(
 /// The server's own history of a segment's timeline must be the stored one: of two servers that were promoted to one timeline only
 /// one may archive here. PostgreSQL offers no history of the time when archiving was off (RECOVERY 8), so a segment may be the first
 /// file that could show it. A history that the server removed proves nothing.
-fn refuse_other_history(stored: &TimelineHistory, pg_wal: &Path, repository: &str) -> Result<()> {
+async fn refuse_other_history(system: &System, stored: &TimelineHistory, pg_wal: &Path) -> Result<()> {
+    let Some(own) = other_history(stored, pg_wal)? else { return Ok(()) };
+    let (name, repository) = (WalFileName::History(stored.timeline()), system.repository().name());
+    let sides = evidence::of_both(system, &pg_wal.join(name.to_string()), None, name, None).await;
+    let forks = own.and_then(|own| conflict::parted(stored, &own));
+    let cause = forks.map_or_else(|| sides.clone(), |forks| format!("{forks}\n{sides}"));
+    Err(Error::refused(format!(
+        "{name} in {} is not the one that is archived in repository {repository}: this server left its parent elsewhere",
+        pg_wal.display()
+    ))
+    .hint(TWO_PROMOTED)
+    .source(cause))
+}
+
+/// The server's own history of the timeline, if it is not the stored one; `Some(None)` for one that cannot be understood.
+fn other_history(stored: &TimelineHistory, pg_wal: &Path) -> Result<Option<Option<TimelineHistory>>> {
     let name = WalFileName::History(stored.timeline());
-    let Ok(file) = std::fs::File::open(pg_wal.join(name.to_string())) else { return Ok(()) };
+    let Ok(file) = std::fs::File::open(pg_wal.join(name.to_string())) else { return Ok(None) };
     let mut own = Vec::new();
     let limit = u64::try_from(MAX_HISTORY_BYTES).unwrap_or(u64::MAX);
     file.take(limit).read_to_end(&mut own).map_err(|e| {
@@ -224,14 +240,8 @@ fn refuse_other_history(stored: &TimelineHistory, pg_wal: &Path, repository: &st
             .source(e)
             .hint("run the command as the owner of the data directory")
     })?;
-    if TimelineHistory::parse(stored.timeline(), &own).is_ok_and(|own| own == *stored) {
-        return Ok(());
-    }
-    Err(Error::refused(format!(
-        "{name} in {} is not the one that is archived in repository {repository}: this server left its parent elsewhere",
-        pg_wal.display()
-    ))
-    .hint(TWO_PROMOTED))
+    let own = TimelineHistory::parse(stored.timeline(), &own).ok();
+    Ok(if own.as_ref() == Some(stored) { None } else { Some(own) })
 }
 
 pub(super) async fn missing_ancestors(system: &System, history: &TimelineHistory) -> Result<Vec<TimelineId>> {
@@ -248,7 +258,6 @@ pub(super) async fn missing_ancestors(system: &System, history: &TimelineHistory
 mod tests {
     use super::*;
     use crate::durable::write_replace;
-    use crate::error::Kind;
 
     #[test]
     fn a_server_whose_own_history_is_another_one_does_not_archive_on_that_timeline() {
@@ -257,13 +266,17 @@ mod tests {
         let put = |text: &str| write_replace(&own, text.as_bytes(), 0o600, None).unwrap();
         let timeline = TimelineId::new(2).unwrap();
         let stored = TimelineHistory::parse(timeline, b"1\t0/3000100\tx\n").unwrap();
-        let check = || refuse_other_history(&stored, dir.path(), "local");
-        check().unwrap();
+        let check = || other_history(&stored, dir.path()).unwrap();
+        assert_eq!(check(), None);
         put("1\t0/3000100\tx\n");
-        check().unwrap();
-        for other in ["1\t0/4000100\tx\n", "torn"] {
-            put(other);
-            assert_eq!(check().unwrap_err().kind(), Kind::Refused, "{other}");
-        }
+        assert_eq!(check(), None);
+        put("1\t0/4000100\tx\n");
+        let own = check().flatten().unwrap();
+        assert_eq!(
+            conflict::parted(&stored, &own).unwrap(),
+            "the stored one leaves timeline 1 at 0/3000100, the offered one timeline 1 at 0/4000100"
+        );
+        put("torn");
+        assert_eq!(check(), Some(None));
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use super::file::{WalContent, WalSource, small_object, unbuildable};
 use super::place::{Ready, missing_ancestors};
 use super::{COPY_MARKER, Place, data_directories};
-use super::{accept, conflict};
+use super::{accept, conflict, evidence};
 use crate::codec::Compression;
 use crate::error::{Error, Kind, Result};
 use crate::pgdata::ControlFile;
@@ -369,11 +369,12 @@ pub(in crate::ops) async fn store_history(
     })?;
     let object = small_object(system.asked(name), content, compression)?;
     match system.put_wal(&object).await? {
-        Stored::Conflict(_) => Err(Error::refused(format!(
+        Stored::Conflict(stored) => Err(Error::refused(format!(
             "the server's {name} is not the one that is archived in repository {}: it left its parent elsewhere",
             system.repository().name()
         ))
-        .hint(TWO_PROMOTED)),
+        .hint(TWO_PROMOTED)
+        .source(evidence::of_stored(system, name, Some(&stored)).await)),
         _ => Ok(history),
     }
 }

@@ -1,0 +1,99 @@
+//! The agent: what it said yes to is there, and recovery gets what it would have got, wherever the agent is killed.
+//!
+//! It dies at named points of its own (`agent-takes`, `agent-stored`, `agent-answers`, `agent-fetched`, `agent-hands-over`), at any step on the
+//! local file system, and before and after calls of the store. Real servers archive through it; the oracle is their own file.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use std::os::unix::process::ExitStatusExt as _;
+
+use super::Point;
+use super::support::agent::{Agent, all_archived, all_is_there, configure, marked, own_repository};
+use super::support::cluster::Install;
+use super::support::recovering::Recovering;
+use super::support::site::{Site, small_site};
+
+/// How long an agent may take to come to its point on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Beyond these the points are those of other files, and alike.
+const MOST: u64 = 5;
+
+/// An agent that will be killed, and listens until then.
+fn doomed(site: &Site, point: Point, nth: u64, socket: &Path) -> Result<Agent> {
+    let mut command: Command = site.pitr(&["-v", "agent"])?;
+    point.arm(nth, &mut command);
+    let mut agent = Agent::spawn(site, command)?;
+    // What waits already may have brought it to its point before it listens.
+    while !socket.exists() && agent.ends_within(Duration::from_millis(50))?.is_none() {}
+    Ok(agent)
+}
+
+fn was_killed(agent: &mut Agent, what: &str) -> Result<()> {
+    let ended =
+        agent.ends_within(PATIENCE)?.with_context(|| format!("{what}: it lives on\n{}", agent.log()))?;
+    ensure!(ended.signal() == Some(9), "{what}: {ended:?}\n{}", agent.log());
+    Ok(())
+}
+
+#[test]
+fn what_an_agent_acknowledged_is_there_wherever_it_is_killed() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = small_site(&install)?;
+    let socket = configure(&site, &own_repository(&site))?;
+    let named = ["agent-takes", "agent-stored", "agent-answers"].map(Point::StepNamed);
+    for point in named.into_iter().chain(Point::ALL) {
+        for nth in 1..=MOST {
+            let what = format!("{point:?} {nth}");
+            // A dead one's socket is not one that a new one listens at.
+            std::fs::remove_file(&socket).ok();
+            let mut agent = doomed(&site, point, nth, &socket)?;
+            // A segment of 1 MiB for each point, and one more.
+            for _ in 0..=nth {
+                site.cluster.psql("INSERT INTO t SELECT n, 'more' FROM generate_series(1, 100) n")?;
+                site.cluster.psql("SELECT pg_switch_wal()")?;
+            }
+            was_killed(&mut agent, &what)?;
+        }
+        // PostgreSQL goes on alone, and all that it was told is true.
+        all_archived(&site)?;
+        ensure!(all_is_there(&site)? >= 5, "{point:?}");
+    }
+    let done = marked(&site, ".done")?;
+    ensure!(done.len() > 60, "{done:?}");
+    Ok(())
+}
+
+#[test]
+fn recovery_gets_every_segment_wherever_its_agent_is_killed() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = small_site(&install)?;
+    site.cluster.psql("INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1, 130000) n")?;
+    let last = site.switch()?;
+    let names: Vec<String> = marked(&site, ".done")?.into_iter().filter(|name| *name <= last).collect();
+    ensure!(names.len() > 10, "{names:?}");
+    let own = std::fs::read_to_string(&site.config)?;
+    let named = ["agent-fetched", "agent-hands-over", "agent-answers"].map(Point::StepNamed);
+    for point in named.into_iter().chain(Point::ALL) {
+        for nth in 1..=MOST {
+            let what = format!("{point:?} {nth}");
+            let at = Recovering::new(&site, &format!("{}-{nth}", what.replace(['"', ' ', '(', ')'], "")))?;
+            let socket = configure(&site, &own_repository(&site))?;
+            let text = std::fs::read_to_string(&site.config)?;
+            let (data, recovering) = (site.cluster.data.display().to_string(), at.data.display().to_string());
+            std::fs::write(&site.config, text.replace(&data, &recovering))?;
+            std::fs::remove_file(&socket).ok();
+            let mut agent = doomed(&site, point, nth, &socket)?;
+            for name in &names {
+                let answer = at.ask(&site, name, &["--timeline", "1"])?;
+                ensure!(answer.code == 0, "{what}: {name}: {answer:?}\n{}", agent.log());
+                at.replayed(&site, name).with_context(|| what.clone())?;
+            }
+            was_killed(&mut agent, &what)?;
+            std::fs::write(&site.config, &own)?;
+        }
+    }
+    Ok(())
+}
