@@ -391,7 +391,7 @@ impl System {
     async fn fetch_longest(&self, name: WalFileName, needed: bool) -> Result<Option<Fetched>, RepoError> {
         let mut best: Option<Fetched> = None;
         for copy in 1..=MAX_COPIES {
-            let Some(fetched) = self.fetch_to_open(name, copy, needed).await? else { break };
+            let Some(fetched) = self.fetch_copy(name, copy, needed).await? else { break };
             let may_grow = fetched.header.valid.is_some_and(|v| v.end.may_have_longer_copy());
             best = Some(fetched);
             if !may_grow {
@@ -401,23 +401,15 @@ impl System {
         Ok(best)
     }
 
-    /// Fetches one copy of a file, whichever is the longest.
-    ///
-    /// # Errors
-    /// [`RepoError`].
-    pub async fn fetch_copy(&self, name: WalFileName, copy: u32) -> Result<Option<Fetched>, RepoError> {
-        self.fetch_to_open(name, copy, true).await
-    }
-
-    /// As [`Self::fetch_copy`]; where no key at hand opens it, what is there can be checked and not opened ([`Fetched::can_open`]).
+    /// Fetches one copy of a file, whichever is the longest. Where no key at hand opens it, it can be checked and not opened ([`Fetched::can_open`]).
     ///
     /// # Errors
     /// [`RepoError`].
     pub async fn fetch_to_check(&self, name: WalFileName, copy: u32) -> Result<Option<Fetched>, RepoError> {
-        self.fetch_to_open(name, copy, false).await
+        self.fetch_copy(name, copy, false).await
     }
 
-    async fn fetch_to_open(
+    async fn fetch_copy(
         &self,
         name: WalFileName,
         copy: u32,
