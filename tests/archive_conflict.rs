@@ -81,7 +81,7 @@ impl Brain {
         until(|| Ok(words.iter().all(|word| log().contains(word))), || format!("not {words:?} in {}", log()))
     }
 
-    fn from_the_second(&self) -> String {
+    fn said_of_the_second(&self) -> String {
         format!("offered by host {SECOND} from {}", self.other.cluster.data.display())
     }
 }
@@ -90,7 +90,7 @@ impl Brain {
 fn a_segment_that_two_primaries_wrote_is_refused_with_the_names_of_both() -> Result<()> {
     let Some(brain) = Brain::split()? else { return Ok(()) };
     let name = brain.diverge()?;
-    let (offered, backup) = (brain.from_the_second(), &brain.backup);
+    let (offered, backup) = (brain.said_of_the_second(), &brain.backup);
     let taken = format!("backups on timeline 1 were begun by host {FIRST} (last: {backup})");
     let both = [&*name, "is already archived in repository", "the first difference is at", &offered, &taken];
     brain.logged(&both)?;
@@ -132,7 +132,7 @@ fn the_agent_says_of_both_primaries_what_the_command_says() -> Result<()> {
     ))?;
     let agent = Agent::spawn(other, other.pitr_on(SECOND, &["-v", "agent"])?)?;
     until(|| Ok(other.ask(&["agent", "--status"])?.code != 5), || agent.log())?;
-    let offered = brain.from_the_second();
+    let offered = brain.said_of_the_second();
     let taken = format!("backups on timeline 1 were begun by host {FIRST} (last: {})", brain.backup);
     let refused = || Ok(status(other)?["refused"].as_u64() >= Some(1));
     until(refused, || format!("{:?}\n{}", status(other), agent.log()))?;
@@ -175,7 +175,7 @@ fn a_history_that_two_promoted_servers_wrote_is_refused_with_the_names_of_both()
     until(|| Ok(history.exists()), || brain.site.cluster.log_text())?;
     let own = promote(&brain.other, SECOND)?;
     ensure!(stored != own, "{stored}");
-    let offered = brain.from_the_second();
+    let offered = brain.said_of_the_second();
     let forks = format!("the stored one leaves timeline 1 at {stored}, the offered one timeline 1 at {own}");
     let nobody = "no backup on timeline 2 names a host: who stored it is not known";
     brain.logged(&["00000002.history is already archived", &forks, &offered, nobody])?;
@@ -199,7 +199,7 @@ fn a_history_that_two_promoted_servers_wrote_is_refused_with_the_names_of_both()
 fn evidence_that_cannot_be_read_is_said_and_changes_no_refusal() -> Result<()> {
     let Some(brain) = Brain::split()? else { return Ok(()) };
     let name = brain.diverge()?;
-    let offered = brain.from_the_second();
+    let offered = brain.said_of_the_second();
     for (faults, words) in [
         ("fail@list/backups:1+", "which hosts began backups on timeline 1 could not be read"),
         ("stall@list/backups:1+", "which hosts began backups on timeline 1 could not be read"),

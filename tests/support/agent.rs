@@ -3,7 +3,6 @@
 //! It runs as the servers' user with the site's configuration, in which [`configure`] named a socket; what it logs is kept beside it.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
-#![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
 
 use std::fs;
 use std::path::PathBuf;
@@ -65,6 +64,21 @@ impl Agent {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(self.pid()?, signal)?)
+    }
+
+    /// Stops it, and waits until none of its threads runs: they stop one after the other.
+    pub fn stand_still(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let threads = format!("/proc/{}/task", self.pid()?);
+        let stopped = || -> Result<bool> {
+            let mut states = Vec::new();
+            for thread in fs::read_dir(&threads)? {
+                let stat = fs::read_to_string(thread?.path().join("stat"))?;
+                states.extend(stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with('T')));
+            }
+            Ok(states.iter().all(|stopped| *stopped))
+        };
+        until(stopped, || format!("it runs on\n{}", self.log()))
     }
 
     /// How it ended, if it does within the time.
