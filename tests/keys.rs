@@ -1,5 +1,5 @@
 //! `pitr key` and `pitr init --host-file` in the hands of somebody who errs: an old copy of the host file, one file for two keys, wraps that
-//! somebody deleted, a configuration that does not name the host file that is given.
+//! somebody deleted, a configuration that does not name the host file that is given, a recipient who was removed.
 //!
 //! What must never happen: a secret that replaces another, a host file whose epoch finds no place, a cluster in clear that somebody believed
 //! to be encrypted, "it opens" of what does not open.
@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
+use support::agent::{Agent, configure, own_repository};
 use support::cluster::{Install, as_server, give_to_server, scratch};
 use support::keys;
 use support::s3::S3;
-use support::site::{Answer, Site, SiteOptions};
+use support::site::{Answer, Site, SiteOptions, until};
 
 /// A server that archives into an encrypted repository, and the operator's directory.
 struct World {
@@ -250,5 +252,67 @@ fn what_is_made_elsewhere_in_clear_is_said_aloud_unless_it_is_wanted() -> Result
         says(&again, 0, &["not encrypted"])?;
         ensure!(!again.out.contains("WARNING"), "{again:?}");
     }
+    Ok(())
+}
+
+/// Fetches a segment with an identity.
+fn get(site: &Site, segment: &str, identity: &str) -> Result<Answer> {
+    let dest = site.place().join("dest").display().to_string();
+    let answer = site.ask(&["--identity", identity, "archive-get", segment, &dest])?;
+    ensure!(Path::new(&dest).exists() == (answer.code == 0), "{answer:?}");
+    fs::remove_file(&dest).ok();
+    Ok(answer)
+}
+
+/// Ends a segment in which something happened.
+fn segment(site: &Site) -> Result<String> {
+    site.cluster.psql("SELECT pg_create_restore_point('x')")?;
+    site.switch()
+}
+
+#[test]
+fn what_is_stored_once_a_recipient_is_removed_is_closed_to_him() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let (site, daily) = (&world.site, world.daily());
+    let offline = keys::offline(world.office.path()).display().to_string();
+    let other = scratch("pitr-late-")?;
+    keys::init(&other.path().join("host"), other.path(), &[])?;
+    let late = keys::daily(other.path());
+    let public = fs::read_to_string(&late)?;
+    let public = public.lines().find_map(|line| line.strip_prefix("# public key: ")).context("a key")?;
+    let (late, pair) = (late.display().to_string(), format!("late={public}"));
+    let added = site.json(&["key", "add", &pair, "--identity", &daily, "--json"])?;
+    ensure!(added["epoch"] == "e0001" && added["new_epoch"] == false, "{added}");
+    let before = segment(site)?;
+    let removed = site.json(&["key", "remove", "late", "--identity", &daily, "--json"])?;
+    ensure!(removed["epoch"] == "e0002" && removed["new_epoch"] == true, "{removed}");
+    let after = segment(site)?;
+    for identity in [&daily, &offline] {
+        get(site, &before, identity)?.expect(0, &[])?;
+        get(site, &after, identity)?.expect(0, &[])?;
+    }
+    get(site, &before, &late)?.expect(0, &[])?;
+    get(site, &after, &late)?.expect(207, &["e0002"])?;
+    site.ask(&["key", "add", &pair, "--identity", &daily])?.expect(0, &[])?;
+    get(site, &after, &late)?.expect(0, &[])?;
+
+    // An agent that runs since before that.
+    let host = format!("[keys]\nhost_file = \"{}\"\n", world.host_file().display());
+    configure(site, &format!("{}{host}", own_repository(site)))?;
+    let agent = Agent::start(site)?;
+    get(site, &segment(site)?, &late)?.expect(0, &[])?;
+    let said = site.ask(&["key", "remove", "late", "--identity", &daily])?;
+    says(
+        &said,
+        0,
+        &["epoch e0003 begins, which late cannot open", "before can be read with that key still"],
+    )?;
+    let closed = || {
+        let newest = segment(site)?;
+        get(site, &newest, &daily)?.expect(0, &[])?;
+        Ok(get(site, &newest, &late)?.code == 207)
+    };
+    until(closed, || agent.log())?;
+    agent.end(Signal::SIGTERM)?;
     Ok(())
 }

@@ -129,7 +129,7 @@ pub enum KeyCommand {
         #[arg(value_name = "NAME=AGE1...")]
         recipient: String,
     },
-    /// Leave a recipient out from now on; takes an identity that opens everything
+    /// Begin a key epoch that a recipient cannot open; takes an identity that opens everything. What was stored before stays readable to him
     Remove {
         /// Its name
         name: String,
