@@ -1,5 +1,5 @@
 //! `pitr key` and `pitr init --host-file` in the hands of somebody who errs: an old copy of the host file, one file for two keys, wraps that
-//! somebody deleted, a configuration that does not name the host file that is given, a recipient who was removed.
+//! somebody deleted, a configuration that does not name the host file that is given, a recipient who was removed, a host file that is lost.
 //!
 //! What must never happen: a secret that replaces another, a host file whose epoch finds no place, a cluster in clear that somebody believed
 //! to be encrypted, "it opens" of what does not open.
@@ -9,6 +9,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -315,4 +316,66 @@ fn what_is_stored_once_a_recipient_is_removed_is_closed_to_him() -> Result<()> {
     until(closed, || agent.log())?;
     agent.end(Signal::SIGTERM)?;
     Ok(())
+}
+
+#[test]
+fn a_host_file_is_made_anew_only_from_what_is_vouched_for_and_over_no_other() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let (site, daily) = (&world.site, world.daily());
+    let wrong = scratch("pitr-wrong-")?;
+    keys::init(&wrong.path().join("host"), wrong.path(), &[])?;
+    let wrong = keys::daily(wrong.path()).display().to_string();
+    let list = site.json(&["key", "list", "--json"])?;
+    let fingerprint = list["seal_fingerprint"].as_str().context("a fingerprint")?;
+    let one = format!("one={}", world.somebody()?);
+    let two = format!("two={}", list["recipients"][0]["recipient"].as_str().context("a recipient")?);
+    // A machine that has nothing but a configuration.
+    let bare = site.place().join("bare.toml").display().to_string();
+    let url = site.repository.display();
+    fs::write(
+        &bare,
+        format!("cluster = \"main\"\n[[repository]]\nname = \"only\"\nurl = \"file://{url}\"\n"),
+    )?;
+    give_to_server(Path::new(&bare))?;
+    let new = site.place().join("new.host");
+    let file = new.display().to_string();
+    let recover = |identity: &str, more: &[&str]| {
+        let mut command = as_server(site.program())?;
+        command.args(["--config", &bare, "--identity", identity, "key", "recover", "--host-file", &file]);
+        Answer::of(command.args(more))
+    };
+    let both = ["--recipient", &one, "--recipient", &two];
+    let vouched = ["--seal-fingerprint", fingerprint];
+    let before = site.listing()?;
+    recover(&daily, &both)?.expect(3, &["nothing says which seal key", "--unverified"])?;
+    recover(&daily, &[&both[..2], &vouched].concat())?.expect(3, &["too few"])?;
+    recover(&wrong, &[&both[..], &vouched].concat())?.expect(7, &["e0001"])?;
+    let zeros = "00".repeat(32);
+    recover(&daily, &[&both[..], &["--seal-fingerprint", &zeros]].concat())?
+        .expect(9, &["no wrap holds the seal key whose fingerprint was given"])?;
+    let planted = world.wraps("e0001")?.join("wrap-0002.age");
+    fs::write(&planted, "planted")?;
+    give_to_server(&planted)?;
+    recover(&daily, &[&both[..], &vouched].concat())?.expect(9, &["e0001/wrap-0002.age", "planted"])?;
+    fs::remove_file(&planted)?;
+    ensure!(!new.exists() && site.listing()? == before, "something was written");
+    let done = recover(&daily, &[&both[..], &["--unverified", "--json"]].concat())?;
+    done.expect(0, &[])?;
+    let json: serde_json::Value = serde_json::from_str(&done.out)?;
+    ensure!(json["epoch"] == "e0002" && json["verified"] == false, "{json}");
+    ensure!(
+        json["seal_fingerprint"] == fingerprint && json["repositories"][0]["repository"] == "only",
+        "{json}"
+    );
+    let (mode, bytes) = (fs::metadata(&new)?.permissions().mode() & 0o7777, fs::read(&new)?);
+    ensure!(mode == 0o600, "{mode:o}");
+    recover(&daily, &[&both[..], &vouched].concat())?.expect(9, &["new.host is there already"])?;
+    ensure!(fs::read(&new)? == bytes, "it was replaced");
+    // It is the newest copy now, and knows all that is stored.
+    site.ask(&["key", "rotate"])?.expect(9, &["e0001/wrap-0002.age", "old copy"])?;
+    fs::rename(&new, world.host_file())?;
+    let list = site.json(&["key", "list", "--json"])?;
+    let only = &list["repositories"][0];
+    ensure!(only["missing"] == serde_json::json!([]) && only["strange"] == serde_json::json!([]), "{list}");
+    get(site, &segment(site)?, &daily)?.expect(0, &[])
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  init      on an operator's machine by preference: makes the host file, and identity files if asked to
 //!  rotate, add, remove   change the host file, then every repository that is named or configured
+//!  recover   makes a host file of what the repositories hold, for who lost it
 //!  list, test            look            kit   prints the page that a person keeps
 //! ```
 //! Nothing secret is printed, but by `kit --with-identity`, whose purpose it is. Files of secrets are made with mode 0600 and never
@@ -10,6 +11,7 @@
 //! and it does not know says that it is not.
 
 mod kit;
+mod recover;
 mod test;
 
 use std::collections::BTreeSet;
@@ -43,6 +45,7 @@ pub async fn run(common: &Common, args: &KeyArgs) -> Result<Ended> {
         KeyCommand::Rotate => rotate(common, args).await,
         KeyCommand::Add { recipient } => add(common, args, named(recipient)?).await,
         KeyCommand::Remove { name } => remove(common, args, name).await,
+        KeyCommand::Recover(wanted) => recover::run(common, args, wanted).await,
         KeyCommand::List => list(common, args).await,
         KeyCommand::Test => test::run(common).await,
         KeyCommand::Kit { with_identity } => kit::run(common, args, *with_identity).await,

@@ -5,17 +5,22 @@
 //!  rotate   the next epoch, wrapped for the same recipients    ─► host file ─► repositories          takes no secret
 //!  add      a new wrap of every epoch                          ─► host file ─► repositories          takes an identity that opens them
 //!  remove   the same, and the next epoch                       ─► host file ─► repositories          the same
+//!  recover  all of it from the wraps, and the next epoch       ─► new host file ─► repositories      the same
 //! ```
 //! The host file is written first, the repositories follow; whoever dies in between has lost nothing, since a push puts what its folder
 //! lacks. What was made is opened again with every identity at hand before anything is written. Nothing that is stored is rewritten.
 //! Rules: REPOSITORY.md 5.
 
+mod recover;
+
 use jiff::Timestamp;
+
+pub use recover::{Folders, recover};
 
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::repo::path::{ClusterName, Sealing};
-use crate::repo::Repository;
+use crate::repo::{Repository, System};
 use crate::seal::wrap::MAX_WRAPS;
 use crate::seal::{
     Epoch, EpochKey, HostEpoch, HostFile, Identity, NamedRecipient, Opened, Recipient, SealError, SealKey,
@@ -201,6 +206,15 @@ pub async fn compare(repository: &Repository, host: &HostFile) -> Result<Vec<Pla
         places.push(Place { repository: repository.name().to_owned(), system, missing, strange });
     }
     Ok(places)
+}
+
+/// The epochs that the complete backups of a folder were sealed with.
+///
+/// # Errors
+/// As the store answers.
+pub async fn sealed_with(system: &System) -> Result<Vec<Epoch>> {
+    let backups = system.catalog().await?.backups;
+    Ok(backups.iter().filter_map(|backup| backup.complete()?.key).collect())
 }
 
 /// Puts the host file's wraps into every sealed folder; the folders.

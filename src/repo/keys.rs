@@ -116,6 +116,21 @@ impl Keyring {
         self.host.as_ref().map(|host| host.seal.fingerprint()).or(self.expected)
     }
 
+    /// What those of `wraps` hold that open here and bear the seal key that is believed.
+    ///
+    /// # Errors
+    /// In words, if they do not add up to one cluster's keys.
+    pub fn open_wraps(&self, cluster: &str, wraps: &[(Epoch, u32, Wrap)]) -> Result<Vec<Opened>, String> {
+        let opened = wraps.iter().filter_map(|(e, _, wrap)| wrap.open(&self.identities, cluster, *e).ok());
+        let believed =
+            |found: &Opened| self.trusts().is_none_or(|trusted| trusted == found.seal.fingerprint());
+        let opened: Vec<Opened> = opened.filter(believed).collect();
+        if !opened.is_empty() {
+            self.agree(opened.clone())?;
+        }
+        Ok(opened)
+    }
+
     /// What the wraps that could be opened add up to.
     fn agree(&self, opened: Vec<Opened>) -> Result<Unlocked, String> {
         let mut seal: Option<SealKey> = None;
