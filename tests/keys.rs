@@ -233,26 +233,51 @@ fn a_host_file_that_the_configuration_does_not_name_is_refused() -> Result<()> {
 }
 
 #[test]
-fn what_is_made_elsewhere_in_clear_is_said_aloud_unless_it_is_wanted() -> Result<()> {
+fn nothing_is_made_elsewhere_in_clear_unless_somebody_says_so() -> Result<()> {
     let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
     let Some(s3) = S3::start()? else { return Ok(()) };
     let options = SiteOptions { archives: false, ..SiteOptions::default() };
     let site = Site::new(&install, &options)?;
     let conninfo = site.cluster.conninfo();
-    for (name, more, flag, exposed) in
-        [("a", "", &[][..], true), ("b", "sealed = false\n", &[], false), ("c", "", &["--plain"], false)]
-    {
-        let settings = s3.settings(site.place())?;
-        site.write_config(&format!(
-            "[[repository]]\nname = \"far\"\nurl = \"s3://bucket/{name}\"\n{settings}{more}"
-        ))?;
-        let done = site.json(&[&["init", "--superuser", &conninfo, "--json"][..], flag].concat())?;
-        ensure!(done["exposed"].to_string().contains("far") == exposed, "{name}: {done}");
-        // It is too late to say so a second time.
-        let again = site.ask(&["init", "--superuser", &conninfo])?;
-        says(&again, 0, &["not encrypted"])?;
-        ensure!(!again.out.contains("WARNING"), "{again:?}");
+    let (near, settings) = (site.place().join("near"), s3.settings(site.place())?);
+    let far = |name: &str, more: &str| {
+        // The other one, which needs no word, is not made either.
+        let near = format!("[[repository]]\nname = \"near\"\nurl = \"file://{}\"\n", near.display());
+        let far = format!("[[repository]]\nname = \"far\"\nurl = \"s3://bucket/{name}\"\n{settings}{more}");
+        site.write_config(&format!("{near}{far}"))
+    };
+    let made = |name: &str| s3.directory.path().join("bucket").join(name).exists();
+    far("a", "")?;
+    let refused = site.ask(&["init", "--superuser", &conninfo])?;
+    refused.expect(3, &["s3://bucket/a", "[keys]", "sealed = false", "--plain"])?;
+    ensure!(!made("a") && !near.exists(), "something was made");
+    for (name, more, flag) in [("b", "sealed = false\n", &[][..]), ("c", "", &["--plain"])] {
+        far(name, more)?;
+        site.ask(&[&["init", "--superuser", &conninfo][..], flag].concat())?.expect(0, &[])?;
+        ensure!(made(name), "{name} was not made");
+        // What is there already is no decision any more.
+        far(name, "")?;
+        says(&site.ask(&["init", "--superuser", &conninfo])?, 0, &["there already, not encrypted"])?;
     }
+    Ok(())
+}
+
+#[test]
+fn an_init_that_lacks_the_host_file_leaves_nothing_behind() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let (site, host) = (&world.site, world.host_file().display().to_string());
+    let (place, conninfo) = (site.place(), site.cluster.conninfo());
+    let url = format!("file://{}", site.repository.display());
+    let config = place.join("new.toml");
+    let init = |more: &[&str]| {
+        let mut command = as_server(site.program())?;
+        command.arg("--config").arg(&config).args(["--repository", &url, "--cluster", "main"]);
+        Answer::of(command.args(["init", "--superuser", &conninfo]).args(more))
+    };
+    init(&[])?.expect(7, &["encrypted", "--host-file", "key recover"])?;
+    ensure!(!config.exists(), "a configuration was left");
+    init(&["--host-file", &host])?.expect(0, &[])?;
+    ensure!(fs::read_to_string(&config)?.contains(&host));
     Ok(())
 }
 
