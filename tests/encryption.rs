@@ -1,124 +1,25 @@
 //! Encryption on real servers: a host that archives and backs up without any key that opens, and what a person can do with one.
 //!
-//! The oracles are rows of PostgreSQL, the bytes in the repository, and exit codes. Losing the host means here that everything but the
-//! bucket and the printed kit is deleted.
+//! The oracles are rows of PostgreSQL, the bytes in the repository, and exit codes. The kit, and the loss of the host, are in
+//! tests/kit.rs.
 
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
-#![expect(clippy::print_stderr, reason = "a skipped test says so, and a recovery its time")]
+#![expect(clippy::print_stderr, reason = "a test says how much was fetched")]
 
 mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use support::agent::{Agent, configure, own_repository, status};
-use support::cluster::{Cluster, Install, Stop, as_server, give_to_server, run, scratch};
+use support::cluster::{Install, Stop, as_server, give_to_server};
 use support::meter::Meter;
-use support::office::{Office, sealed, sealed_here};
-use support::restored::walk;
+use support::office::{Office, ROWS, fill, is_in_clear, sealed, sealed_here};
 use support::s3::S3;
 use support::site::{Answer, Site, SiteOptions, open, settle, until};
-
-/// What no byte in the repository may say.
-const IN_ROWS: &str = "the patient in room seven";
-const IN_CONF: &str = "pitr_test.secret_of_the_configuration";
-
-fn fill(site: &Site) -> Result<()> {
-    site.cluster.append_conf("postgresql.conf", &format!("{IN_CONF} = 'x'\n"))?;
-    site.cluster.psql("SELECT pg_reload_conf()")?;
-    site.cluster.psql(&format!(
-        "CREATE TABLE t AS SELECT n, '{IN_ROWS} ' || n AS said FROM generate_series(1, 2000) n"
-    ))?;
-    Ok(())
-}
-
-const ROWS: &str = "SELECT count(*) || ' ' || md5(string_agg(said, ',' ORDER BY n)) FROM t";
-
-fn is_in_clear(repository: &Path) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    walk(repository, &mut |path| {
-        let bytes = fs::read(path).unwrap_or_default();
-        let says = |word: &str| bytes.windows(word.len()).any(|w| w == word.as_bytes());
-        // What zstd leaves as it is would be seen; a frame that is not encrypted shows by its magic at an object's start or behind a header.
-        let frame = [0, 512].iter().any(|at| bytes.get(*at..at + 4) == Some(&[0x28, 0xB5, 0x2F, 0xFD]));
-        let annex = bytes.get(512..516) == Some(&[0x51, 0x2A, 0x4D, 0x18]);
-        if says(IN_ROWS) || says(IN_CONF) || frame || annex {
-            found.push(path.display().to_string());
-        }
-    })?;
-    Ok(found)
-}
-
-#[test]
-fn a_lost_host_comes_back_from_the_kit_and_the_bucket() -> Result<()> {
-    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
-    let Some(s3) = S3::start()? else { return Ok(()) };
-    let (site, office) = sealed(
-        &install,
-        &SiteOptions::default(),
-        |_| "s3://bucket/pg".to_owned(),
-        |place| s3.settings(place),
-    )?;
-    fill(&site)?;
-    let stored = |name: &str| {
-        let path = s3.directory.path().join("bucket/pg/main").join(site.system()?);
-        let part = |range| name.get(range).unwrap_or_default();
-        Ok(path.join("wal").join(part(0..8)).join(part(8..16)).join(format!("{name}.wal")).exists())
-    };
-    support::site::switch(&site.cluster, stored)?;
-    site.backup()?;
-    site.cluster
-        .psql(&format!("INSERT INTO t SELECT n, '{IN_ROWS} ' || n FROM generate_series(2001, 3000) n"))?;
-    let rows = site.cluster.psql(ROWS)?;
-    support::site::switch(&site.cluster, stored)?;
-    let offline = office.offline().display().to_string();
-    let kit = site.ask(&["key", "kit", "--with-identity", "--identity", &offline])?;
-    kit.expect(0, &[])?;
-    let credentials = fs::read(site.place().join("keys"))?;
-    let clear = is_in_clear(s3.directory.path())?;
-    ensure!(clear.is_empty(), "in clear: {clear:?}");
-
-    // The host, its configuration and its host file are gone, and so is the office: a page of paper is left. What it says is done to the
-    // letter, as root, with another directory in place of /etc/pitr.
-    site.cluster.crash()?;
-    drop((site, office));
-    let began = Instant::now();
-    let desk = scratch("pitr-desk-")?;
-    let (etc, page) = (desk.path().join("pitr"), kit.out);
-    fs::create_dir(&etc)?;
-    let page = page.replace("/etc/pitr", &etc.display().to_string());
-    let key = page.lines().map(str::trim).find(|l| l.starts_with("AGE-SECRET-KEY-1")).context("no key")?;
-    fs::write(etc.join("recovery.key"), format!("{key}\n"))?;
-    fs::write(etc.join("credentials"), &credentials)?;
-    let (_, rest) = page.split_once("restore.toml:\n").context("no configuration")?;
-    let (text, rest) = rest.split_once("\n  PostgreSQL's").context("no end of it")?;
-    fs::write(etc.join("restore.toml"), text)?;
-    let chown = rest.lines().map(str::trim).find(|line| line.starts_with("chown")).context("no chown")?;
-    if nix::unistd::geteuid().is_root() {
-        run(Command::new("sh").args(["-c", chown]))?;
-    } else {
-        eprintln!("SKIPPED in part: who is not root does not change the owner of files");
-    }
-    let config = etc.join("restore.toml");
-    let copy = Cluster::around(&install)?;
-    let target = copy.data.display().to_string();
-    let ask = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pitr"));
-        Answer::of(command.arg("--config").arg(&config).args(args))
-    };
-    let info = ask(&["info"])?;
-    ensure!(info.code == 0 && !info.out.contains("UNVERIFIED"), "{info:?}");
-    ask(&["restore", "--copy", "--target-dir", &target, "--json"])?.expect(0, &[])?;
-    open(&copy)?;
-    ensure!(copy.psql(ROWS)? == rows, "other rows came back");
-    eprintln!("from kit and bucket to an open server in {:?}", began.elapsed());
-    Ok(())
-}
 
 #[test]
 fn a_host_without_a_key_archives_and_backs_up_and_nothing_is_in_clear() -> Result<()> {
@@ -339,8 +240,7 @@ fn keys_rotate_recipients_come_and_go_and_check_compares_the_wraps() -> Result<(
     let refused = site.ask(&["key", "add", &format!("oops={secret}")])?;
     ensure!(refused.code == 3 && !refused.err.contains(&secret), "{refused:?}");
     site.ask(&["key", "remove", "late", "--identity", &offline])?.expect(0, &[])?;
-    site.json(&["key", "rotate", "--json"])?;
-    site.cluster.psql("SELECT pg_create_restore_point('rotated again')")?;
+    site.cluster.psql("SELECT pg_create_restore_point('removed')")?;
     site.switch()?;
     site.ask(&["key", "test", "--identity", &new])?.expect(7, &["e0003"])?;
     site.ask(&["key", "remove", "daily", "--identity", &offline])?.expect(3, &["too few"])?;

@@ -563,7 +563,7 @@ fn expiry_in_a_bucket_leaves_what_is_promised() -> Result<()> {
             &source.config,
             format!("{head}[[repository]]\nname = \"cloud\"\nurl = \"s3://bucket/pre\"\n{more}"),
         )?;
-        source.pitr(&["init"])?.expect(0).map(drop)
+        source.pitr(&["init", "--plain"])?.expect(0).map(drop)
     };
     let Some(bench) = Bench::with(3, AT_ONCE, into_bucket)? else { return Ok(()) };
     let (one, two, last) = (&bench.backups[0], &bench.backups[1], &bench.backups[2]);

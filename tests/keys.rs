@@ -1,5 +1,5 @@
 //! `pitr key` and `pitr init --host-file` in the hands of somebody who errs: an old copy of the host file, one file for two keys, wraps that
-//! somebody deleted, a configuration that does not name the host file that is given.
+//! somebody deleted, a configuration that does not name the host file that is given, a recipient who was removed, a host file that is lost.
 //!
 //! What must never happen: a secret that replaces another, a host file whose epoch finds no place, a cluster in clear that somebody believed
 //! to be encrypted, "it opens" of what does not open.
@@ -9,14 +9,17 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
+use support::agent::{Agent, configure, own_repository};
 use support::cluster::{Install, as_server, give_to_server, scratch};
 use support::keys;
 use support::s3::S3;
-use support::site::{Answer, Site, SiteOptions};
+use support::site::{Answer, Site, SiteOptions, until};
 
 /// A server that archives into an encrypted repository, and the operator's directory.
 struct World {
@@ -230,25 +233,174 @@ fn a_host_file_that_the_configuration_does_not_name_is_refused() -> Result<()> {
 }
 
 #[test]
-fn what_is_made_elsewhere_in_clear_is_said_aloud_unless_it_is_wanted() -> Result<()> {
+fn nothing_is_made_elsewhere_in_clear_unless_somebody_says_so() -> Result<()> {
     let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
     let Some(s3) = S3::start()? else { return Ok(()) };
     let options = SiteOptions { archives: false, ..SiteOptions::default() };
     let site = Site::new(&install, &options)?;
     let conninfo = site.cluster.conninfo();
-    for (name, more, flag, exposed) in
-        [("a", "", &[][..], true), ("b", "sealed = false\n", &[], false), ("c", "", &["--plain"], false)]
-    {
-        let settings = s3.settings(site.place())?;
-        site.write_config(&format!(
-            "[[repository]]\nname = \"far\"\nurl = \"s3://bucket/{name}\"\n{settings}{more}"
-        ))?;
-        let done = site.json(&[&["init", "--superuser", &conninfo, "--json"][..], flag].concat())?;
-        ensure!(done["exposed"].to_string().contains("far") == exposed, "{name}: {done}");
-        // It is too late to say so a second time.
-        let again = site.ask(&["init", "--superuser", &conninfo])?;
-        says(&again, 0, &["not encrypted"])?;
-        ensure!(!again.out.contains("WARNING"), "{again:?}");
+    let (near, settings) = (site.place().join("near"), s3.settings(site.place())?);
+    let far = |name: &str, more: &str| {
+        // The other one, which needs no word, is not made either.
+        let near = format!("[[repository]]\nname = \"near\"\nurl = \"file://{}\"\n", near.display());
+        let far = format!("[[repository]]\nname = \"far\"\nurl = \"s3://bucket/{name}\"\n{settings}{more}");
+        site.write_config(&format!("{near}{far}"))
+    };
+    let made = |name: &str| s3.directory.path().join("bucket").join(name).exists();
+    far("a", "")?;
+    let refused = site.ask(&["init", "--superuser", &conninfo])?;
+    refused.expect(3, &["s3://bucket/a", "[keys]", "sealed = false", "--plain"])?;
+    ensure!(!made("a") && !near.exists(), "something was made");
+    for (name, more, flag) in [("b", "sealed = false\n", &[][..]), ("c", "", &["--plain"])] {
+        far(name, more)?;
+        site.ask(&[&["init", "--superuser", &conninfo][..], flag].concat())?.expect(0, &[])?;
+        ensure!(made(name), "{name} was not made");
+        // What is there already is no decision any more.
+        far(name, "")?;
+        says(&site.ask(&["init", "--superuser", &conninfo])?, 0, &["there already, not encrypted"])?;
     }
     Ok(())
+}
+
+#[test]
+fn an_init_that_lacks_the_host_file_leaves_nothing_behind() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let (site, host) = (&world.site, world.host_file().display().to_string());
+    let (place, conninfo) = (site.place(), site.cluster.conninfo());
+    let url = format!("file://{}", site.repository.display());
+    let config = place.join("new.toml");
+    let init = |more: &[&str]| {
+        let mut command = as_server(site.program())?;
+        command.arg("--config").arg(&config).args(["--repository", &url, "--cluster", "main"]);
+        Answer::of(command.args(["init", "--superuser", &conninfo]).args(more))
+    };
+    init(&[])?.expect(7, &["encrypted", "--host-file", "key recover"])?;
+    ensure!(!config.exists(), "a configuration was left");
+    init(&["--host-file", &host])?.expect(0, &[])?;
+    ensure!(fs::read_to_string(&config)?.contains(&host));
+    Ok(())
+}
+
+/// Fetches a segment with an identity.
+fn get(site: &Site, segment: &str, identity: &str) -> Result<Answer> {
+    let dest = site.place().join("dest").display().to_string();
+    let answer = site.ask(&["--identity", identity, "archive-get", segment, &dest])?;
+    ensure!(Path::new(&dest).exists() == (answer.code == 0), "{answer:?}");
+    fs::remove_file(&dest).ok();
+    Ok(answer)
+}
+
+/// Ends a segment in which something happened.
+fn segment(site: &Site) -> Result<String> {
+    site.cluster.psql("SELECT pg_create_restore_point('x')")?;
+    site.switch()
+}
+
+#[test]
+fn what_is_stored_once_a_recipient_is_removed_is_closed_to_him() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let (site, daily) = (&world.site, world.daily());
+    let offline = keys::offline(world.office.path()).display().to_string();
+    let other = scratch("pitr-late-")?;
+    keys::init(&other.path().join("host"), other.path(), &[])?;
+    let late = keys::daily(other.path());
+    let public = fs::read_to_string(&late)?;
+    let public = public.lines().find_map(|line| line.strip_prefix("# public key: ")).context("a key")?;
+    let (late, pair) = (late.display().to_string(), format!("late={public}"));
+    let added = site.json(&["key", "add", &pair, "--identity", &daily, "--json"])?;
+    ensure!(added["epoch"] == "e0001" && added["new_epoch"] == false, "{added}");
+    let before = segment(site)?;
+    let removed = site.json(&["key", "remove", "late", "--identity", &daily, "--json"])?;
+    ensure!(removed["epoch"] == "e0002" && removed["new_epoch"] == true, "{removed}");
+    let after = segment(site)?;
+    for identity in [&daily, &offline] {
+        get(site, &before, identity)?.expect(0, &[])?;
+        get(site, &after, identity)?.expect(0, &[])?;
+    }
+    get(site, &before, &late)?.expect(0, &[])?;
+    get(site, &after, &late)?.expect(207, &["e0002"])?;
+    site.ask(&["key", "add", &pair, "--identity", &daily])?.expect(0, &[])?;
+    get(site, &after, &late)?.expect(0, &[])?;
+
+    // An agent that runs since before that.
+    let host = format!("[keys]\nhost_file = \"{}\"\n", world.host_file().display());
+    configure(site, &format!("{}{host}", own_repository(site)))?;
+    let agent = Agent::start(site)?;
+    get(site, &segment(site)?, &late)?.expect(0, &[])?;
+    let said = site.ask(&["key", "remove", "late", "--identity", &daily])?;
+    says(
+        &said,
+        0,
+        &["epoch e0003 begins, which late cannot open", "before can be read with that key still"],
+    )?;
+    let closed = || {
+        let newest = segment(site)?;
+        get(site, &newest, &daily)?.expect(0, &[])?;
+        Ok(get(site, &newest, &late)?.code == 207)
+    };
+    until(closed, || agent.log())?;
+    agent.end(Signal::SIGTERM)?;
+    Ok(())
+}
+
+#[test]
+fn a_host_file_is_made_anew_only_from_what_is_vouched_for_and_over_no_other() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let (site, daily) = (&world.site, world.daily());
+    let wrong = scratch("pitr-wrong-")?;
+    keys::init(&wrong.path().join("host"), wrong.path(), &[])?;
+    let wrong = keys::daily(wrong.path()).display().to_string();
+    let list = site.json(&["key", "list", "--json"])?;
+    let fingerprint = list["seal_fingerprint"].as_str().context("a fingerprint")?;
+    let one = format!("one={}", world.somebody()?);
+    let two = format!("two={}", list["recipients"][0]["recipient"].as_str().context("a recipient")?);
+    // A machine that has nothing but a configuration.
+    let bare = site.place().join("bare.toml").display().to_string();
+    let url = site.repository.display();
+    fs::write(
+        &bare,
+        format!("cluster = \"main\"\n[[repository]]\nname = \"only\"\nurl = \"file://{url}\"\n"),
+    )?;
+    give_to_server(Path::new(&bare))?;
+    let new = site.place().join("new.host");
+    let file = new.display().to_string();
+    let recover = |identity: &str, more: &[&str]| {
+        let mut command = as_server(site.program())?;
+        command.args(["--config", &bare, "--identity", identity, "key", "recover", "--host-file", &file]);
+        Answer::of(command.args(more))
+    };
+    let both = ["--recipient", &one, "--recipient", &two];
+    let vouched = ["--seal-fingerprint", fingerprint];
+    let before = site.listing()?;
+    recover(&daily, &both)?.expect(3, &["nothing says which seal key", "--unverified"])?;
+    recover(&daily, &[&both[..2], &vouched].concat())?.expect(3, &["too few"])?;
+    recover(&wrong, &[&both[..], &vouched].concat())?.expect(7, &["e0001"])?;
+    let zeros = "00".repeat(32);
+    recover(&daily, &[&both[..], &["--seal-fingerprint", &zeros]].concat())?
+        .expect(9, &["no wrap holds the seal key whose fingerprint was given"])?;
+    let planted = world.wraps("e0001")?.join("wrap-0002.age");
+    fs::write(&planted, "planted")?;
+    give_to_server(&planted)?;
+    recover(&daily, &[&both[..], &vouched].concat())?.expect(9, &["e0001/wrap-0002.age", "planted"])?;
+    fs::remove_file(&planted)?;
+    ensure!(!new.exists() && site.listing()? == before, "something was written");
+    let done = recover(&daily, &[&both[..], &["--unverified", "--json"]].concat())?;
+    done.expect(0, &[])?;
+    let json: serde_json::Value = serde_json::from_str(&done.out)?;
+    ensure!(json["epoch"] == "e0002" && json["verified"] == false, "{json}");
+    ensure!(
+        json["seal_fingerprint"] == fingerprint && json["repositories"][0]["repository"] == "only",
+        "{json}"
+    );
+    let (mode, bytes) = (fs::metadata(&new)?.permissions().mode() & 0o7777, fs::read(&new)?);
+    ensure!(mode == 0o600, "{mode:o}");
+    recover(&daily, &[&both[..], &vouched].concat())?.expect(9, &["new.host is there already"])?;
+    ensure!(fs::read(&new)? == bytes, "it was replaced");
+    // It is the newest copy now, and knows all that is stored.
+    site.ask(&["key", "rotate"])?.expect(9, &["e0001/wrap-0002.age", "old copy"])?;
+    fs::rename(&new, world.host_file())?;
+    let list = site.json(&["key", "list", "--json"])?;
+    let only = &list["repositories"][0];
+    ensure!(only["missing"] == serde_json::json!([]) && only["strange"] == serde_json::json!([]), "{list}");
+    get(site, &segment(site)?, &daily)?.expect(0, &[])
 }

@@ -129,11 +129,13 @@ pub enum KeyCommand {
         #[arg(value_name = "NAME=AGE1...")]
         recipient: String,
     },
-    /// Leave a recipient out from now on; takes an identity that opens everything
+    /// Begin a key epoch that a recipient cannot open; takes an identity that opens everything. What was stored before stays readable to him
     Remove {
         /// Its name
         name: String,
     },
+    /// Make the host file anew from an identity and the repositories, after the host is lost, and begin the next key epoch
+    Recover(KeyRecoverArgs),
     /// Epochs, their age, recipients, and whether the repositories have the wraps
     List,
     /// Does the identity at hand open what is stored? Exit 7: not all of it
@@ -155,6 +157,17 @@ pub struct KeyInitArgs {
     /// Who may read: a name, and a file that is made for its new identity
     #[arg(long, value_name = "NAME=FILE")]
     pub generate: Vec<String>,
+}
+
+/// Flags of `key recover`.
+#[derive(Debug, Args)]
+pub struct KeyRecoverArgs {
+    /// Who may read from now on, and all that is stored.
+    #[command(flatten)]
+    pub recipients: KeyInitArgs,
+    /// Believe the seal key that the repositories hold, although no fingerprint vouches for it
+    #[arg(long)]
+    pub unverified: bool,
 }
 
 /// Flags of `init`.

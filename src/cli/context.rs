@@ -197,7 +197,11 @@ fn local_path(config: &RepositoryConfig) -> Option<PathBuf> {
     }
 }
 
-fn read_credentials(path: &Path) -> Result<Settings, Error> {
+/// The names and values of a credentials file.
+///
+/// # Errors
+/// Kind `Key` if it cannot be read, `Usage` if it is none.
+pub fn read_credentials(path: &Path) -> Result<Settings, Error> {
     use std::io::Read;
     let unreadable = |e: std::io::Error| {
         Error::key(format!("cannot read the credentials file {}", path.display()))

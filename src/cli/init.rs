@@ -1,7 +1,8 @@
 //! `pitr init`: from a stock server to one that archives, without a file edited by hand.
 //!
 //! ```text
-//!  as root:   ask the server (as its user) ─► write the configuration, make the repository's directory ─► step down for good
+//!  as root:   ask the server and look at the repositories (as its user) ─► write the configuration, make the repository's directory
+//!             ─► step down for good
 //!  as owner:  identity in every repository ─► settings printed, or made with --apply ─► what to do next
 //! ```
 //! Run by an ordinary user, the same without the change of user: the configuration then needs a place that user may write
@@ -28,6 +29,7 @@ use crate::ops::init::settings::{self, Change};
 use crate::ops::init::{self, RepositoryReport};
 use crate::pgdata::conf;
 use crate::pgwire::{ConnError, ConnInfo, Deadlines, Sql, Target};
+use crate::repo::RepoError;
 use crate::repo::path::ClusterName;
 use crate::store::StoreUrl;
 use crate::wal::{SystemId, WalFileName};
@@ -47,8 +49,6 @@ struct Done {
     repositories: Vec<RepositoryReport>,
     changes: Vec<Change>,
     applied: bool,
-    /// In clear elsewhere, and nobody said that this is wanted.
-    exposed: Vec<String>,
     role: Vec<String>,
     adopted: Option<Vec<WalFileName>>,
 }
@@ -72,13 +72,26 @@ pub fn run(common: &Common, args: &InitArgs) -> Result<Ended> {
     };
     let data_dir = args.data_dir.clone().or_else(|| facts.data_dir.clone());
     let owner = data_dir.as_deref().and_then(Account::owner_of).or(account);
-    let (config, written) = match found {
+    let (config, new) = match found {
         Some(config) => {
             check_host_file(args, &config)?;
-            (config, false)
+            (config, None)
         }
-        None => (write_configuration(common, args, &facts, data_dir.as_deref(), owner.as_ref())?, true),
+        None => {
+            let (config, text) = new_configuration(common, args, &facts, data_dir.as_deref())?;
+            (config, Some(text))
+        }
     };
+    // Before anything is made: what is refused leaves nothing behind.
+    let looked = || look(common, args, &facts, &config, &environment);
+    match &owner {
+        Some(owner) => privilege::acting_as(owner, looked)?,
+        None => looked()?,
+    }
+    if let Some(text) = &new {
+        write_configuration(&config, text, owner.as_ref())?;
+    }
+    let written = new.is_some();
     make_local_roots(&config, owner.as_ref())?;
     if let Some(owner) = &owner {
         privilege::step_down(owner)?;
@@ -118,9 +131,8 @@ async fn finish(
         init::apply(&mut sql, &changes).await?;
     }
     let stale = stale(&context.config, &facts);
-    let exposed = exposed(&context.config, args, &repositories);
     let applied = apply;
-    let done = Done { config, written, facts, stale, repositories, changes, applied, exposed, role, adopted };
+    let done = Done { config, written, facts, stale, repositories, changes, applied, role, adopted };
     if context.common.json {
         print_json(&done);
     } else {
@@ -129,11 +141,71 @@ async fn finish(
     Ok(Ended::Well)
 }
 
-/// Repositories that are new, elsewhere, and in clear though nobody said so: the configuration has no `[keys]`. Later is too late.
-fn exposed(config: &Config, args: &InitArgs, made: &[RepositoryReport]) -> Vec<String> {
-    let wanted = |name: &str| args.plain || config.repositories.iter().any(|r| r.name == name && !r.sealed);
-    let exposed = made.iter().filter(|r| r.created && !r.sealed && !is_local(&r.url) && !wanted(&r.name));
-    exposed.map(|repository| repository.name.clone()).collect()
+/// Whether all repositories can be what the configuration says of them, by reading alone: an encrypted one takes the host file, and a new one
+/// that is not on this host and not to be encrypted takes a word that this is wanted. Afterwards would be too late: a folder stays what
+/// it was made as.
+fn look(
+    common: &Common,
+    args: &InitArgs,
+    facts: &ServerFacts,
+    config: &Config,
+    environment: &std::collections::BTreeMap<String, String>,
+) -> Result<()> {
+    let keys = keyring::read(common, config, environment, Caller::Operator)?;
+    let context = Context {
+        common: Common { repository: Vec::new(), ..common.clone() },
+        config: config.clone(),
+        environment: environment.clone(),
+        keys,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Error::failed("cannot start the runtime").source(e))?;
+    runtime.block_on(async {
+        for configured in &context.config.repositories {
+            let repository = context.open(configured)?;
+            // Its directory is made later; a store says that it is gone.
+            let new = matches!(configured.url.parse(), Ok(StoreUrl::File(path)) if !path.exists());
+            let found = if new { Ok(Vec::new()) } else { repository.identities().await };
+            let there = found.map_err(lacks_host_file)?;
+            let wanted = args.plain || !configured.sealed || is_local(&configured.url);
+            match there.iter().any(|identity| identity.system == facts.system) {
+                true => {}
+                false if repository.is_to_be_sealed() => {
+                    repository.host_for_a_folder().map_err(lacks_host_file)?;
+                }
+                false if wanted => {}
+                false => return Err(in_clear(&configured.url, context.config.path.as_deref())),
+            }
+        }
+        Ok(())
+    })
+}
+
+fn lacks_host_file(error: RepoError) -> Error {
+    let lacks = matches!(error, RepoError::NoKeys { .. });
+    let error = Error::from(error);
+    if !lacks {
+        return error;
+    }
+    error.hint(
+        "it takes the cluster's host file: --host-file FILE, or host_file under [keys] in a configuration that is there. If it is lost, `pitr key recover` makes one",
+    )
+}
+
+/// What leaves the host is encrypted unless somebody says otherwise. `config` is the file that says nothing, if there is one.
+fn in_clear(url: &str, config: Option<&Path>) -> Error {
+    let make = "make keys with `pitr key init --host-file /etc/pitr/main.host --generate daily=FILE --generate offline=FILE`";
+    let then = config.filter(|path| path.exists()).map_or_else(
+        || "repeat with --host-file /etc/pitr/main.host; or say --plain".to_owned(),
+        |path| {
+            format!(
+                "put [keys] and host_file = \"/etc/pitr/main.host\" into {}; or say --plain, or sealed = false in its [[repository]]",
+                path.display()
+            )
+        },
+    );
+    Error::usage(format!("{url} is not on this host, and nothing says how it is to be encrypted"))
+        .hint(format!("{make} and {then}"))
 }
 
 /// What the configuration says of a server that is another one by now: after pg_upgrade the directories are new, and `restore
@@ -247,7 +319,7 @@ fn is_local(url: &str) -> bool {
     matches!(url.parse::<StoreUrl>(), Ok(StoreUrl::File(_) | StoreUrl::Memory(_)) | Err(_))
 }
 
-/// The host file to be named in a new configuration. What leaves the host is encrypted unless somebody says otherwise.
+/// The host file to be named in a new configuration.
 fn host_file(args: &InitArgs, url: &str) -> Result<Option<PathBuf>> {
     if let Some(path) = &args.host_file {
         let absolute = std::path::absolute(path);
@@ -258,18 +330,16 @@ fn host_file(args: &InitArgs, url: &str) -> Result<Option<PathBuf>> {
     if is_local(url) || args.plain {
         return Ok(None);
     }
-    Err(Error::usage(format!("{url} is not on this host, and nothing says how it is to be encrypted")).hint(
-        "make keys with `pitr key init --host-file /etc/pitr/main.host --generate daily=FILE --generate offline=FILE` and repeat with --host-file /etc/pitr/main.host; or say --plain",
-    ))
+    Err(in_clear(url, None))
 }
 
-fn write_configuration(
+/// The configuration that is to be written, and its text.
+fn new_configuration(
     common: &Common,
     args: &InitArgs,
     facts: &ServerFacts,
     data_dir: Option<&Path>,
-    owner: Option<&Account>,
-) -> Result<Config> {
+) -> Result<(Config, String)> {
     let url =
         match common.repository.as_slice() {
             [url] => url,
@@ -310,7 +380,11 @@ fn write_configuration(
     let path = std::path::absolute(&path)
         .map_err(|e| Error::usage("the configuration's path is wrong").source(e))?;
     let text = initial.render();
-    let config = Config::parse(&text, &path)?;
+    Ok((Config::parse(&text, &path)?, text))
+}
+
+fn write_configuration(config: &Config, text: &str, owner: Option<&Account>) -> Result<()> {
+    let path = config.path.clone().unwrap_or_else(|| PathBuf::from(SYSTEM_FILE));
     let cannot = |e: &dyn std::fmt::Display| {
         Error::failed(format!("cannot write the configuration {}", path.display()))
             .source(e.to_string())
@@ -321,8 +395,7 @@ fn write_configuration(
     }
     // The server's user reads it in archive_command; nobody else needs to.
     let owner = owner.filter(|_| privilege::is_root()).map(|account| Owner { uid: 0, gid: account.gid });
-    durable::write_replace(&path, text.as_bytes(), 0o640, owner).map_err(|e| cannot(&e))?;
-    Ok(config)
+    durable::write_replace(&path, text.as_bytes(), 0o640, owner).map_err(|e| cannot(&e))
 }
 
 /// Makes the directories of `file://` repositories while root may still make them anywhere.
@@ -407,12 +480,6 @@ fn said_of_repositories(done: &Done) -> String {
             "repository     {} {} ({state}{sealed}{degraded})\n",
             repository.name, repository.url
         ));
-        if done.exposed.contains(&repository.name) {
-            text.push_str(&format!(
-                "{:14} WARNING: not on this host, and readable by whoever can read it; that is fixed now. To encrypt, name another URL and a\n{:15}host_file under [keys] (`pitr key init`), and run init again; if clear is what you want, say sealed = false there\n",
-                "", ""
-            ));
-        }
         if let Some(key) = &repository.left_behind {
             text.push_str(&format!("{:14} nothing can be deleted there: {key} stays, and may go\n", ""));
         }
@@ -497,7 +564,6 @@ fn print_json(done: &Done) {
         "system_identifier": facts.system.to_string(),
         "version": facts.version,
         "repositories": repositories,
-        "exposed": done.exposed,
         "settings": changes,
         "applied": done.applied,
         "restart_needed": done.changes.iter().any(|c| c.restart),

@@ -3,6 +3,7 @@
 //! ```text
 //!  init      on an operator's machine by preference: makes the host file, and identity files if asked to
 //!  rotate, add, remove   change the host file, then every repository that is named or configured
+//!  recover   makes a host file of what the repositories hold, for who lost it
 //!  list, test            look            kit   prints the page that a person keeps
 //! ```
 //! Nothing secret is printed, but by `kit --with-identity`, whose purpose it is. Files of secrets are made with mode 0600 and never
@@ -10,6 +11,7 @@
 //! and it does not know says that it is not.
 
 mod kit;
+mod recover;
 mod test;
 
 use std::collections::BTreeSet;
@@ -31,6 +33,7 @@ use crate::ops::key;
 use crate::repo::Keyring;
 use crate::repo::path::ClusterName;
 use crate::seal::{HostFile, Identity, NamedRecipient, Recipient};
+use crate::wal::SystemId;
 
 /// Runs `key`.
 ///
@@ -40,15 +43,9 @@ pub async fn run(common: &Common, args: &KeyArgs) -> Result<Ended> {
     match &args.command {
         KeyCommand::Init(init) => self::init(common, args, init),
         KeyCommand::Rotate => rotate(common, args).await,
-        KeyCommand::Add { recipient } => {
-            let new = named(recipient)?;
-            let said = format!("{} can read everything that is stored", new.name);
-            change(common, args, &said, |host, identities| key::add(host, new, identities)).await
-        }
-        KeyCommand::Remove { name } => {
-            let said = format!("{name} is in no new wrap; what {name} could read before can be read still");
-            change(common, args, &said, |host, identities| key::remove(host, name, identities)).await
-        }
+        KeyCommand::Add { recipient } => add(common, args, named(recipient)?).await,
+        KeyCommand::Remove { name } => remove(common, args, name).await,
+        KeyCommand::Recover(wanted) => recover::run(common, args, wanted).await,
         KeyCommand::List => list(common, args).await,
         KeyCommand::Test => test::run(common).await,
         KeyCommand::Kit { with_identity } => kit::run(common, args, *with_identity).await,
@@ -98,6 +95,28 @@ fn init(common: &Common, args: &KeyArgs, wanted: &KeyInitArgs) -> Result<Ended> 
     })?;
     let path = std::path::absolute(&path)
         .map_err(|e| Error::usage(format!("cannot find {}", path.display())).source(e))?;
+    let (recipients, made) = who(wanted)?;
+    all_new(made.iter().map(|(_, file, _)| file).chain([&path]))?;
+    let host = key::init(&cluster, recipients, SystemClock.now())?;
+    let own: Vec<Identity> = made.iter().map(|(_, _, identity)| identity.clone()).collect();
+    key::prove(&host, &own)?;
+    if let Some(identities) = common.identity.as_deref().map(keyring::identity_file).transpose()? {
+        key::prove(&host, &identities)?;
+    }
+    write_identities(&made, &host)?;
+    let owner =
+        found.as_ref().and_then(|config| config.postgres.data_dir.as_deref()).and_then(Account::owner_of);
+    let owner = owner.or_else(|| Account::named("postgres"));
+    write(&path, host.render().as_bytes(), owner.as_ref())?;
+    show_init(common, &host, &path, &made);
+    Ok(Ended::Well)
+}
+
+/// An identity that is made: its name, the file that it goes into, itself.
+type Made = (String, PathBuf, Identity);
+
+/// The recipients that flags name, and the identities that are to be made for some of them.
+fn who(wanted: &KeyInitArgs) -> Result<(Vec<NamedRecipient>, Vec<Made>)> {
     let mut recipients = wanted.recipient.iter().map(|r| named(r)).collect::<Result<Vec<_>>>()?;
     let mut made = Vec::new();
     for text in &wanted.generate {
@@ -106,23 +125,15 @@ fn init(common: &Common, args: &KeyArgs, wanted: &KeyInitArgs) -> Result<Ended> 
         recipients.push(NamedRecipient { name: name.clone(), recipient: identity.recipient() });
         made.push((name, PathBuf::from(file), identity));
     }
-    all_new(made.iter().map(|(_, file, _)| file).chain([&path]))?;
-    let host = key::init(&cluster, recipients, SystemClock.now())?;
-    let own: Vec<Identity> = made.iter().map(|(_, _, identity)| identity.clone()).collect();
-    key::prove(&host, &own)?;
-    if let Some(identities) = common.identity.as_deref().map(keyring::identity_file).transpose()? {
-        key::prove(&host, &identities)?;
-    }
-    for (name, file, identity) in &made {
-        let what = format!("pitr: recipient {name} of cluster {cluster}");
+    Ok((recipients, made))
+}
+
+fn write_identities(made: &[Made], host: &HostFile) -> Result<()> {
+    for (name, file, identity) in made {
+        let what = format!("pitr: recipient {name} of cluster {}", host.cluster);
         write(file, identity.file(&what).as_bytes(), None)?;
     }
-    let owner =
-        found.as_ref().and_then(|config| config.postgres.data_dir.as_deref()).and_then(Account::owner_of);
-    let owner = owner.or_else(|| Account::named("postgres"));
-    write(&path, host.render().as_bytes(), owner.as_ref())?;
-    show_init(common, &host, &path, &made);
-    Ok(Ended::Well)
+    Ok(())
 }
 
 /// Each key has a file of its own, which is not there yet. Looked at before anything is written, so that not half of them are.
@@ -164,7 +175,7 @@ fn write(path: &Path, bytes: &[u8], owner: Option<&Account>) -> Result<()> {
     if new { Ok(()) } else { Err(is_there(path)) }
 }
 
-fn show_init(common: &Common, host: &HostFile, path: &Path, made: &[(String, PathBuf, Identity)]) {
+fn show_init(common: &Common, host: &HostFile, path: &Path, made: &[Made]) {
     let fingerprint = host.seal.fingerprint();
     if common.json {
         let files: Vec<_> =
@@ -254,8 +265,12 @@ impl Held {
         Ok(Self { context, path, host, owner })
     }
 
+    fn identities(&self) -> Vec<Identity> {
+        self.context.keys.as_deref().map(Keyring::identities).unwrap_or_default().to_vec()
+    }
+
     /// Writes the host file, then what the repositories lack of it.
-    async fn store(&self) -> Result<Vec<(String, crate::wal::SystemId)>> {
+    async fn store(&self) -> Result<Vec<Stored>> {
         durable::write_replace(&self.path, self.host.render().as_bytes(), 0o600, self.owner).map_err(
             |e| {
                 Error::failed(format!("cannot write {}", self.path.display()))
@@ -263,29 +278,49 @@ impl Held {
                     .hint("nothing was changed; run the command as root or as the file's owner")
             },
         )?;
-        self.context.act_as_owner()?;
-        key::spread(&self.context.repositories()?, &self.host).await.map_err(|e| match e.kind() {
-            Kind::Refused => e.hint(
-                "somebody changed another copy of the host file at this moment, or planted a wrap: `pitr key list` compares; use one copy everywhere",
-            ),
-            _ => e.hint("the host file is written and good: `pitr init` puts the wraps where they are missing, and so does the next push"),
-        })
+        spread(&self.context, &self.host).await
     }
 
-    fn show(&self, schema: &str, done: &[(String, crate::wal::SystemId)], said: &str) {
+    /// `begun`: the host file's epoch is one that this command began.
+    fn show(&self, schema: &str, done: &[Stored], begun: bool, said: &str) {
         if self.context.common.json {
-            let places: Vec<_> = done
-                .iter()
-                .map(|(name, system)| json!({ "repository": name, "system": system.to_string() }))
-                .collect();
-            output::json(&json!({ "schema": schema, "epoch": self.host.epoch, "repositories": places }));
+            output::json(&json!({
+                "schema": schema,
+                "epoch": self.host.epoch,
+                "new_epoch": begun,
+                "repositories": places_json(done),
+            }));
             return;
         }
-        let names: Vec<String> =
-            done.iter().map(|(name, system)| format!("{name} (system {system})")).collect();
-        let stored = if names.is_empty() { "no encrypted folder yet".to_owned() } else { names.join(", ") };
-        say(&format!("{said}\nhost file      {}\nwraps stored   {stored}\n", self.path.display()));
+        say(&format!(
+            "{said}\nhost file      {}\nwraps stored   {}\n",
+            self.path.display(),
+            places_text(done)
+        ));
     }
+}
+
+/// A folder that has the wraps now: its repository and system.
+type Stored = (String, SystemId);
+
+/// Puts what the repositories lack of a host file that is written, as the owner of the files there.
+async fn spread(context: &Context, host: &HostFile) -> Result<Vec<Stored>> {
+    context.act_as_owner()?;
+    key::spread(&context.repositories()?, host).await.map_err(|e| match e.kind() {
+        Kind::Refused => e.hint(
+            "somebody changed another copy of the host file at this moment, or planted a wrap: `pitr key list` compares; use one copy everywhere",
+        ),
+        _ => e.hint("the host file is written and good: `pitr init` puts the wraps where they are missing, and so does the next push"),
+    })
+}
+
+fn places_json(done: &[Stored]) -> Vec<serde_json::Value> {
+    done.iter().map(|(name, system)| json!({ "repository": name, "system": system.to_string() })).collect()
+}
+
+fn places_text(done: &[Stored]) -> String {
+    let names: Vec<String> = done.iter().map(|(name, system)| format!("{name} (system {system})")).collect();
+    if names.is_empty() { "no encrypted folder yet".to_owned() } else { names.join(", ") }
 }
 
 async fn rotate(common: &Common, args: &KeyArgs) -> Result<Ended> {
@@ -294,21 +329,31 @@ async fn rotate(common: &Common, args: &KeyArgs) -> Result<Ended> {
     let done = held.store().await?;
     let said =
         format!("epoch {epoch} begins; nothing is rewritten. A running `pitr agent` takes it up by itself");
-    held.show("pitr.key-rotate.v1", &done, &said);
+    held.show("pitr.key-rotate.v1", &done, true, &said);
     Ok(Ended::Well)
 }
 
-async fn change(
-    common: &Common,
-    args: &KeyArgs,
-    said: &str,
-    work: impl FnOnce(&mut HostFile, &[Identity]) -> Result<()>,
-) -> Result<Ended> {
+async fn remove(common: &Common, args: &KeyArgs, name: &str) -> Result<Ended> {
     let (mut held, _lock) = Held::to_change(common, args).await?;
-    let identities = held.context.keys.as_deref().map(Keyring::identities).unwrap_or_default().to_vec();
-    work(&mut held.host, &identities)?;
+    let identities = held.identities();
+    let epoch = key::remove(&mut held.host, name, &identities, SystemClock.now())?;
     let done = held.store().await?;
-    held.show("pitr.key-change.v1", &done, said);
+    let said = format!(
+        "epoch {epoch} begins, which {name} cannot open; what was stored before can be read with that key still.\n\
+         A running `pitr agent` takes the epoch up by itself. A host that has a copy of the host file needs this newer one:\n\
+         what it stores until then, {name} can open"
+    );
+    held.show("pitr.key-change.v1", &done, true, &said);
+    Ok(Ended::Well)
+}
+
+async fn add(common: &Common, args: &KeyArgs, new: NamedRecipient) -> Result<Ended> {
+    let (mut held, _lock) = Held::to_change(common, args).await?;
+    let said = format!("{} can read everything that is stored", new.name);
+    let identities = held.identities();
+    key::add(&mut held.host, new, &identities)?;
+    let done = held.store().await?;
+    held.show("pitr.key-change.v1", &done, false, &said);
     Ok(Ended::Well)
 }
 

@@ -6,6 +6,7 @@
 use crate::error::{Error, Kind};
 use crate::pgwire::ConnError;
 use crate::repo::RepoError;
+use crate::repo::keys::OPENS_NOTHING;
 use crate::store::{StoreError, StoreErrorKind};
 
 /// The error of a command that could not ask PostgreSQL; `message` says what for.
@@ -50,6 +51,14 @@ impl From<RepoError> for Error {
                 (Kind::Refused, "is this the right cluster name and repository? see `pitr info`")
             }
             RepoError::NewerFormat { .. } => (Kind::Refused, "a newer pitr writes here: use that version"),
+            RepoError::Sealed { ref what, .. } | RepoError::NoKeys { ref what, .. }
+                if what.contains(OPENS_NOTHING) =>
+            {
+                (
+                    Kind::Key,
+                    "the identity is no recipient's of that epoch: it was made later, or removed before, or is another cluster's; `pitr key list` on the host names the recipients",
+                )
+            }
             RepoError::Sealed { .. } => {
                 (Kind::Key, "give an identity that opens it: identity_file under [keys], or --identity FILE")
             }

@@ -3,18 +3,24 @@
 //! ```text
 //!  init     seal key, epoch e0001, its wrap for all recipients ─► host file
 //!  rotate   the next epoch, wrapped for the same recipients    ─► host file ─► repositories          takes no secret
-//!  add, remove   a new wrap of every epoch                     ─► host file ─► repositories          takes an identity that opens them
+//!  add      a new wrap of every epoch                          ─► host file ─► repositories          takes an identity that opens them
+//!  remove   the same, and the next epoch                       ─► host file ─► repositories          the same
+//!  recover  all of it from the wraps, and the next epoch       ─► new host file ─► repositories      the same
 //! ```
 //! The host file is written first, the repositories follow; whoever dies in between has lost nothing, since a push puts what its folder
 //! lacks. What was made is opened again with every identity at hand before anything is written. Nothing that is stored is rewritten.
 //! Rules: REPOSITORY.md 5.
 
+mod recover;
+
 use jiff::Timestamp;
+
+pub use recover::{Folders, recover};
 
 use crate::clock;
 use crate::error::{Error, Result};
-use crate::repo::Repository;
 use crate::repo::path::{ClusterName, Sealing};
+use crate::repo::{Repository, System};
 use crate::seal::wrap::MAX_WRAPS;
 use crate::seal::{
     Epoch, EpochKey, HostEpoch, HostFile, Identity, NamedRecipient, Opened, Recipient, SealError, SealKey,
@@ -96,12 +102,13 @@ pub fn add(host: &mut HostFile, new: NamedRecipient, identities: &[Identity]) ->
     rewrap(host, recipients, identities)
 }
 
-/// Takes a recipient out of what is wrapped from now on. What he could read he can read still.
+/// Takes a recipient out, and begins the next epoch without him: of the present one he has the key, whatever it is wrapped for from now on.
+/// What was stored before he can read still. All of it or nothing.
 ///
 /// # Errors
 /// Kind `NotFound` for a name that is none, `Usage` if too few would be left, `Key` if no identity opens one of the
 /// epochs.
-pub fn remove(host: &mut HostFile, name: &str, identities: &[Identity]) -> Result<()> {
+pub fn remove(host: &mut HostFile, name: &str, identities: &[Identity], now: Timestamp) -> Result<Epoch> {
     let mut recipients = host.recipients.clone();
     recipients.retain(|r| r.name != name);
     if recipients.len() == host.recipients.len() {
@@ -111,7 +118,11 @@ pub fn remove(host: &mut HostFile, name: &str, identities: &[Identity]) -> Resul
         );
     }
     enough(&recipients)?;
-    rewrap(host, recipients, identities)
+    let mut changed = host.clone();
+    rewrap(&mut changed, recipients, identities)?;
+    let epoch = rotate(&mut changed, now)?;
+    *host = changed;
+    Ok(epoch)
 }
 
 /// A new wrap of every epoch, for `recipients`. All of them or none.
@@ -197,6 +208,15 @@ pub async fn compare(repository: &Repository, host: &HostFile) -> Result<Vec<Pla
     Ok(places)
 }
 
+/// The epochs that the complete backups of a folder were sealed with.
+///
+/// # Errors
+/// As the store answers.
+pub async fn sealed_with(system: &System) -> Result<Vec<Epoch>> {
+    let backups = system.catalog().await?.backups;
+    Ok(backups.iter().filter_map(|backup| backup.complete()?.key).collect())
+}
+
 /// Puts the host file's wraps into every sealed folder; the folders.
 ///
 /// # Errors
@@ -254,15 +274,20 @@ mod tests {
         assert_eq!(host, before, "a failed change changes nothing");
         add(&mut host, named("late", &late), std::slice::from_ref(&offline)).unwrap();
         prove(&host, &[daily.clone(), offline.clone(), late.clone()]).unwrap();
-        remove(&mut host, "daily", &[late]).unwrap();
-        rotate(&mut host, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(remove(&mut host, "daily", &[late], Timestamp::UNIX_EPOCH).unwrap().get(), 3);
         let newest = host.epochs.last().unwrap();
         let opens = |who: &Identity| open(&host, newest, std::slice::from_ref(who)).is_ok();
-        assert!(opens(&offline) && !opens(&daily), "who was removed opens no later epoch");
+        assert!(
+            opens(&offline) && !opens(&daily),
+            "who was removed opens nothing that is stored from now on"
+        );
         assert_eq!(
-            remove(&mut host, "daily", std::slice::from_ref(&offline)).unwrap_err().kind(),
+            remove(&mut host, "daily", std::slice::from_ref(&offline), Timestamp::UNIX_EPOCH)
+                .unwrap_err()
+                .kind(),
             Kind::NotFound
         );
-        assert_eq!(remove(&mut host, "late", &[offline]).unwrap_err().kind(), Kind::Usage);
+        let too_few = remove(&mut host, "late", &[offline], Timestamp::UNIX_EPOCH).unwrap_err();
+        assert_eq!(too_few.kind(), Kind::Usage);
     }
 }

@@ -30,8 +30,11 @@ use crate::seal::{
 use crate::store::Payload;
 use crate::wal::{SystemId, TimelineHistory, TimelineId};
 
-/// Wraps that are read of one folder: more is nobody's doing but an attacker's.
+/// Wraps that are read of one folder, beside those that the host file names: more is nobody's doing but an attacker's.
 const MOST_WRAPS: usize = 2000;
+
+/// How an error begins that is about the identities at hand: what was given is not asked for again.
+pub const OPENS_NOTHING: &str = "no identity at hand opens";
 
 const NO_IDENTITY: &str = "no identity is at hand";
 
@@ -144,6 +147,21 @@ impl Keyring {
 
     fn trusts(&self) -> Option<Fingerprint> {
         self.host.as_ref().map(|host| host.seal.fingerprint()).or(self.expected)
+    }
+
+    /// What those of `wraps` hold that open here and bear the seal key that is believed.
+    ///
+    /// # Errors
+    /// In words, if they do not add up to one cluster's keys.
+    pub fn open_wraps(&self, cluster: &str, wraps: &[(Epoch, u32, Wrap)]) -> Result<Vec<Opened>, String> {
+        let opened = wraps.iter().filter_map(|(e, _, wrap)| wrap.open(&self.identities, cluster, *e).ok());
+        let believed =
+            |found: &Opened| self.trusts().is_none_or(|trusted| trusted == found.seal.fingerprint());
+        let opened: Vec<Opened> = opened.filter(believed).collect();
+        if !opened.is_empty() {
+            self.agree(opened.clone())?;
+        }
+        Ok(opened)
     }
 
     /// What the wraps that could be opened add up to.
@@ -270,7 +288,7 @@ impl Repository {
             let what = if seen == 0 {
                 format!("it holds no wraps of its keys{of}")
             } else {
-                format!("no identity at hand opens any of its {seen} wraps{}{of}", said_of(&epochs))
+                format!("{OPENS_NOTHING} any of its {seen} wraps{}{of}", said_of(&epochs))
             };
             ring.note_lack(wanted, Lacked::All(what.clone()));
             return Err(in_vain(what));
@@ -285,23 +303,43 @@ impl Repository {
         Ok(unlocked)
     }
 
-    /// All wraps in the folder of `system`, by epoch and number.
+    /// The wraps in the folder of `system`, by epoch and number. Where a host file or a fingerprint tells genuine ones from others, what
+    /// somebody planted in great numbers or size is passed over, with a warning; where nothing does, it is refused.
     ///
     /// # Errors
     /// [`RepoError`].
     pub async fn wraps(&self, system: SystemId) -> Result<Vec<(Epoch, u32, Wrap)>, RepoError> {
         let keys = SystemKeys::new(self.cluster(), system, super::path::Sealing::Sealed);
-        let mut wraps = Vec::new();
+        let named: BTreeSet<(Epoch, u32)> = self
+            .keys()
+            .and_then(Keyring::host)
+            .into_iter()
+            .flat_map(HostFile::wraps)
+            .map(|(e, n, _)| (e, n))
+            .collect();
+        let (mut wraps, mut others, mut surplus) = (Vec::new(), 0_usize, Vec::new());
         for object in self.store().list(&keys.wrap_dir()).await? {
             let Some(SystemObject::Wrap(epoch, n)) = keys.parse(&object.key) else { continue };
-            if wraps.len() >= MOST_WRAPS || object.size > MAX_WRAP {
-                let what = format!("{} is one wrap too many, or too large", object.key);
-                return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
+            let other = usize::from(!named.contains(&(epoch, n)));
+            others = others.saturating_add(other);
+            if (other > 0 && others > MOST_WRAPS) || object.size > MAX_WRAP {
+                surplus.push(object.key);
+                continue;
             }
             if let Some(bytes) = self.store().get_limited(&object.key, MAX_WRAP).await? {
                 wraps.push((epoch, n, Wrap(bytes)));
             }
         }
+        let Some(first) = surplus.first() else { return Ok(wraps) };
+        if self.keys().is_none_or(Keyring::is_unverified) {
+            let what = format!("{first} is one wrap too many, or too large");
+            return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
+        }
+        tracing::warn!(
+            "repository {}: {} wraps were passed over, {first} first: they are too many, or too large, and somebody planted them",
+            self.name(),
+            surplus.len()
+        );
         Ok(wraps)
     }
 
@@ -423,7 +461,7 @@ impl System {
     /// Why something cannot be opened here, in words.
     pub(super) fn lack(&self) -> String {
         match self.repository.keys() {
-            Some(ring) if ring.has_identity() => "no identity at hand opens a wrap of it".to_owned(),
+            Some(ring) if ring.has_identity() => format!("{OPENS_NOTHING} a wrap of it"),
             Some(ring) => ring.lack(NO_IDENTITY),
             None => NO_IDENTITY.to_owned(),
         }

@@ -39,6 +39,7 @@ pub use error::RepoError;
 pub use keys::Keyring;
 
 use crate::clock;
+use crate::seal::HostFile;
 use crate::store::Store;
 use crate::wal::{PgMajor, SegmentSize, SystemId};
 use document::Put;
@@ -256,13 +257,8 @@ impl Repository {
             version: VERSION.to_owned(),
         };
         let key = SystemKeys::new(self.cluster(), new.system, new.sealing).key(&SystemObject::Identity);
-        let host = self.keys().and_then(Keyring::host).filter(|_| identity.sealed);
+        let host = if identity.sealed { Some(self.host_for_a_folder()?) } else { None };
         let put = match host {
-            None if identity.sealed => {
-                let lack = self.keys().map(|ring| ring.lack("it is not named in the configuration"));
-                let what = format!("making a folder takes the host file; {}", lack.unwrap_or_default());
-                return Err(RepoError::NoKeys { repository: self.name().to_owned(), what });
-            }
             None => self.put_clear(&key, &identity).await?,
             Some(host) => {
                 // Before the identity, so that whoever finds the folder finds who may open it.
@@ -286,6 +282,18 @@ impl Repository {
                 Err(RepoError::Foreign { repository: self.name().to_owned(), what })
             }
         }
+    }
+
+    /// The host file, which making an encrypted folder takes.
+    ///
+    /// # Errors
+    /// [`RepoError::NoKeys`] without it.
+    pub fn host_for_a_folder(&self) -> Result<&HostFile, RepoError> {
+        self.keys().and_then(Keyring::host).ok_or_else(|| {
+            let lack = self.keys().map(|ring| ring.lack("it is not named in the configuration"));
+            let what = format!("making a folder takes the host file; {}", lack.unwrap_or_default());
+            RepoError::NoKeys { repository: self.name().to_owned(), what }
+        })
     }
 
     async fn mark_format(&self, now: Timestamp) -> Result<(), RepoError> {

@@ -341,7 +341,7 @@ fn whatever_call_of_a_change_of_keys_fails_the_host_file_knows_every_wrap_that_i
             let recipient = Identity::generate().recipient();
             key::add(host, NamedRecipient { name: "late".into(), recipient }, identities)
         }),
-        ("key remove", |host, identities| key::remove(host, "third", identities)),
+        ("key remove", |host, identities| key::remove(host, "third", identities, Timestamp::now()).map(drop)),
     ];
     for (name, change) in changes {
         let (before, identities) = (host.clone(), identities.clone());

@@ -13,7 +13,42 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::cluster::{Install, as_server, scratch};
 use super::keys;
+use super::restored::walk;
 use super::site::{Answer, Site, SiteOptions};
+
+/// What no byte in the repository may say.
+pub const IN_ROWS: &str = "the patient in room seven";
+/// The same.
+pub const IN_CONF: &str = "pitr_test.secret_of_the_configuration";
+
+/// Puts that into rows and into the configuration.
+pub fn fill(site: &Site) -> Result<()> {
+    site.cluster.append_conf("postgresql.conf", &format!("{IN_CONF} = 'x'\n"))?;
+    site.cluster.psql("SELECT pg_reload_conf()")?;
+    site.cluster.psql(&format!(
+        "CREATE TABLE t AS SELECT n, '{IN_ROWS} ' || n AS said FROM generate_series(1, 2000) n"
+    ))?;
+    Ok(())
+}
+
+/// The rows, in one line.
+pub const ROWS: &str = "SELECT count(*) || ' ' || md5(string_agg(said, ',' ORDER BY n)) FROM t";
+
+/// The objects that say it, or that show by their first bytes that they are not encrypted.
+pub fn is_in_clear(repository: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    walk(repository, &mut |path| {
+        let bytes = fs::read(path).unwrap_or_default();
+        let says = |word: &str| bytes.windows(word.len()).any(|w| w == word.as_bytes());
+        // What zstd leaves as it is would be seen; a frame that is not encrypted shows by its magic at an object's start or behind a header.
+        let frame = [0, 512].iter().any(|at| bytes.get(*at..at + 4) == Some(&[0x28, 0xB5, 0x2F, 0xFD]));
+        let annex = bytes.get(512..516) == Some(&[0x51, 0x2A, 0x4D, 0x18]);
+        if says(IN_ROWS) || says(IN_CONF) || frame || annex {
+            found.push(path.display().to_string());
+        }
+    })?;
+    Ok(found)
+}
 
 /// Where an operator keeps what the host does not have.
 #[derive(Debug)]
@@ -44,6 +79,13 @@ impl Office {
     /// The identity file that is kept elsewhere.
     pub fn offline(&self) -> PathBuf {
         keys::offline(self.place.path())
+    }
+
+    /// The public key of an identity file.
+    pub fn public(&self, file: &Path) -> Result<String> {
+        let text = fs::read_to_string(file)?;
+        let line = text.lines().find_map(|line| line.strip_prefix("# public key: "));
+        line.map(str::to_owned).with_context(|| format!("no public key in {}", file.display()))
     }
 
     /// Runs the program here, where no configuration is.

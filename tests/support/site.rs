@@ -81,7 +81,9 @@ impl Site {
         match more {
             Some(more) => {
                 site.write_config(&format!("[[repository]]\nname = \"only\"\nurl = \"{url}\"\n{more}"))?;
-                site.init(&[], options)?;
+                // What is not on this host is made in clear only where that is said.
+                let plain = if more.contains("[keys]") { &[][..] } else { &["--plain"] };
+                site.init(plain, options)?;
             }
             None => site.init(&["--repository", url, "--cluster", "main"], options)?,
         }

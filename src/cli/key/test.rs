@@ -9,6 +9,7 @@ use crate::cli::args::Common;
 use crate::cli::exit::Ended;
 use crate::cli::output::{self, say};
 use crate::error::{Error, Result};
+use crate::ops::key;
 use crate::repo::path::Sealing;
 use crate::repo::{Keyring, RepoError, Repository, System};
 use crate::seal::{Epoch, Identity, Wrap};
@@ -126,8 +127,7 @@ async fn epochs(
     let mut named: Vec<Epoch> = wraps.iter().map(|(epoch, ..)| *epoch).collect();
     named.extend(repository.keys().and_then(Keyring::host).map(|host| host.epoch));
     if let Some(opened) = opened {
-        let backups = opened.catalog().await?.backups;
-        named.extend(backups.iter().filter_map(|backup| backup.complete()?.key));
+        named.extend(key::sealed_with(opened).await?);
     }
     let newest = named.into_iter().max().unwrap_or(Epoch::FIRST);
     let next = |epoch: &Epoch| epoch.next().filter(|next| *next <= newest);

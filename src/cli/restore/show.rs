@@ -14,6 +14,7 @@ use crate::ops::plan::{PlanRequest, Stop};
 use crate::ops::restore::outside::Home;
 use crate::ops::restore::{Finished, Prepared, Purpose, Report};
 use crate::pgdata::recovery::Action;
+use crate::repo::Keyring;
 use crate::wal::{PgTime, Stamp};
 
 /// Prints the plan.
@@ -266,7 +267,18 @@ fn next(p: &Prepared) -> Vec<String> {
     });
     steps.push(format!("after promotion: pitr restore --finish --target-dir {dir}"));
     match p.purpose {
-        Purpose::Replace => steps.push("then take a full backup: pitr backup --full".to_owned()),
+        Purpose::Replace => {
+            let (sealed, repository) =
+                (p.stored.system().seal_key().is_some(), p.stored.system().repository());
+            if sealed && repository.keys().and_then(Keyring::host).is_none() {
+                steps.push(
+                    "it archives nothing yet, for want of the host file: bring a copy of it, or `pitr key recover` makes one from the \
+                     identity (docs/encryption.md, Coming back; the recovery kit has the commands)"
+                        .to_owned(),
+                );
+            }
+            steps.push("then take a full backup: pitr backup --full".to_owned());
+        }
         Purpose::Copy => steps.push(format!(
             "it is a copy: it archives nothing, and the source's own configuration is beside it as *.source; \
              `pitr init --adopt` makes a primary of it (data directory {dir})"

@@ -613,3 +613,26 @@ async fn sealed_objects_go_from_one_repository_to_another_as_they_are() {
     let plain = plain.create_identity(new, now()).await.unwrap().0;
     assert!(matches!(plain.put_wal(&copied).await, Err(RepoError::Sealed { .. })));
 }
+
+#[tokio::test]
+async fn wraps_that_are_planted_by_the_thousand_stop_only_who_cannot_tell_them_from_others() {
+    let mut world = World::new();
+    rotate(&mut world.host, Epoch::new(100).unwrap());
+    world.system().await;
+    for n in 1..=2001 {
+        world
+            .store
+            .create(&format!("main/{SYSTEM}/keys/e0099/wrap-{n:04}.age"), Bytes::from("planted"))
+            .await
+            .unwrap();
+    }
+    let fingerprint = Some(world.host.seal.fingerprint());
+    world.with(None, &[&world.offline], fingerprint).open(SYSTEM).await.unwrap();
+    // What the host file names is read, wherever it is in the list.
+    let found = world.on_host().wraps(SYSTEM).await.unwrap();
+    assert_eq!(found.len(), 2002);
+    let named: Vec<u32> = found.iter().map(|(epoch, ..)| epoch.get()).filter(|n| *n != 99).collect();
+    assert_eq!(named, [1, 100]);
+    let unsure = world.with_identity(&world.offline).open(SYSTEM).await.err().map(|e| e.to_string());
+    assert!(unsure.as_ref().is_some_and(|e| e.contains("one wrap too many")), "{unsure:?}");
+}
