@@ -1,5 +1,7 @@
 //! Recovery through the agent while the store does not serve, and while the disk that it fetches to fails: what it is given are the bytes that
 //! were archived, or doubt; the end of WAL is said when it is proven, and at no other time.
+//!
+//! A directory asks as a recovering server does; what is handed over, and what lies in the spool, is held against the server's own files.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

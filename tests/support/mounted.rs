@@ -1,4 +1,6 @@
-//! Small file systems: what is full or read-only for real. Mounting takes root.
+//! Small file systems: what is full or read-only for real.
+//!
+//! They lie in memory and go with the test. Mounting takes root: where it is not allowed a test is skipped, and says so.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
