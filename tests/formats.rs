@@ -528,6 +528,11 @@ fn the_restore_script_of_the_format_page_serves_files_and_says_absent_only_of_wh
     assert_eq!(get("000000010000000000000005"), (Some(1), None));
     assert_eq!(get("00000002.history"), (Some(0), Some((b'1', 42))));
     assert_eq!(get("00000003.history"), (Some(1), None));
+    assert_eq!(
+        get("00000001.history"),
+        (Some(1), None),
+        "PostgreSQL asks for it at the end of every recovery"
+    );
 
     fs::rename(object("03.wal"), object("away")).unwrap();
     assert_eq!(get(third), fatal, "a second copy without a first one");
