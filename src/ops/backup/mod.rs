@@ -301,10 +301,10 @@ async fn settle_wal(
     histories::bring(&mut server.replication, targets, wanted.timeline).await?;
     wal::wait(&wanted, &mut server.sql, targets, progress).await?;
     let system = targets.first()?;
-    if system.can_open() {
-        if let Some(earliest) = wal::window_earliest(&wanted, system).await? {
-            return Ok(earliest);
-        }
+    if system.can_open()
+        && let Some(earliest) = wal::window_earliest(&wanted, system).await?
+    {
+        return Ok(earliest);
     }
     // Without a key no commit is read: everything inside is taken to be as late as the server's own clock at the stop.
     let stop =
