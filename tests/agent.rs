@@ -424,7 +424,7 @@ fn a_repository_that_refuses_costs_the_others_nothing_more() -> Result<()> {
     let folder = other.join("main").join(site.folder()?.file_name().context("a folder")?);
     let mode = |mode: u32| fs::set_permissions(&folder, fs::Permissions::from_mode(mode));
     mode(0o555)?;
-    let agent = Agent::start(&site)?;
+    let agent = Agent::start_open(&site)?;
     write_wal(&site, 160_000)?;
     let ready = marked(&site, ".ready")?;
     ensure!(ready.len() >= 16, "{ready:?}");

@@ -71,6 +71,7 @@ impl Place {
         fs::write(&file, &text)?;
         give_all_to_server(dir.path())?;
         let mut command = as_server(env!("CARGO_BIN_EXE_pitr"))?;
+        command.env("PITR_TEST_TRACED", "1");
         command.arg("--config").arg(&file).arg("agent").stdout(Stdio::null());
         let agent = command.stderr(fs::File::create(at("agent.log"))?).spawn()?;
         let user = fs::metadata(&data)?.uid();

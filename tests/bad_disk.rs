@@ -60,6 +60,7 @@ fn harmed(command: &Command, harm: Harm, nth: &str, log: &Path) -> Result<(Answe
 fn traced(command: &Command, harm: Harm, nth: &str, log: &Path, more: &[&str]) -> Result<Command> {
     let Harm { call, error } = harm;
     let mut traced = as_server("strace")?;
+    traced.env("PITR_TEST_TRACED", "1");
     traced.args(more).args(["-f", "-y", "-qq", "--seccomp-bpf", "-e", &format!("trace={call}")]);
     traced.args(["-e", &format!("inject={call}:error={error}:when={nth}"), "-o"]).arg(log).arg("--");
     traced.arg(command.get_program()).args(command.get_args());

@@ -319,7 +319,11 @@ fn no_plug_in_of_the_c_library_is_loaded_for_a_name() -> Result<()> {
     )?;
     let log = place.path().join("calls");
     let mut command = Command::new("strace");
-    command.args(["-f", "-e", "trace=open,openat,connect", "-o"]).arg(&log).arg(env!("CARGO_BIN_EXE_pitr"));
+    command
+        .env("PITR_TEST_TRACED", "1")
+        .args(["-f", "-e", "trace=open,openat,connect", "-o"])
+        .arg(&log)
+        .arg(env!("CARGO_BIN_EXE_pitr"));
     let answer = Answer::of(command.arg("--config").arg(&config).args(["check"]))?;
     let calls = fs::read_to_string(&log)?;
     ensure!(answer.out.contains("localhost:1"), "{answer:?}");

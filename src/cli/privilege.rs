@@ -20,6 +20,11 @@ pub fn is_root() -> bool {
 /// # Errors
 /// If the kernel refuses.
 pub fn no_core_dumps() -> Result<(), Error> {
+    // Tests refuse system calls by their paths, which a tracer reads from this process.
+    #[cfg(feature = "testing")]
+    if std::env::var_os("PITR_TEST_TRACED").is_some() {
+        return Ok(());
+    }
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_CORE)
         .map_err(|e| Error::failed("cannot tell whether core dumps are written").source(e))?;

@@ -38,7 +38,18 @@ pub struct Agent {
 impl Agent {
     /// Starts `pitr agent` and waits until it answers. What it logs goes to a file in the site's place.
     pub fn start(site: &Site) -> Result<Self> {
-        let agent = Self::spawn(site, site.pitr(&["-v", "agent"])?)?;
+        Self::begin(site, site.pitr(&["-v", "agent"])?)
+    }
+
+    /// The same of one that other processes of its user may look into.
+    pub fn start_open(site: &Site) -> Result<Self> {
+        let mut command = site.pitr(&["-v", "agent"])?;
+        command.env("PITR_TEST_TRACED", "1");
+        Self::begin(site, command)
+    }
+
+    fn begin(site: &Site, command: Command) -> Result<Self> {
+        let agent = Self::spawn(site, command)?;
         until(|| Ok(site.ask(&["agent", "--status"])?.code != 5), || agent.log())?;
         Ok(agent)
     }
