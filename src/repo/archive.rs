@@ -558,10 +558,11 @@ impl System {
         key: &str,
         name: WalFileName,
     ) -> Result<Option<(WalHeader, Annex, Option<Epoch>)>, RepoError> {
-        let epochs = self.epochs(None).await?;
+        let mut epochs = self.epochs(None).await?;
+        let mut looked = false;
         // A key that is not needed is not fetched for: a chunk of an encrypted body is sixteen times as much.
         let mut end = if epochs.is_empty() { INFO_BYTES } else { SEALED_INFO_BYTES };
-        for _ in 0..3 {
+        for _ in 0..4 {
             let read = self.store().get_range(key, 0..end).await;
             let Some(bytes) = self.unless_expired(name, read).await? else { return Ok(None) };
             let whole = crate::codec::len_u64(&bytes) < end;
@@ -569,6 +570,12 @@ impl System {
                 Ok((header, annex)) => {
                     header.check_asked(&self.asked(name)).map_err(|e| self.object_error(key, &e))?;
                     let locked = header.key.filter(|epoch| !epochs.contains_key(epoch));
+                    if locked.is_some() && !looked && self.opens(locked).await? {
+                        // It began after the wraps were read, or they were read in another repository.
+                        (epochs, looked, end) =
+                            (self.epochs(locked).await?, true, end.max(SEALED_INFO_BYTES));
+                        continue;
+                    }
                     return Ok(Some((header, annex, locked)));
                 }
                 Err(WalObjectError::Annex(AnnexError::NeedMore(needed))) if !whole => {

@@ -22,7 +22,7 @@ use super::path::{BackupObject, SystemKeys, SystemObject};
 use super::walobject::{Lock, Sealer};
 use super::{RepoError, Repository, System};
 use crate::seal::parts::Held;
-use crate::seal::wrap::MAX_WRAP;
+use crate::seal::wrap::{MAX_WRAP, MAX_WRAPS};
 use crate::seal::{
     AGE_MAGIC, Epoch, Fingerprint, HostEpoch, HostFile, Identity, Opened, Opener, SealError, SealKey, Wrap,
     body,
@@ -52,11 +52,14 @@ pub struct Keyring {
     expected: Option<Fingerprint>,
     problem: Option<String>,
     unlocked: Mutex<Unlocked>,
-    /// What was looked for in vain, and when.
-    lacked: Mutex<BTreeMap<Option<Epoch>, (Instant, Lacked)>>,
+    /// What was looked for in vain, and when. Each folder has wraps of its own.
+    lacked: Mutex<BTreeMap<Wanted, (Instant, Lacked)>>,
     /// It was said that the identities open nothing.
     said: AtomicBool,
 }
+
+/// Of which repository and folder the secret was, and of which epoch; of any, if none is named.
+type Wanted = (String, SystemId, Option<Epoch>);
 
 /// What a look for a secret in vain came to.
 #[derive(Debug, Clone)]
@@ -133,14 +136,26 @@ impl Keyring {
         self.unlocked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Adds to what is known: one repository may have a wrap that another one lacks. Keys of another cluster take its place.
+    fn keep(&self, mut found: Unlocked) -> Unlocked {
+        let mut known = self.unlocked.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.seal == found.seal {
+            let mut all = Epochs::clone(&known.epochs);
+            all.extend(found.epochs.iter().map(|(epoch, identity)| (*epoch, identity.clone())));
+            found.epochs = Arc::new(all);
+        }
+        *known = found.clone();
+        found
+    }
+
     /// What a look for the secret of `wanted` came to a moment ago, if in vain.
-    fn lacked(&self, wanted: Option<Epoch>) -> Option<Lacked> {
+    fn lacked(&self, wanted: &Wanted) -> Option<Lacked> {
         let lacked = self.lacked.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = lacked.get(&wanted).filter(|(at, _)| at.elapsed() < LACKED_FOR);
+        let found = lacked.get(wanted).filter(|(at, _)| at.elapsed() < LACKED_FOR);
         found.map(|(_, what)| what.clone())
     }
 
-    fn note_lack(&self, wanted: Option<Epoch>, what: Lacked) {
+    fn note_lack(&self, wanted: Wanted, what: Lacked) {
         let mut lacked = self.lacked.lock().unwrap_or_else(PoisonError::into_inner);
         lacked.insert(wanted, (Instant::now(), what));
     }
@@ -271,7 +286,8 @@ impl Repository {
             return Ok(known);
         }
         let in_vain = |what| RepoError::NoKeys { repository: self.name().to_owned(), what };
-        match ring.lacked(wanted) {
+        let place = (self.name().to_owned(), system, wanted);
+        match ring.lacked(&place) {
             Some(Lacked::All(what)) => return Err(in_vain(what)),
             Some(Lacked::This) => return Ok(known),
             None => {}
@@ -283,6 +299,12 @@ impl Repository {
             // Not every wrap is for this identity, and what somebody planted is no reason to stop.
             opened.extend(wrap.open(&ring.identities, self.cluster().as_str(), epoch));
         }
+        let found = opened.len();
+        opened.retain(|opened| ring.trusts().is_none_or(|trusted| trusted == opened.seal.fingerprint()));
+        if opened.is_empty() && found > 0 && ring.host.is_none() {
+            let what = "no wrap holds the seal key whose fingerprint was given".to_owned();
+            return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
+        }
         if opened.is_empty() {
             let of = wanted.map(|epoch| format!(", and epoch {epoch} is needed")).unwrap_or_default();
             let what = if seen == 0 {
@@ -290,15 +312,15 @@ impl Repository {
             } else {
                 format!("{OPENS_NOTHING} any of its {seen} wraps{}{of}", said_of(&epochs))
             };
-            ring.note_lack(wanted, Lacked::All(what.clone()));
+            ring.note_lack(place, Lacked::All(what.clone()));
             return Err(in_vain(what));
         }
         let unlocked = ring
             .agree(opened)
             .map_err(|what| RepoError::Untrusted { repository: self.name().to_owned(), what })?;
-        *ring.unlocked.lock().unwrap_or_else(PoisonError::into_inner) = unlocked.clone();
+        let unlocked = ring.keep(unlocked);
         if wanted.is_some_and(|epoch| !unlocked.epochs.contains_key(&epoch)) {
-            ring.note_lack(wanted, Lacked::This);
+            ring.note_lack(place, Lacked::This);
         }
         Ok(unlocked)
     }
@@ -321,6 +343,11 @@ impl Repository {
         for object in self.store().list(&keys.wrap_dir()).await? {
             let Some(SystemObject::Wrap(epoch, n)) = keys.parse(&object.key) else { continue };
             let other = usize::from(!named.contains(&(epoch, n)));
+            // No change of recipients makes so many of one epoch: they do not count against those of the next.
+            if other > 0 && n > MAX_WRAPS {
+                surplus.push(object.key);
+                continue;
+            }
             others = others.saturating_add(other);
             if (other > 0 && others > MOST_WRAPS) || object.size > MAX_WRAP {
                 surplus.push(object.key);

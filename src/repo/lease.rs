@@ -8,8 +8,6 @@
 //! Ages are differences of two times of the same store. Who loses a race for n + 1 abandons its own intent.
 //! Source of truth: FORMAT.md, "Backups".
 
-use std::path::Path;
-
 use jiff::{SignedDuration, Timestamp};
 
 use super::document::Put;
@@ -146,5 +144,26 @@ fn busy(id: BackupId, process: &Process) -> RepoError {
 /// Whether `process` is known to have ended: only said of one that ran here, since this host was started.
 fn is_gone(process: &Process, here: &Process) -> bool {
     let same_host = process.host == here.host && process.boot == here.boot && !here.boot.is_empty();
-    same_host && !Path::new("/proc").join(process.pid.to_string()).exists()
+    // Where /proc hides processes that are not dumpable, signals do not.
+    let pid = i32::try_from(process.pid).ok().filter(|pid| *pid > 0).map(nix::unistd::Pid::from_raw);
+    same_host && pid.is_none_or(|pid| nix::sys::signal::kill(pid, None) == Err(nix::errno::Errno::ESRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_gone_only_once_it_has() {
+        let here = super::super::this_process();
+        assert!(!is_gone(&here, &here));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let other = Process { pid: child.id(), ..here.clone() };
+        assert!(!is_gone(&other, &here));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(is_gone(&other, &here));
+        assert!(!is_gone(&Process { boot: "another".to_owned(), ..other.clone() }, &here));
+        assert!(is_gone(&Process { pid: u32::MAX, ..other }, &here), "no process has that number");
+    }
 }

@@ -207,6 +207,8 @@ fn sealed_world(install: &Install) -> Result<(Site, Office)> {
 fn harm_the_sealed(site: &Site, office: &Office) -> Result<Vec<String>> {
     let daily = office.daily().display().to_string();
     let (folder, mut wrong) = (site.folder()?, Vec::new());
+    let stranger = Office::new(&site.place().join("stranger.host"))?;
+    let wrong_key = stranger.daily().display().to_string();
     let (ancestry, wrap) =
         (folder.join("wal/00000002.ancestry.json"), folder.join("keys/e0001/wrap-0001.age"));
     site.ask(&["verify"])?.expect(0, &[])?;
@@ -225,6 +227,8 @@ fn harm_the_sealed(site: &Site, office: &Office) -> Result<Vec<String>> {
                 // The history itself is encrypted: without a key nobody finds the way without its parents in clear.
                 expect(&["verify"], 6, "00000002.ancestry.json")?;
                 expect(&["--identity", &daily, "verify"], 6, "00000002.ancestry.json")?;
+                // An identity that does not open the history is as good as none.
+                expect(&["--identity", &wrong_key, "verify"], 6, "everything on timeline 2")?;
             } else {
                 // What one identity does not open another may; what has no wrap any more nobody opens.
                 let code = if what == Harm::Delete { 6 } else { 7 };

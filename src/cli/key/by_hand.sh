@@ -2,7 +2,16 @@
 set -eu
 umask 077
 export LC_ALL=C
+unset CDPATH
 R=$(cd "$R" && pwd)
+# Where of the newest timeline nothing but its history is stored, PostgreSQL would replay its parent past the fork.
+history=$(ls "$R"/wal/*.history 2>/dev/null | tail -n 1)
+history=${history%.history}
+[ -z "$history" ] || [ -d "$history" ] || [ -n "${FORKED:-}" ] || {
+  echo "no WAL of timeline ${history##*/} is stored. restore-without-pitr.sh ends where it begins. By hand: FORKED=1, and before the start"
+  echo "recovery_target_lsn in data/postgresql.auto.conf, the last position in its history (tail -c +513, age, zstd as in get.sh)"
+  exit 1
+}
 # The key of each epoch: from any wrap that opens and holds the seal key with the right fingerprint.
 for wrap in "$R"/keys/e*/wrap-*.age; do
   age -d -i recovery.key "$wrap" > opened 2>/dev/null || continue

@@ -291,7 +291,8 @@ fn again(held: &Held) -> Result<String> {
     Ok(format!(
         "\nTO ARCHIVE AGAIN (after restore --replace: what the host seals with is made anew from the key and the repository)\n  \
          pitr --config /etc/pitr/restore.toml key recover --host-file {}{recipients}\n  \
-         Leave out a key that is lost or that somebody may have, and name another. Take away the # before host_file in restore.toml, and when\n  \
+         Leave out a key that is lost or that somebody may have, and name another. Of several repositories, name those that are left by\n  \
+         --repository NAME, and take the others out of restore.toml, if one is lost for good. Take away the # before host_file in restore.toml, and when\n  \
          the server is open:\n  \
          pitr --config /etc/pitr/restore.toml init --apply\n  \
          pitr --config /etc/pitr/restore.toml backup --full\n  \
@@ -305,7 +306,7 @@ fn without_pitr(held: &Held) -> String {
     format!(
         "\nTO RESTORE WITHOUT PITR, with age, zstd, tar, b3sum and a shell. FOLDER is a copy of the folder above on a local disk.\n         By pitr's own script, of which a copy belongs beside this page: it checks every digest and mac, moves tablespaces, and names what is wrong.\n  \
          sh restore-without-pitr.sh -i recovery.key -f {fingerprint} FOLDER data\n         By hand, which checks only that what age opens was not changed, and that each key is the one with the fingerprint:\n{CUT}{}{CUT}\
-         Then start PostgreSQL of the same major version on data. If there is no postgresql.conf in it (Debian has it below /etc), make one, and\n         pg_hba.conf. To stop earlier, add recovery_target_time = '2025-10-17 10:30:00+00' to data/postgresql.auto.conf before that.\n         When it is open, delete the e*.key files: they open everything.\n",
+         Then start PostgreSQL of the same major version on data. If there is no postgresql.conf in it (Debian has it below /etc), make one, and\n         pg_hba.conf. To stop earlier, add recovery_target_time = '2025-10-17 10:30:00+00' to data/postgresql.auto.conf before that.\n         When it is open, delete the e*.key files, recovery.key and seal: they open everything, and make what looks genuine.\n",
         BY_HAND.replace("@fingerprint@", &fingerprint)
     )
 }

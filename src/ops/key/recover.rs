@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use super::{begin, enough, unwrappable};
 use crate::error::{Error, Result};
 use crate::repo::path::{ClusterName, Sealing};
-use crate::repo::{Keyring, Repository};
+use crate::repo::{Keyring, RepoError, Repository};
 use crate::seal::wrap::MAX_WRAPS;
 use crate::seal::{Epoch, HostEpoch, HostFile, NamedRecipient, Opened, Recipient, Wrap};
 
@@ -26,6 +26,13 @@ pub struct Folders {
     named: BTreeSet<Epoch>,
 }
 
+/// One that is only away may know a newer epoch.
+fn unread(repository: &Repository, error: RepoError) -> Error {
+    Error::from(error).context(format!("repository {} cannot be read", repository.name())).hint(
+        "every repository must answer, since each may know an epoch that the others lack; if it is lost for good, name the others by --repository NAME",
+    )
+}
+
 impl Folders {
     /// Reads them from all `repositories`, each of which must answer.
     ///
@@ -35,7 +42,8 @@ impl Folders {
     pub async fn read(repositories: &[Repository]) -> Result<Self> {
         let mut found = Self::default();
         for repository in repositories.iter().filter(|repository| repository.is_to_be_sealed()) {
-            for system in repository.systems().await? {
+            let systems = repository.systems().await.map_err(|e| unread(repository, e))?;
+            for system in systems {
                 let wraps = repository.wraps(system).await?;
                 // An `init` that was cut off leaves wraps without an identity.
                 let Some(sealing) = repository.sealing(system).await? else {

@@ -67,7 +67,9 @@ pub(super) async fn histories(look: &mut Look<'_>, catalog: &Catalog) -> Result<
             look.folder.findings.add(Fault::Missing, key, what, Subject::History(timeline));
             continue;
         };
-        if lacks_ancestry(look, timeline) && look.folder.locked {
+        let lacks =
+            look.system.seal_key().is_some() && !look.listed.contains_key(&SystemObject::Ancestry(timeline));
+        if lacks && !note_ancestry(look, timeline).await? {
             continue;
         }
         match twice(|| look.system.history(timeline)).await {
@@ -86,20 +88,22 @@ pub(super) async fn histories(look: &mut Look<'_>, catalog: &Catalog) -> Result<
     Ok(histories)
 }
 
-/// Whether the parents that a sealed folder keeps in clear beside a history are gone, which is then a finding. With a key the history itself
-/// tells them.
-fn lacks_ancestry(look: &mut Look<'_>, timeline: TimelineId) -> bool {
-    let object = SystemObject::Ancestry(timeline);
-    let lacks = look.system.seal_key().is_some() && !look.listed.contains_key(&object);
-    if lacks {
-        let subject = if look.folder.locked { Subject::History(timeline) } else { Subject::Aside };
-        let what = format!(
-            "without it nobody without a key knows the parents of timeline {timeline}: archive-push of its history puts it again"
-        );
-        let key = look.system.keys().key(&object);
-        look.folder.findings.add(Fault::Missing, key, what, subject);
-    }
-    lacks
+/// The parents of a timeline, which a sealed folder keeps in clear beside its history, are gone. Whoever opens the history reads them there;
+/// false for all others.
+async fn note_ancestry(look: &mut Look<'_>, timeline: TimelineId) -> Result<bool> {
+    let opens = match look.system.fetch_to_check(WalFileName::History(timeline), 1).await {
+        Ok(fetched) => fetched.is_none_or(|fetched| fetched.can_open()),
+        // Damage of the history is told where it is read.
+        Err(e) if e.is_damage() || e.is_hidden() => true,
+        Err(e) => return Err(e.into()),
+    };
+    let subject = if opens { Subject::Aside } else { Subject::History(timeline) };
+    let what = format!(
+        "without it nobody without a key knows the parents of timeline {timeline}: archive-push of its history puts it again"
+    );
+    let key = look.system.keys().key(&SystemObject::Ancestry(timeline));
+    look.folder.findings.add(Fault::Missing, key, what, subject);
+    Ok(opens)
 }
 
 fn segment_of(object: &SystemObject) -> Option<(SegmentName, u32)> {

@@ -619,20 +619,83 @@ async fn wraps_that_are_planted_by_the_thousand_stop_only_who_cannot_tell_them_f
     let mut world = World::new();
     rotate(&mut world.host, Epoch::new(100).unwrap());
     world.system().await;
+    // The newest epoch comes last in the list, behind all of these.
+    world.on_host().put_wraps(SYSTEM, &world.host).await.unwrap();
     for n in 1..=2001 {
-        world
-            .store
-            .create(&format!("main/{SYSTEM}/keys/e0099/wrap-{n:04}.age"), Bytes::from("planted"))
-            .await
-            .unwrap();
+        for name in [format!("e0099/wrap-{n:04}"), format!("e0001/wrap-{:04}", n + 999)] {
+            let key = format!("main/{SYSTEM}/keys/{name}.age");
+            world.store.create(&key, Bytes::from("planted")).await.unwrap();
+        }
     }
     let fingerprint = Some(world.host.seal.fingerprint());
-    world.with(None, &[&world.offline], fingerprint).open(SYSTEM).await.unwrap();
+    let system = world.with(None, &[&world.offline], fingerprint).open(SYSTEM).await.unwrap();
+    assert!(system.opens(Epoch::new(100)).await.unwrap());
     // What the host file names is read, wherever it is in the list.
     let found = world.on_host().wraps(SYSTEM).await.unwrap();
-    assert_eq!(found.len(), 2002);
+    assert_eq!(found.len(), 1001, "as many of an epoch as there can be");
     let named: Vec<u32> = found.iter().map(|(epoch, ..)| epoch.get()).filter(|n| *n != 99).collect();
     assert_eq!(named, [1, 100]);
     let unsure = world.with_identity(&world.offline).open(SYSTEM).await.err().map(|e| e.to_string());
     assert!(unsure.as_ref().is_some_and(|e| e.contains("one wrap too many")), "{unsure:?}");
+}
+
+/// Two repositories of one configuration have one ring of keys between them.
+#[tokio::test]
+async fn what_one_repository_lacks_of_the_keys_another_is_not_said_to_lack() {
+    let near = World::new();
+    let (daily, offline) = (near.daily.clone(), near.offline.clone());
+    let far = World { host: near.host.clone(), daily, offline, ..World::new() };
+    let second = Epoch::FIRST.next().unwrap();
+    let mut rotated = near.host.clone();
+    rotate(&mut rotated, second);
+    for world in [&near, &far] {
+        world.system().await;
+        for (n, host) in [(1, &near.host), (2, &rotated)] {
+            let system = world.with(Some(host), &[], None).open(SYSTEM).await.unwrap();
+            system.put_wal(&segment(&system, n, MIB, 1)).await.unwrap();
+        }
+    }
+    let ring = || {
+        let expected = Some(near.host.seal.fingerprint());
+        Arc::new(Keyring::new(None, vec![near.daily.clone()], expected).unwrap())
+    };
+    let repository = |world: &World, name: &str, ring: &Arc<Keyring>| {
+        let plain = Repository::new(world.store.clone(), name, "main".parse().unwrap(), true);
+        plain.with_keys(Arc::clone(ring), false)
+    };
+    let wrap = format!("main/{SYSTEM}/keys/e0002/wrap-0001.age");
+    near.store.delete(&wrap).await.unwrap();
+    let shared = ring();
+    let here = repository(&near, "near", &shared).open(SYSTEM).await.unwrap();
+    let there = repository(&far, "far", &shared).open(SYSTEM).await.unwrap();
+    assert_eq!(here.segment_info(nth(2)).await.unwrap().unwrap().locked, Some(second));
+    assert!(!here.opens(Some(second)).await.unwrap());
+    assert_eq!(there.segment_info(nth(2)).await.unwrap().unwrap().locked, None, "it has the wrap");
+    assert!(there.fetch_wal(file(2)).await.unwrap().unwrap().can_open());
+    assert!(here.opens(Some(second)).await.unwrap(), "the key is the same in both");
+
+    near.store.delete(&wrap.replace("e0002", "e0001")).await.unwrap();
+    let shared = ring();
+    let lost = repository(&near, "near", &shared).open(SYSTEM).await.unwrap_err();
+    assert!(matches!(&lost, RepoError::NoKeys { repository, .. } if repository == "near"), "{lost}");
+    let there = repository(&far, "far", &shared).open(SYSTEM).await.unwrap();
+    assert!(there.fetch_wal(file(1)).await.unwrap().unwrap().can_open());
+}
+
+/// Whoever plants a wrap for an identity that opens nothing else stops nobody who needs none.
+#[tokio::test]
+async fn a_wrap_with_another_seal_key_does_not_stop_a_host_that_has_its_own() {
+    let world = World::new();
+    world.system().await;
+    let (foreign, stranger, _) = keys_of("main");
+    let planted = foreign.wraps().next().unwrap().2.0.clone();
+    world.store.create(&format!("main/{SYSTEM}/keys/e0001/wrap-0900.age"), planted).await.unwrap();
+    let system = world.with(Some(&world.host), &[&stranger], None).open(SYSTEM).await.unwrap();
+    assert!(system.epochs(None).await.unwrap().is_empty());
+    assert!(matches!(system.epochs(Some(Epoch::FIRST)).await, Err(RepoError::NoKeys { .. })));
+    system.put_wal(&segment(&system, 1, MIB, 1)).await.unwrap();
+    // Without a host file it is the fingerprint that tells.
+    let expected = Some(world.host.seal.fingerprint());
+    let refused = world.with(None, &[&stranger], expected).open(SYSTEM).await.unwrap_err();
+    assert!(matches!(refused, RepoError::Untrusted { .. }), "{refused}");
 }
