@@ -22,6 +22,8 @@ umask 077
 # Bytes are bytes, and a-z are 26 letters.
 LC_ALL=C
 export LC_ALL
+# With it `cd` goes elsewhere, and says where.
+unset CDPATH
 
 die() { printf 'restore-without-pitr: %s\n' "$*" >&2; exit 1; }
 usage() { sed -n '2,/^# Start/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -81,7 +83,7 @@ case $sealed in true | false) ;; *) die 'identity.json does not say whether the 
 mkdir "$2"
 data=$(cd "$2" && pwd)
 work=$data.restore
-# What fails leaves nothing: no keys, and no data directory that is cut off.
+# What fails leaves no keys, and no data directory that is cut off. Places of tablespaces stay with what was written there.
 trap 'code=$?; [ "$code" = 0 ] || rm -rf "$data"; exit "$code"' EXIT
 trap 'exit 130' HUP INT TERM
 mkdir "$work"
@@ -424,9 +426,10 @@ answer() (
     *)
       log=$folder/wal/$timeline/$(printf %s "$file" | cut -c9-16)
       number=$((0x${file#????????}))
-      choose
+      end=''
       look_fork
-      [ "$cut" != 0 ] || end=beyond
+      # What lies beyond the fork may be damaged, or gone: recovery does not go there.
+      if [ "$cut" = 0 ]; then end=beyond; else choose; fi
       ;;
   esac
   case $end:$file in
