@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_process_has_gone_only_once_it_has() {
-        let here = super::super::this_process();
+        let here = this_process();
         assert!(!is_gone(&here, &here));
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let other = Process { pid: child.id(), ..here.clone() };
