@@ -14,7 +14,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -527,6 +527,39 @@ fn a_store_that_does_not_answer_is_no_absence_and_a_required_one_blocks_the_push
     bench.doubted(&bench.segments[4].clone(), "disk")
 }
 
+/// An optional repository that takes connections and never answers, without an agent: it would hold each segment for minutes.
+#[test]
+fn a_silent_optional_repository_does_not_hold_up_what_the_required_ones_have() -> Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let [first, second, ..] = bench.segments.as_slice() else { unreachable!() };
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    let keys = bench.site.place().join("keys");
+    fs::write(&keys, "access_key_id = x\nsecret_access_key = y\n")?;
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o600))?;
+    give_to_server(&keys)?;
+    let silent = format!(
+        "[[repository]]\nname = \"silent\"\nrequired = false\nurl = \"s3://bucket/prefix\"\nendpoint = \"http://{}\"\n\
+         allow_http = true\ncredentials_file = \"{}\"\nregion = \"us-east-1\"\n",
+        silent.local_addr()?,
+        keys.display()
+    );
+    let main = bench.site.repository.display();
+    // It comes first, and is silent from its first request on.
+    bench
+        .site
+        .write_config(&format!("{silent}[[repository]]\nname = \"main\"\nurl = \"file://{main}\"\n"))?;
+    let before = bench.site.listing()?.len();
+    for segment in [first, second, first] {
+        let begun = Instant::now();
+        bench.push(segment)?.expect(0, &["warning", "repository silent", "is not stored there yet"])?;
+        // Two minutes is what its own deadlines come to.
+        ensure!(begun.elapsed() < Duration::from_secs(60), "{segment}: {:?}", begun.elapsed());
+        ensure!(bench.got(segment, &["--repository", "main"])? == bench.bytes(segment)?, "{segment}");
+    }
+    ensure!(bench.site.listing()?.len() == before + 2, "{:?}", bench.site.listing()?);
+    Ok(())
+}
+
 /// RECOVERY 15: exit 200 would kill a standby, which asks again by itself and never opens on absence.
 #[test]
 fn a_standby_is_told_to_ask_again() -> Result<()> {
@@ -577,7 +610,7 @@ fn with_a_timeline_a_parent_is_cut_at_the_fork() -> Result<()> {
 #[test]
 fn a_push_that_is_killed_at_any_moment_can_be_repeated() -> Result<()> {
     let Some(bench) = Bench::new()? else { return Ok(()) };
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     bench.pushed(&[&bench.segments[0]])?;
     let whole = u64::try_from(begun.elapsed().as_micros())?;
     let mut killed = 0;

@@ -16,6 +16,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::wire::{self, ANSWER, AT_IT, Answer, HEARD, Question};
+use crate::durable;
 
 /// In which it must be clear whether anybody listens.
 const TO_BE_HEARD: Duration = Duration::from_secs(1);
@@ -55,6 +56,7 @@ pub fn ask(socket: &Path, trusted: &[u32], question: &Question) -> Result<Answer
         return Err(NoAgent::Foreign(peer.uid()));
     }
     stream.write_all(&frame).map_err(NoAgent::Silent)?;
+    durable::crash_point("thin-asked");
     let left = TO_BE_HEARD.saturating_sub(began.elapsed()).max(Duration::from_millis(1));
     if next(&mut stream, left)? != HEARD {
         return Err(NoAgent::Garbled);

@@ -19,22 +19,20 @@ mod outlook;
 mod pusher;
 mod queue;
 mod server;
+mod socket;
 pub mod wire;
 
-use std::fs::{File, TryLockError};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::codec::Compression;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::archive::{COPY_MARKER, Place};
 use crate::pgdata::ControlFile;
 use crate::repo::{Keyring, Repository};
@@ -44,6 +42,7 @@ use keyfiles::KeyFiles;
 use outlook::Watch;
 use pusher::Pusher;
 use server::{Desk, Generation, Wish};
+use socket::Socket;
 
 /// Between two looks at the queue when nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
@@ -85,14 +84,14 @@ impl Setup {
 /// Runs until `cancel`. `load` reads the configuration again; `ready` is called once questions are taken.
 ///
 /// # Errors
-/// `Busy` if another agent has the socket; `Failed` if it cannot be made.
+/// `Busy` if another agent has the socket, or takes its place; `Failed` if it cannot be made.
 pub async fn run(
     setup: Setup,
     load: impl Fn() -> Result<Setup> + Send + Sync + 'static,
     ready: impl FnOnce(),
     cancel: &CancellationToken,
 ) -> Result<()> {
-    let socket = Socket::bind(&setup.socket)?;
+    let mut socket = Socket::reserve(&setup.socket)?;
     fetcher::sweep(&setup.data_dir);
     let (reload, mut wishes) = mpsc::channel(1);
     let (generation, mut life) = begin(&setup, None, &reload, cancel);
@@ -102,13 +101,18 @@ pub async fn run(
         current: RwLock::new(generation),
         reload: reload.clone(),
     });
-    let serving = tokio::spawn(server::serve(socket.listen()?, Arc::clone(&desk)));
+    let listener = socket.listen()?;
+    let mut keeping = tokio::spawn(socket.keep(listener, Arc::clone(&desk)));
     ready();
     let load = Arc::new(load);
     loop {
         let wish = tokio::select! {
             biased;
             () = cancel.cancelled() => break,
+            lost = &mut keeping => {
+                life.cancel();
+                return lost.map_or(Ok(()), Err);
+            }
             wish = wishes.recv() => wish,
         };
         let load = Arc::clone(&load);
@@ -144,8 +148,9 @@ pub async fn run(
             () = crate::clock::sleep(RELOAD) => {}
         }
     }
-    serving.abort();
-    drop(socket);
+    keeping.abort();
+    // The socket is gone when this is over.
+    let _ = keeping.await;
     Ok(())
 }
 
@@ -175,7 +180,7 @@ pub async fn prefetch(setup: Prefetch, lives: impl Fn() -> bool, cancel: &Cancel
     let fetcher = Arc::new(Fetcher::new(repositories, data_dir));
     // Whoever has the spool has the socket in it.
     fetcher.begin(from, &errand)?;
-    let socket = Socket::bind(&socket)?;
+    let mut socket = Socket::reserve(&socket)?;
     let (reload, _wishes) = mpsc::channel(1);
     let generation = Arc::new(Generation { config, pusher: None, fetcher: Arc::clone(&fetcher) });
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -291,58 +296,6 @@ fn changed(directory: &Path) -> Option<Timestamp> {
     let modified = std::fs::metadata(directory).and_then(|found| found.modified()).ok()?;
     let modified = Timestamp::try_from(modified).ok()?;
     (SystemClock.now().duration_since(modified) > SignedDuration::from_millis(50)).then_some(modified)
-}
-
-/// The socket's place in the file system, and the right to it.
-#[derive(Debug)]
-struct Socket {
-    path: PathBuf,
-    /// Locked for as long as this lives.
-    _lock: File,
-}
-
-impl Socket {
-    fn bind(path: &Path) -> Result<Self> {
-        let failed = |what: &str, e: std::io::Error| {
-            Error::failed(format!("cannot {what} {}", path.display())).source(e).hint(
-                "its directory must exist and belong to the server's user: under systemd, RuntimeDirectory=pitr makes it; else name another socket in [agent]",
-            )
-        };
-        let mut open = File::options();
-        open.write(true).create(true).truncate(false).mode(0o600);
-        let lock = open.open(path.with_extension("lock")).map_err(|e| failed("make the lock beside", e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::busy(format!("another agent listens at {}", path.display()))
-                    .hint("one agent serves a cluster; `pitr agent --status` asks it how it goes"));
-            }
-            Err(TryLockError::Error(e)) => return Err(failed("lock what lies beside", e)),
-        }
-        // Left by one that was killed: whoever holds the lock may take it away.
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(failed("replace the socket", e)),
-            _ => Ok(Self { path: path.to_owned(), _lock: lock }),
-        }
-    }
-
-    fn listen(&self) -> Result<UnixListener> {
-        let failed = |e: std::io::Error| {
-            Error::failed(format!("cannot listen at {}", self.path.display()))
-                .source(e)
-                .hint("a socket's path has at most 107 bytes; name another one in [agent]")
-        };
-        let listener = UnixListener::bind(&self.path).map_err(failed)?;
-        std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(listener)
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // One that stays is replaced by the next agent.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 #[cfg(test)]

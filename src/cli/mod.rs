@@ -61,7 +61,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     code
 }
 
-/// How long what stays waits for its file work when it was told to end.
+/// How long file work that is still under way is waited for at the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What a person should know after a panic.
@@ -170,9 +170,12 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
 }
 
 /// Runs on this thread, with SIGTERM and SIGINT at their defaults: what PostgreSQL starts must die when it says so, and starting
-/// more threads costs more than they would gain for one segment.
+/// more threads costs more than they would gain for one segment. File work that was given up and hangs keeps it no longer than `FAREWELL`.
 fn alone(work: impl Future<Output = Result<Ended, Error>>) -> Result<Ended, Error> {
-    runtime(&mut tokio::runtime::Builder::new_current_thread())?.block_on(work)
+    let runtime = runtime(&mut tokio::runtime::Builder::new_current_thread())?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(FAREWELL);
+    done
 }
 
 /// As [`with_threads`], for what stays until it is told to end. File work that hangs (a network file system whose server is gone) keeps it no

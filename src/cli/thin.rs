@@ -24,6 +24,7 @@ use crate::cli::output;
 use crate::config::defaults::SOCKET_ROOT;
 use crate::config::load::{MAX_BYTES, SYSTEM_FILE, VARIABLE};
 use crate::config::{fingerprint, fingerprint_of_flags};
+use crate::durable;
 
 /// Where who fetches ahead for one recovery listens, below the data directory.
 pub const SPOOL_SOCKET: &str = "pg_wal/pitr-spool/socket";
@@ -143,7 +144,10 @@ fn get(form: &Form, file: &str, destination: &Path) -> Option<ExitCode> {
             // Renamed only while the server lives that wants it (RECOVERY.md 18).
             Some(Answer::Spooled { path }) if nix::unistd::getppid() == parent => {
                 match std::fs::rename(&path, destination) {
-                    Ok(()) => return Some(ExitCode::SUCCESS),
+                    Ok(()) => {
+                        durable::crash_point("thin-moved");
+                        return Some(ExitCode::SUCCESS);
+                    }
                     Err(e) => output::warn(&format!("warning: cannot take {}: {e}", path.display())),
                 }
             }
@@ -160,7 +164,10 @@ fn heard(answer: Result<Answer, NoAgent>, form: &Form) -> Option<Answer> {
             output::warn(&format!("the agent leaves this one to {} itself: {why}", form.command));
             None
         }
-        Ok(answer) => Some(answer),
+        Ok(answer) => {
+            durable::crash_point("thin-answered");
+            Some(answer)
+        }
         Err(NoAgent::Absent) => None,
         Err(e) => {
             output::warn(&format!("warning: {} works alone: {e}", form.command));

@@ -1,7 +1,8 @@
 //! The agent: what it said yes to is there, and recovery gets what it would have got, wherever the agent is killed.
 //!
 //! It dies at named points of its own (`agent-takes`, `agent-stored`, `agent-answers`, `agent-fetched`, `agent-hands-over`), at any step on the
-//! local file system, and before and after calls of the store. Real servers archive through it; the oracle is their own file.
+//! local file system, and before and after calls of the store. Real servers archive through it; the oracle is their own file. Its client
+//! dies when it has asked, has heard, and has put the file in its place (`thin-asked`, `thin-answered`, `thin-moved`).
 
 use std::path::Path;
 use std::process::Command;
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use std::os::unix::process::ExitStatusExt as _;
 
-use super::Point;
 use super::support::agent::{Agent, all_archived, all_is_there, configure, marked, own_repository};
 use super::support::cluster::Install;
-use super::support::recovering::Recovering;
-use super::support::site::{Site, small_site};
+use super::support::recovering::{Recovering, archived};
+use super::support::site::{Answer, Site, SiteOptions, small_site};
+use super::{KILLED, Point};
 
 /// How long an agent may take to come to its point on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -107,6 +108,83 @@ fn recovery_gets_every_segment_wherever_its_agent_is_killed() -> Result<()> {
             was_killed(&mut agent, &what)?;
             std::fs::write(&site.config, &own)?;
         }
+    }
+    Ok(())
+}
+
+/// The client's answer when it is killed at its point of this name; it must get there.
+fn killed_at(name: &'static str, mut command: Command) -> Result<()> {
+    Point::StepNamed(name).arm(1, &mut command);
+    let answer = Answer::of(&mut command)?;
+    ensure!(answer.code == KILLED, "{name}: {answer:?}");
+    Ok(())
+}
+
+/// The next client was answered by the agent, and did not have to work alone.
+fn answered_by_the_agent(answer: &Answer, what: &str, agent: &Agent) -> Result<()> {
+    ensure!(answer.code == 0 && answer.err.is_empty(), "{what}: {answer:?}\n{}", agent.log());
+    Ok(())
+}
+
+#[test]
+fn a_push_beside_an_agent_that_is_killed_at_any_stage_can_be_repeated() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    // What is not archived by the server: each file is the test's to push.
+    let conf = "wal_keep_size = 4GB\nautovacuum = off\n";
+    let site = Site::new(&install, &SiteOptions { archives: false, conf, ..SiteOptions::default() })?;
+    configure(&site, &own_repository(&site))?;
+    let agent = Agent::start(&site)?;
+    for round in 0..3 {
+        for point in ["thin-asked", "thin-answered"] {
+            let name = site.cluster.psql("SELECT pg_walfile_name(pg_current_wal_lsn())")?;
+            site.cluster.psql(&format!("CREATE TABLE \"{point}-{round}\" ()"))?;
+            site.cluster.psql("SELECT pg_switch_wal()")?;
+            let (what, path) = (format!("{point} {round}: {name}"), format!("pg_wal/{name}"));
+            let own = std::fs::read(site.cluster.data.join(&path))?;
+            killed_at(point, site.pitr(&["archive-push", &path])?)?;
+            let to = site.place().join("fetched");
+            let get = ["archive-get", &name, &to.display().to_string()].map(str::to_owned);
+            let there = || -> Result<()> {
+                let answer = site.ask(&get.each_ref().map(String::as_str))?;
+                ensure!(answer.code == 0 && std::fs::read(&to)? == own, "{what}: {answer:?}");
+                Ok(())
+            };
+            // It had heard a yes.
+            if point == "thin-answered" {
+                there()?;
+            }
+            answered_by_the_agent(&site.ask(&["archive-push", &path])?, &what, &agent)?;
+            there()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_get_beside_an_agent_that_is_killed_at_any_stage_can_be_repeated() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 130_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    configure(&site, &own_repository(&site))?;
+    let text = std::fs::read_to_string(&site.config)?;
+    let (data, recovering) = (site.cluster.data.display().to_string(), at.data.display().to_string());
+    std::fs::write(&site.config, text.replace(&data, &recovering))?;
+    let agent = Agent::start(&site)?;
+    let points = ["thin-asked", "thin-answered", "thin-moved"];
+    ensure!(names.len() > points.len() * 3, "{names:?}");
+    let delivered = at.data.join("pg_wal/RECOVERYXLOG");
+    for (name, point) in names.iter().zip(points.into_iter().cycle()) {
+        let what = format!("{point}: {name}");
+        let mut command = site.pitr(&["archive-get"])?;
+        command.current_dir(&at.data).args(["--timeline", "1", name, "pg_wal/RECOVERYXLOG"]);
+        killed_at(point, command)?;
+        // Whole or not at all; and not, unless it was put there.
+        ensure!(delivered.exists() == (point == "thin-moved"), "{what}");
+        if delivered.exists() {
+            at.replayed(&site, name).with_context(|| what.clone())?;
+        }
+        answered_by_the_agent(&at.ask(&site, name, &["--timeline", "1"])?, &what, &agent)?;
+        at.replayed(&site, name).with_context(|| what.clone())?;
     }
     Ok(())
 }

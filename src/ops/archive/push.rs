@@ -7,11 +7,13 @@
 //! ```
 //! Invariants: nothing is acknowledged before every required repository holds it durably; no segment of a timeline above 1 before
 //! its history and those of its ancestors (a segment without them is unreachable, and the next promotion would take its timeline
-//! again); what is stored is never replaced. A damaged segment is refused unless an operator accepted it ([`accept()`]). Optional repositories that fail are a warning: they are caught up later.
+//! again); what is stored is never replaced. A damaged segment is refused unless an operator accepted it ([`accept()`]). Optional repositories that fail, or are
+//! late where the required ones have answered, are a warning: they are caught up later.
 //! A crash before the PUT leaves nothing; after it, the repeated command finds its own bytes and says yes.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
@@ -29,6 +31,11 @@ use crate::repo::path::ClusterName;
 use crate::repo::walobject::Sealer;
 use crate::repo::{Repository, System};
 use crate::wal::{SegmentSize, SystemId, TimelineHistory, TimelineId, WalFileName};
+
+/// How long an optional repository may be silent once all required ones have answered.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+/// How long it then has for the file, and a second more for each MiB: a slow line still stores, a dead one holds nothing up.
+const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// Advice where two histories of one timeline meet.
 pub(super) const TWO_PROMOTED: &str =
@@ -149,7 +156,7 @@ async fn store_sound(
     compression: Compression,
 ) -> Result<PushReport> {
     let places = Place::all(repositories);
-    store_each(&places, path, data_dir, compression.into(), |_, _| {}).await?.judge(&places)
+    store_in(&places, path, data_dir, compression.into(), Waits::ForRequired, |_, _| {}).await?.judge(&places)
 }
 
 /// Stores one file of `pg_wal` in every place, each for itself: for who keeps account of what is where. `told` hears of each place (by its
@@ -163,6 +170,17 @@ pub async fn store_each(
     path: &Path,
     data_dir: Option<&Path>,
     packing: Packing,
+    told: impl Fn(usize, &Result<Stored>) + Sync,
+) -> Result<Offered> {
+    store_in(places, path, data_dir, packing, Waits::ForAll, told).await
+}
+
+async fn store_in(
+    places: &[Place],
+    path: &Path,
+    data_dir: Option<&Path>,
+    packing: Packing,
+    waits: Waits,
     told: impl Fn(usize, &Result<Stored>) + Sync,
 ) -> Result<Offered> {
     let source = WalSource::open(path)?;
@@ -188,7 +206,7 @@ pub async fn store_each(
         reading.await.map_err(|e| Error::failed(format!("reading {name} was cut off")).source(e))?
     };
     let offer = Offer { path, name, system, segment_size: origin.map(|(_, size)| size), compression };
-    offer.to_each(places, reading, None, told).await
+    offer.to_each(places, reading, None, waits, told).await
 }
 
 /// What every place will seal with, if they all do and with the same key: then the plain form is needed by nobody.
@@ -214,6 +232,15 @@ pub(super) fn cluster_of<'a>(mut repositories: impl Iterator<Item = &'a Reposito
     })
 }
 
+/// Whose answers are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waits {
+    /// All places'.
+    ForAll,
+    /// Those of the required ones, and a moment for the others; where none is required, all.
+    ForRequired,
+}
+
 /// A file that is offered to repositories.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Offer<'a> {
@@ -234,7 +261,7 @@ impl Offer<'_> {
         gap: Option<&AcceptedGap>,
     ) -> Result<PushReport> {
         let places = Place::all(repositories);
-        self.to_each(&places, reading, gap, |_, _| {}).await?.judge(&places)
+        self.to_each(&places, reading, gap, Waits::ForRequired, |_, _| {}).await?.judge(&places)
     }
 
     async fn to_each(
@@ -242,6 +269,7 @@ impl Offer<'_> {
         places: &[Place],
         reading: impl Future<Output = Result<WalContent>>,
         gap: Option<&AcceptedGap>,
+        waits: Waits,
         told: impl Fn(usize, &Result<Stored>) + Sync,
     ) -> Result<Offered> {
         let (give, taken) = watch::channel(None::<Arc<WalContent>>);
@@ -250,19 +278,31 @@ impl Offer<'_> {
             give.send_replace(Some(Arc::clone(&content)));
             Ok::<_, Error>(content)
         };
-        let (told, this) = (&told, &self);
+        let required = |place: &Place| place.repository().is_required();
+        let needed = places.iter().filter(|place| required(place)).count();
+        // Required places that have not answered.
+        let unanswered = watch::Sender::new(needed);
+        let (told, this, unanswered) = (&told, &self, &unanswered);
         let puts = places.iter().enumerate().map(|(i, place)| {
-            let mut taken = taken.clone();
+            let (mut taken, needs) = (taken.clone(), required(place));
+            let hurried = waits == Waits::ForRequired && needed > 0 && !needs;
+            let hurry = hurried.then(|| unanswered.subscribe());
             async move {
-                let ready = place.prepare(this).await;
+                let ready = this.in_time(hurry.clone(), FIRST_WORD, place.prepare(this)).await;
                 // Nothing comes of a file that cannot be read: all this is dropped then.
                 let content = taken.wait_for(Option::is_some).await.ok().and_then(|content| content.clone());
                 let outcome = match content {
-                    Some(content) => this.put(ready, &content, gap).await,
+                    Some(content) => {
+                        let long = LAST_WORD + Duration::from_secs(content.object.stored() >> 20);
+                        this.in_time(hurry, long, this.put(ready, &content, gap)).await
+                    }
                     None => Err(Error::failed(format!("{} could not be read", this.name))),
                 };
                 if outcome.is_err() {
                     place.forget();
+                }
+                if needs {
+                    unanswered.send_modify(|left| *left = left.saturating_sub(1));
                 }
                 told(i, &outcome);
                 outcome
@@ -272,6 +312,32 @@ impl Offer<'_> {
         let (content, outcomes) = tokio::try_join!(reading, storing)?;
         let (size, stored) = (content.object.header.size, content.object.stored());
         Ok(Offered { name: self.name, system: self.system, size, stored, outcomes })
+    }
+
+    /// What `work` comes to. Who is in a hurry gives it so long once no required place is left in `hurry`, and drops it then: what is under way is a
+    /// create, which is done whole or not at all.
+    async fn in_time<T>(
+        &self,
+        hurry: Option<watch::Receiver<usize>>,
+        long: Duration,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let Some(mut hurry) = hurry else { return work.await };
+        let late = async {
+            // The sender lives as long as this does.
+            drop(hurry.wait_for(|left| *left == 0).await);
+            crate::clock::sleep(long).await;
+        };
+        tokio::select! {
+            biased;
+            done = work => done,
+            () = late => Err(Error::failed(format!(
+                "{} is not stored there yet: the required repositories have it, and this one did not answer within {} s after them",
+                self.name,
+                long.as_secs()
+            ))
+            .hint("archiving goes on without it; `pitr agent` stores there what it lacks, when it answers again")),
+        }
     }
 
     /// Histories first, then the record of a gap, then the file itself, into one repository.
