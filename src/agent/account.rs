@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::effort::Pace;
 use super::queue::{FileIdentity, Turn};
 use crate::error::{Error, Kind};
 
@@ -163,6 +164,8 @@ impl Account {
         let lane = |(name, required)| Lane {
             name,
             required,
+    /// How long files took of late.
+    pub(super) pace: Pace,
             rest: Rest::default(),
             failing: None,
             trying: false,
@@ -174,7 +177,8 @@ impl Account {
         // What happened before this process began is not known.
         let alone = lanes.len() < 2;
         lanes.iter_mut().for_each(|lane| lane.behind = !alone);
-        Self { files: BTreeMap::new(), lanes, ahead: ahead.max(1) }
+        let pace = Pace::new(lanes.len());
+        Self { files: BTreeMap::new(), lanes, ahead: ahead.max(1), pace }
     }
 
     fn file(&mut self, turn: &Turn) -> &mut Known {
@@ -197,7 +201,7 @@ impl Account {
     /// What an asker has to do; an open file is taken for him if it `may` be stored.
     pub(super) fn find(&mut self, turn: &Turn, may: bool) -> Found {
         self.file(turn);
-        let Self { files, lanes, ahead } = self;
+        let Self { files, lanes, ahead, .. } = self;
         let Some(file) = files.get_mut(turn) else { return Found::Busy };
         let required = |i: &usize| lanes.get(*i).is_some_and(|lane| lane.required);
         let open: Vec<usize> = file.lanes(Held::No).filter(required).collect();
@@ -240,7 +244,7 @@ impl Account {
 
     /// Takes the next file that may be stored ahead, and the lanes for it.
     pub(super) fn next(&mut self) -> Option<(Turn, Vec<usize>)> {
-        let Self { files, lanes, ahead } = self;
+        let Self { files, lanes, ahead, .. } = self;
         let wanted = |file: &Known| (file.ready || file.identity.is_some()) && file.rest.is_over();
         for (turn, file) in files.iter_mut().filter(|(_, file)| wanted(file)) {
             let may_try = |i: &usize| lanes.get(*i).is_some_and(|lane| lane.may_try(*ahead));
