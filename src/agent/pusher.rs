@@ -275,6 +275,16 @@ impl Pusher {
         self.lock().queue(ready, |turn| self.in_pg_wal(turn).exists());
     }
 
+    /// Somebody was told to store a file by himself.
+    pub fn is_passed_by(&self) {
+        self.lock().doubt_optional(false);
+    }
+
+    /// This process stood still so long that nobody waited for it.
+    pub fn has_slept(&self) {
+        self.lock().doubt_optional(true);
+    }
+
     /// How it goes.
     pub fn status(&self) -> Status {
         let compression = self.effort();
