@@ -106,6 +106,53 @@ fn an_agent_fetches_ahead_for_its_server() -> Result<()> {
     at.is_spooled(ahead)
 }
 
+/// Recovery that begins again further back, as that of a standby does: only what is next lies there.
+fn goes_back(site: &Site, at: &Recovering, names: &[String]) -> Result<()> {
+    let flags = ["--timeline", "1"];
+    let ask = |n: usize| -> Result<()> {
+        let name = names.get(n).context("more segments")?;
+        at.ask(site, name, &flags)?.expect(0, &[])?;
+        at.replayed(site, name)
+    };
+    let next_lie_there = |n: usize| at.is_spooled(names.get(n + 1..n + 9).context("more segments")?);
+    for n in [30, 20, 10, 0] {
+        ask(n)?;
+        next_lie_there(n)?;
+    }
+    // Faster than they are fetched.
+    for n in [30, 20, 10, 0] {
+        ask(n)?;
+    }
+    next_lie_there(0)?;
+    // Part of what lies there is wanted further on.
+    ask(5)?;
+    next_lie_there(5)?;
+    ask(2)?;
+    next_lie_there(2)
+}
+
+#[test]
+fn a_recovery_that_goes_back_leaves_nothing_behind_without_an_agent() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 600_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    goes_back(&site, &at, &names)
+}
+
+#[test]
+fn a_recovery_that_goes_back_leaves_nothing_behind_with_an_agent() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 600_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    configure(&site, &own_repository(&site))?;
+    let text = fs::read_to_string(&site.config)?;
+    let data = site.cluster.data.display().to_string();
+    fs::write(&site.config, text.replace(&data, &at.data.display().to_string()))?;
+    fs::remove_file(at.data.join("postmaster.pid"))?;
+    let _agent = Agent::start(&site)?;
+    goes_back(&site, &at, &names)
+}
+
 /// A store that takes connections and never answers, as a repository in TOML. Its name goes before those of the others.
 fn silent_store(site: &Site, listener: &TcpListener) -> Result<String> {
     let keys = site.place().join("keys");

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use support::agent::{Agent, configure, own_repository, status};
+use support::agent::{Agent, all_archived, configure, own_repository, status};
 use support::cluster::Install;
 use support::site::{Site, SiteOptions, until};
 
@@ -63,8 +63,16 @@ fn is_stored(site: &Site, segment: &str) -> Result<bool> {
     Ok(site.object(segment)?.exists())
 }
 
-/// Until the optional repository has everything that the other one has.
+/// Until the optional repository has everything that the other one has, and the agent knows it.
 fn caught_up(site: &Site, other: &Path, agent: &Agent) -> Result<()> {
+    has_everything(site, other, agent)?;
+    until(
+        || Ok(status(site)?["repositories"][1]["behind"] == false),
+        || format!("{:?}\n{}", status(site), agent.log()),
+    )
+}
+
+fn has_everything(site: &Site, other: &Path, agent: &Agent) -> Result<()> {
     let lacks = || -> Result<Vec<PathBuf>> {
         let there = objects(other)?;
         Ok(objects(&site.repository)?.into_keys().filter(|key| !there.contains_key(key)).collect())
@@ -77,10 +85,7 @@ fn caught_up(site: &Site, other: &Path, agent: &Agent) -> Result<()> {
         let same = *other == bytes || zstd::decode_all(&other[..])? == zstd::decode_all(&bytes[..])?;
         ensure!(same, "{} is not the same in both", key.display());
     }
-    until(
-        || Ok(status(site)?["repositories"][1]["behind"] == false),
-        || format!("{:?}\n{}", status(site), agent.log()),
-    )
+    Ok(())
 }
 
 #[test]
@@ -118,6 +123,32 @@ fn what_left_pg_wal_meanwhile_is_copied_and_restores_everything() -> Result<()> 
         ensure!(marks == "1:20000 2:20000 3:20000 4:20000 5:20000 6:20000 7:20000 8:20000", "{marks}");
     }
     Ok(())
+}
+
+#[test]
+fn what_was_stored_past_an_agent_that_stood_still_is_copied_too() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, other) = site(&install)?;
+    let agent = Agent::start(&site)?;
+    write_wal(&site, 1)?;
+    caught_up(&site, &other, &agent)?;
+    agent.stand_still()?;
+    let aside = site.place().join("aside");
+    fs::rename(&other, &aside)?;
+    let mut last = String::new();
+    for mark in 2..5 {
+        last = write_wal(&site, mark)?;
+    }
+    until(|| is_stored(&site, &last), || site.cluster.log_text())?;
+    // Acknowledged: no agent is asked for them any more.
+    all_archived(&site)?;
+    let lacking = objects(&site.repository)?.len() - objects(&aside)?.len();
+    ensure!(lacking >= 3, "{lacking}");
+    fs::rename(&aside, &other)?;
+    agent.signal(Signal::SIGCONT)?;
+    let last = write_wal(&site, 5)?;
+    until(|| is_stored(&site, &last), || agent.log())?;
+    has_everything(&site, &other, &agent)
 }
 
 #[test]

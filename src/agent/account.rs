@@ -12,11 +12,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::effort::Pace;
 use super::queue::{FileIdentity, Turn};
 use crate::error::{Error, Kind};
 
 /// First rest of what failed.
 const REST: Duration = Duration::from_secs(1);
+/// After which what somebody else stored meanwhile has come to its end.
+const SETTLED: Duration = Duration::from_mins(1);
+/// Longest time without a look whether an optional lane is behind.
+const HOUR: Duration = Duration::from_hours(1);
 /// Longest rest of a lane or a file.
 pub(super) const LONGEST_REST: Duration = Duration::from_secs(60);
 
@@ -100,6 +105,10 @@ struct Lane {
     flying: usize,
     /// It may lack what has left the queue.
     behind: bool,
+    /// Since when files may have been stored past this process, which this lane may lack.
+    doubted: Option<Instant>,
+    /// When it was begun to catch it up.
+    checked: Instant,
     /// Files copied there so far, while it is being caught up.
     copied: Option<u64>,
 }
@@ -155,6 +164,8 @@ pub(super) struct Account {
     files: BTreeMap<Turn, Known>,
     lanes: Vec<Lane>,
     ahead: usize,
+    /// How long files took of late.
+    pub(super) pace: Pace,
 }
 
 impl Account {
@@ -168,13 +179,16 @@ impl Account {
             trying: false,
             flying: 0,
             behind: false,
+            doubted: None,
+            checked: Instant::now(),
             copied: None,
         };
         let mut lanes: Vec<Lane> = lanes.map(lane).collect();
         // What happened before this process began is not known.
         let alone = lanes.len() < 2;
         lanes.iter_mut().for_each(|lane| lane.behind = !alone);
-        Self { files: BTreeMap::new(), lanes, ahead: ahead.max(1) }
+        let pace = Pace::new(lanes.len());
+        Self { files: BTreeMap::new(), lanes, ahead: ahead.max(1), pace }
     }
 
     fn file(&mut self, turn: &Turn) -> &mut Known {
@@ -197,7 +211,7 @@ impl Account {
     /// What an asker has to do; an open file is taken for him if it `may` be stored.
     pub(super) fn find(&mut self, turn: &Turn, may: bool) -> Found {
         self.file(turn);
-        let Self { files, lanes, ahead } = self;
+        let Self { files, lanes, ahead, .. } = self;
         let Some(file) = files.get_mut(turn) else { return Found::Busy };
         let required = |i: &usize| lanes.get(*i).is_some_and(|lane| lane.required);
         let open: Vec<usize> = file.lanes(Held::No).filter(required).collect();
@@ -240,7 +254,7 @@ impl Account {
 
     /// Takes the next file that may be stored ahead, and the lanes for it.
     pub(super) fn next(&mut self) -> Option<(Turn, Vec<usize>)> {
-        let Self { files, lanes, ahead } = self;
+        let Self { files, lanes, ahead, .. } = self;
         let wanted = |file: &Known| (file.ready || file.identity.is_some()) && file.rest.is_over();
         for (turn, file) in files.iter_mut().filter(|(_, file)| wanted(file)) {
             let may_try = |i: &usize| lanes.get(*i).is_some_and(|lane| lane.may_try(*ahead));
@@ -272,6 +286,8 @@ impl Account {
                 }
                 if lane.failing.take().is_some() {
                     tracing::warn!("repository {} takes WAL again", lane.name);
+                    // Who stored past this process meanwhile could not store there either.
+                    lane.behind |= !lane.required;
                 }
                 lane.rest = Rest::default();
             }
@@ -342,9 +358,31 @@ impl Account {
         });
     }
 
-    /// Whether the lane is behind: true once, and then only when it is again.
+    /// Files may be stored past this process, about now or, if it `slept`, before: of those nothing is known here, and optional repositories
+    /// may lack them.
+    pub(super) fn doubt_optional(&mut self, slept: bool) {
+        if self.lanes.len() < 2 {
+            return;
+        }
+        for lane in self.lanes.iter_mut().filter(|lane| !lane.required) {
+            lane.behind |= slept;
+            lane.doubted.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Whether the lane is behind: true once, and then only when it is again. An optional one may be so unseen, by what others store.
     pub(super) fn take_behind(&mut self, lane: usize) -> bool {
-        self.lanes.get_mut(lane).is_some_and(|lane| std::mem::take(&mut lane.behind))
+        let Some(lane) = self.lanes.get_mut(lane) else { return false };
+        let settled = lane.doubted.is_some_and(|since| since.elapsed() >= SETTLED);
+        let due = settled || (!lane.required && lane.checked.elapsed() >= HOUR);
+        if settled {
+            lane.doubted = None;
+        }
+        let behind = std::mem::take(&mut lane.behind) || due;
+        if behind {
+            lane.checked = Instant::now();
+        }
+        behind
     }
 
     /// How the catching up of a lane goes: files so far, while it is under way; `behind` if it came to no good end.
@@ -395,7 +433,7 @@ impl Account {
             required: lane.required,
             lacks: lacks(i),
             failing: lane.failing.clone(),
-            behind: lane.behind,
+            behind: lane.behind || lane.doubted.is_some(),
             copied: lane.copied,
         };
         self.lanes.iter().enumerate().map(status).collect()
@@ -502,6 +540,38 @@ mod tests {
         assert!(!account.take_behind(CLOUD));
         account.queue(&BTreeSet::new(), |_| false);
         assert!(account.files.is_empty());
+        assert!(account.take_behind(CLOUD) && !account.take_behind(CLOUD) && !account.take_behind(LOCAL));
+    }
+
+    #[test]
+    fn what_others_may_have_stored_is_looked_for_in_optional_repositories() {
+        let (mut account, file) = (account(8), identity(1));
+        let long_ago = |span| Instant::now().checked_sub(span).unwrap();
+        assert!(account.take_behind(CLOUD) && account.take_behind(LOCAL), "nothing is known yet");
+        let settle = |account: &mut Account| {
+            account.lanes.iter_mut().for_each(|lane| lane.doubted = lane.doubted.map(|_| long_ago(SETTLED)));
+        };
+        // An asker does it by himself: that takes its time.
+        account.doubt_optional(false);
+        assert!(account.lanes()[CLOUD].behind && !account.lanes()[LOCAL].behind);
+        assert!(!account.take_behind(CLOUD), "he is not done yet");
+        settle(&mut account);
+        assert!(account.take_behind(CLOUD) && !account.take_behind(CLOUD) && !account.take_behind(LOCAL));
+        assert!(!account.lanes()[CLOUD].behind);
+        // This process stood still: at once, and what was under way then.
+        account.doubt_optional(true);
+        assert!(account.take_behind(CLOUD) && !account.take_behind(CLOUD));
+        settle(&mut account);
+        assert!(account.take_behind(CLOUD) && !account.take_behind(LOCAL));
+        // The repository was away, and is back.
+        queue(&mut account, 1..2);
+        account.next();
+        account.note(&turn(1), CLOUD, Err(&away()));
+        assert!(!account.take_behind(CLOUD));
+        account.note(&turn(1), CLOUD, Ok(file));
+        assert!(account.take_behind(CLOUD) && !account.take_behind(CLOUD));
+        // Nothing of all that, and an hour has passed.
+        account.lanes.iter_mut().for_each(|lane| lane.checked = long_ago(HOUR));
         assert!(account.take_behind(CLOUD) && !account.take_behind(CLOUD) && !account.take_behind(LOCAL));
     }
 

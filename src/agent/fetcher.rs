@@ -106,6 +106,40 @@ struct State {
     asked: Instant,
 }
 
+impl State {
+    /// Whether it is what recovery asks for now, or among the next. By place alone, as a segment may be looked for on several timelines.
+    fn is_wanted(&self, name: WalFileName) -> bool {
+        let (Some(place), Some(reached)) = (place_of(name), self.reached) else { return true };
+        let last = self
+            .course
+            .as_ref()
+            .and_then(|course| (0..most_ahead(course)).try_fold(reached, |segment, _| course.after(segment)));
+        place >= reached.place() && last.is_none_or(|last| place <= last.place())
+    }
+
+    /// What is under way is dropped when it lands.
+    fn drop_unwanted(&mut self) {
+        let mut files = std::mem::take(&mut self.files);
+        files.retain(|name, slot| match slot {
+            Slot::Ready(path) if !self.is_wanted(*name) => {
+                remove(path);
+                false
+            }
+            _ => true,
+        });
+        self.files = files;
+    }
+
+    fn segments(&self) -> usize {
+        self.files.keys().filter(|name| matches!(name, WalFileName::Segment(_))).count()
+    }
+}
+
+/// Segments that may lie ahead.
+fn most_ahead(course: &Course) -> u64 {
+    (MOST_BYTES / course.segment_bytes().max(1)).clamp(1, MOST_FILES)
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Slot {
     UnderWay,
@@ -296,20 +330,13 @@ impl Recovery {
         })
     }
 
-    /// Recovery asks for `name`: segments before it are of no use any more.
+    /// Recovery asks for `name`: segments before it are of no use any more; nor are those far ahead, if it goes back.
     fn reach(&self, name: WalFileName) {
         let mut state = self.lock();
         state.asked = Instant::now();
         let WalFileName::Segment(segment) = name else { return };
         state.reached = Some(segment);
-        let passed = |name: &WalFileName| place_of(*name).is_some_and(|place| place < segment.place());
-        state.files.retain(|name, slot| match slot {
-            Slot::Ready(path) if passed(name) => {
-                remove(path);
-                false
-            }
-            _ => true,
-        });
+        state.drop_unwanted();
     }
 
     /// `name` was there: what comes after it may be, whatever was taken for the end before it. A history is asked for once more when
@@ -390,7 +417,7 @@ impl Recovery {
         let mut state = self.lock();
         let Some(course) = state.course.clone() else { return };
         let bytes = course.segment_bytes().max(1);
-        let most = (MOST_BYTES / bytes).clamp(1, MOST_FILES);
+        let most = most_ahead(&course);
         if !self.spool.has_room(bytes.saturating_mul(most.saturating_add(ROOM))) {
             return;
         }
@@ -401,7 +428,12 @@ impl Recovery {
                 return;
             }
             next = name;
-            self.begin_fetch(&mut state, WalFileName::Segment(name));
+            let name = WalFileName::Segment(name);
+            // What is still on its way for where recovery was before takes a place too.
+            if !state.files.contains_key(&name) && state.segments() as u64 >= most {
+                return;
+            }
+            self.begin_fetch(&mut state, name);
         }
     }
 
@@ -418,9 +450,14 @@ impl Recovery {
         let fetched = get_ahead(&self.sources, name, &path).await;
         durable::crash_point("agent-fetched");
         let mut state = self.lock();
+        let wanted = state.is_wanted(name);
         match fetched {
-            Ok(Some(_)) => {
+            Ok(Some(_)) if wanted => {
                 state.files.insert(name, Slot::Ready(path));
+            }
+            Ok(Some(_)) => {
+                remove(&path);
+                state.files.remove(&name);
             }
             other => {
                 if let Err(e) = other {
@@ -434,6 +471,10 @@ impl Recovery {
                 }
             }
         }
+        // Its place is free for what is wanted now.
+        let reached = state.reached.filter(|_| !wanted);
+        drop(state);
+        reached.into_iter().for_each(|segment| self.fetch_ahead(segment));
     }
 }
 

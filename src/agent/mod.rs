@@ -46,6 +46,8 @@ use socket::Socket;
 
 /// Between two looks at the queue when nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks, this means that the process stood still: an asker waits for a second to be heard, and then stores by himself.
+const SLEPT: Duration = Duration::from_millis(1500);
 /// Between two looks whether the server lives. Whoever stops a server may remove its directory next, and would meet a spool that is being
 /// removed: `pg_ctl` looks every 100 ms whether the server has stopped.
 const WATCH: Duration = Duration::from_millis(20);
@@ -246,7 +248,11 @@ async fn store_ahead(pusher: Arc<Pusher>, fetcher: Arc<Fetcher>, life: Cancellat
     let mut ended = pusher.ended();
     let (mut seen, mut looked) = (None, None::<Instant>);
     let mut complained = false;
+    let mut awake = Instant::now();
     while !life.is_cancelled() {
+        if std::mem::replace(&mut awake, Instant::now()).elapsed() >= SLEPT {
+            pusher.has_slept();
+        }
         ended.mark_unchanged();
         fetcher.rest();
         // Nothing is archived from a copy.

@@ -27,7 +27,7 @@ use super::system_of;
 use crate::codec::Compression;
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::ops::archive::{COPY_MARKER, Packing, Place, catch_up, store_each};
+use crate::ops::archive::{COPY_MARKER, Packed, Packing, Place, catch_up, store_each};
 use crate::ops::check::Grade;
 use crate::repo::Repository;
 
@@ -45,6 +45,7 @@ pub struct Pusher {
     data_dir: PathBuf,
     compression: Compression,
     ahead: usize,
+    processors: usize,
     /// One for each processor: who reads and compresses holds one.
     turns: Arc<Semaphore>,
     /// Handed on to who takes over when keys or credentials were renewed.
@@ -94,6 +95,7 @@ impl Pusher {
             data_dir,
             compression,
             ahead: ahead.max(1),
+            processors,
             turns: Arc::new(Semaphore::new(processors)),
             account,
             watch: Mutex::new(watch),
@@ -204,7 +206,10 @@ impl Pusher {
         let path = self.in_pg_wal(&turn);
         let places: Vec<Place> = lanes.iter().filter_map(|i| self.places.get(*i)).cloned().collect();
         let flight = Flight { pusher: &self, turn: &turn, open: Mutex::new(lanes.iter().copied().collect()) };
-        let packing = Packing { compression: self.effort(), turns: Some(Arc::clone(&self.turns)) };
+        let compression = self.effort();
+        let packed = Arc::default();
+        let packing =
+            Packing { compression, turns: Some(Arc::clone(&self.turns)), packed: Arc::clone(&packed) };
         let changed = || Error::refused(format!("{} changed while it was read", path.display()));
         let stored = async {
             durable::crash_point("agent-takes");
@@ -215,6 +220,9 @@ impl Pusher {
                 durable::crash_point("agent-stored");
                 match outcome {
                     Ok(_) if FileIdentity::of(&path).is_ok_and(|now| now == before) => {
+                        if let Some(packed) = packed.get() {
+                            self.note_pace(&turn, *lane, *packed, compression);
+                        }
                         flight.landed(*lane, Ok(before));
                     }
                     // Of which file it was is not known: nothing is.
@@ -243,13 +251,38 @@ impl Pusher {
     }
 
     fn effort(&self) -> Compression {
-        let busy = self.turns.available_permits() == 0;
-        effort(self.compression, self.lock().waiting().count(), self.ahead, busy)
+        let account = self.lock();
+        let busy = account.pace.is_held_by_packing(self.processors.min(self.ahead), self.ahead);
+        effort(self.compression, account.waiting().count(), self.ahead, busy)
+    }
+
+    /// A file that was packed with that compression was stored just now.
+    fn note_pace(&self, turn: &Turn, lane: usize, packed: Packed, compression: Compression) {
+        let required = self.places.get(lane).is_some_and(|place| place.repository().is_required());
+        // Small files say nothing of segments, and the queue waits for no optional repository.
+        if !required || !turn.is_segment() {
+            return;
+        }
+        let mut account = self.lock();
+        account.pace.stored(lane, packed.at.elapsed());
+        if compression == self.compression {
+            account.pace.packed(packed.took);
+        }
     }
 
     /// Takes over what the queue is now.
     pub fn queue(&self, ready: &BTreeSet<Turn>) {
         self.lock().queue(ready, |turn| self.in_pg_wal(turn).exists());
+    }
+
+    /// Somebody was told to store a file by himself.
+    pub fn is_passed_by(&self) {
+        self.lock().doubt_optional(false);
+    }
+
+    /// This process stood still so long that nobody waited for it.
+    pub fn has_slept(&self) {
+        self.lock().doubt_optional(true);
     }
 
     /// How it goes.

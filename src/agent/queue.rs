@@ -29,6 +29,11 @@ impl Turn {
         Self { later: !matches!(name, WalFileName::History(_)), name: name.to_string() }
     }
 
+    /// Whether it is a segment of WAL.
+    pub fn is_segment(&self) -> bool {
+        matches!(WalFileName::parse(&self.name), Ok(WalFileName::Segment(_)))
+    }
+
     /// The file's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -86,6 +86,21 @@ impl Desk {
     }
 
     async fn answer(&self, question: &Question) -> Answer {
+        let answer = self.look_into(question).await;
+        if let (Ask::Push { .. }, Answer::Unsure { .. }) = (&question.ask, &answer) {
+            self.is_passed_by();
+        }
+        answer
+    }
+
+    /// An asker of a push stores the file by himself.
+    fn is_passed_by(&self) {
+        if let Some(pusher) = self.generation().pusher.as_ref() {
+            pusher.is_passed_by();
+        }
+    }
+
+    async fn look_into(&self, question: &Question) -> Answer {
         let generation = self.generation();
         let unsure = |why: &str| Answer::Unsure { why: why.to_owned() };
         let pushes = generation.pusher.as_ref();
@@ -216,7 +231,10 @@ pub(super) async fn serve(listener: UnixListener, desk: Arc<Desk>) {
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            desk.is_passed_by();
+            continue;
+        };
         match stream.peer_cred() {
             Ok(peer) if peer.uid() == own || peer.uid() == 0 => {}
             Ok(peer) => {

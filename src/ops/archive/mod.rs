@@ -21,7 +21,7 @@ pub use accept::{AcceptReport, accept};
 pub use catchup::{CaughtUp, catch_up};
 pub use get::{Course, Got, Route, Source, get_ahead, get_file};
 pub use place::Place;
-pub use push::{Offered, Packing, PushReport, store_each, store_file};
+pub use push::{Offered, Packed, Packing, PushReport, store_each, store_file};
 pub(in crate::ops) use push::{store_file_of_copy, store_history};
 
 use std::path::{Path, PathBuf};

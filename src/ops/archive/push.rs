@@ -12,8 +12,8 @@
 //! A crash before the PUT leaves nothing; after it, the repeated command finds its own bytes and says yes.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
@@ -48,11 +48,22 @@ pub struct Packing {
     pub compression: Compression,
     /// Who stores many at once reads and compresses only as many as there are processors.
     pub turns: Option<Arc<Semaphore>>,
+    /// Set as soon as the file is packed.
+    pub packed: Arc<OnceLock<Packed>>,
+}
+
+/// That a file was read and compressed.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed {
+    /// When.
+    pub at: Instant,
+    /// How long it took, without waiting for its turn.
+    pub took: Duration,
 }
 
 impl From<Compression> for Packing {
     fn from(compression: Compression) -> Self {
-        Self { compression, turns: None }
+        Self { compression, turns: None, packed: Arc::default() }
     }
 }
 
@@ -190,7 +201,7 @@ async fn store_in(
         None => control_of(&data_directories(path, data_dir), name)?.system_id,
     };
     let cluster = cluster_of(places.iter().map(Place::repository))?;
-    let Packing { compression, turns } = packing;
+    let Packing { compression, turns, packed } = packing;
     let sealer = origin.and_then(|_| common_sealer(places));
     let reading = async move {
         let turn = match turns {
@@ -198,8 +209,11 @@ async fn store_in(
             None => None,
         };
         let reading = tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
             let content =
                 source.read(&cluster, system, compression).and_then(|content| sealed(content, sealer));
+            // Nobody has set it before.
+            let _ = packed.set(Packed { at: Instant::now(), took: began.elapsed() });
             drop(turn);
             content
         });
