@@ -290,7 +290,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pitr.toml");
         let door = |text: &str| {
-            crate::durable::write_replace(&file, text.as_bytes(), 0o600, None).unwrap();
+            durable::write_replace(&file, text.as_bytes(), 0o600, None).unwrap();
             let door = Door::of(&file);
             let config = crate::config::Config::parse(text, &file);
             if let (Some(door), Ok(config)) = (&door, config) {
