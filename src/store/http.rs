@@ -238,10 +238,11 @@ pub(super) fn element(xml: &str, name: &str) -> Option<String> {
     Some(shown(text))
 }
 
-/// The text on one line and not too long.
+/// The text on one line and not too long. What cannot be shown leaves a mark: without it a mangled code would read as another one, such as
+/// that which says that an object is not there.
 fn shown(text: &str) -> String {
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    words.chars().filter(|c| !c.is_control()).take(MESSAGE_LIMIT).collect()
+    words.chars().map(|c| if c.is_control() { '?' } else { c }).take(MESSAGE_LIMIT).collect()
 }
 
 #[cfg(test)]
@@ -289,6 +290,7 @@ mod tests {
         assert_eq!(element(xml, "Message").as_deref(), Some("The key does not exist."));
         assert_eq!(element("<Code>open", "Code"), None);
         assert_eq!(shown(&"x".repeat(9999)).len(), MESSAGE_LIMIT);
-        assert_eq!(shown("a\u{1b}[31m b"), "a[31m b");
+        assert_eq!(shown("a\u{1b}[31m b"), "a?[31m b");
+        assert_eq!(element("<Code>NoSuch\u{4}\0Key</Code>", "Code").as_deref(), Some("NoSuch??Key"));
     }
 }
