@@ -302,13 +302,13 @@ impl Offer<'_> {
             let hurried = waits == Waits::ForRequired && needed > 0 && !needs;
             let hurry = hurried.then(|| unanswered.subscribe());
             async move {
-                let ready = this.in_time(hurry.clone(), FIRST_WORD, place.prepare(this)).await;
+                let ready = this.in_time(hurry.clone(), FIRST_WORD, Box::pin(place.prepare(this))).await;
                 // Nothing comes of a file that cannot be read: all this is dropped then.
                 let content = taken.wait_for(Option::is_some).await.ok().and_then(|content| content.clone());
                 let outcome = match content {
                     Some(content) => {
                         let long = LAST_WORD + Duration::from_secs(content.object.stored() >> 20);
-                        this.in_time(hurry, long, this.put(ready, &content, gap)).await
+                        this.in_time(hurry, long, Box::pin(this.put(ready, &content, gap))).await
                     }
                     None => Err(Error::failed(format!("{} could not be read", this.name))),
                 };
