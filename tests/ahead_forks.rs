@@ -73,7 +73,8 @@ fn recovers(site: &Site, at: &Recovering, names: &[String]) -> Result<()> {
     archive(site, &child, &own)?;
     at.ask(site, &child, &ROUTE)?.expect(0, &[])?;
     at.replayed(site, &child)?;
-    absent(&child.replacen(&fork[8..], &beyond[8..], 1))?;
+    let next = beyond.split_at(8).1;
+    absent(&format!("{}{next}", child.split_at(8).0))?;
     ensure!(at.data.join(SPOOL).exists(), "nobody fetched ahead");
     Ok(())
 }
