@@ -3,8 +3,6 @@
 //! It must be reachable again without a restart, and stay the only one: a second agent is refused, and one that lost its place to another
 //! leaves the other's socket alone.
 
-#![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
-
 mod support;
 
 use std::fs;
