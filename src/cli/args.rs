@@ -32,7 +32,7 @@ pub struct Common {
     /// The cluster's name in the repository, where there is no configuration
     #[arg(long, global = true, value_name = "NAME")]
     pub cluster: Option<String>,
-    /// Identity file that opens an encrypted repository [default: the configuration's, else $PITR_IDENTITY, which holds the key itself]
+    /// Identity file that opens an encrypted repository [default: the configuration's, else the key itself in $PITR_IDENTITY, but for what PostgreSQL starts and a restore that it goes on with]
     #[arg(long, global = true, value_name = "FILE")]
     pub identity: Option<PathBuf>,
     /// Fingerprint of the cluster's seal key, as the recovery kit prints it: nothing else is believed
