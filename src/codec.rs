@@ -12,7 +12,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Operation, OutBuffer};
+use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+mod warm;
+
+use warm::Warm;
 
 /// Size of the chunks in which encoders hand out their bytes.
 pub(crate) const CHUNK: usize = 256 * 1024;
@@ -224,7 +228,7 @@ pub struct FrameEncoder {
 }
 
 enum Kind {
-    Zstd(Box<Encoder<'static>>),
+    Zstd(Box<Warm>),
     Stored(Vec<u8>),
 }
 
@@ -243,12 +247,7 @@ impl FrameEncoder {
     pub fn new(compression: Compression, pledged: u64) -> Result<Self, CodecError> {
         let mut out = Chunks::default();
         let kind = match compression {
-            Compression::Zstd { level } => {
-                let mut encoder = Encoder::new(level).map_err(CodecError::zstd)?;
-                encoder.set_parameter(CParameter::ChecksumFlag(true)).map_err(CodecError::zstd)?;
-                encoder.set_pledged_src_size(Some(pledged)).map_err(CodecError::zstd)?;
-                Kind::Zstd(Box::new(encoder))
-            }
+            Compression::Zstd { level } => Kind::Zstd(Box::new(Warm::take(level, pledged)?)),
             Compression::Stored => {
                 out.append(&stored_frame_header(pledged));
                 Kind::Stored(Vec::new())
@@ -267,7 +266,8 @@ impl FrameEncoder {
             return Err(CodecError::Pledge { pledged: self.pledged, pushed: self.pushed });
         }
         match &mut self.kind {
-            Kind::Zstd(encoder) => {
+            Kind::Zstd(warm) => {
+                let encoder = &mut warm.encoder;
                 let mut input = InBuffer::around(bytes);
                 while input.pos() < bytes.len() {
                     self.out.fill(|out| encoder.run(&mut input, out))?;
@@ -297,9 +297,12 @@ impl FrameEncoder {
         if self.pushed != self.pledged {
             return Err(CodecError::Pledge { pledged: self.pledged, pushed: self.pushed });
         }
-        match &mut self.kind {
-            Kind::Zstd(encoder) => while self.out.fill(|out| encoder.finish(out, true))? > 0 {},
-            Kind::Stored(block) => self.out.append_block(block, true),
+        match self.kind {
+            Kind::Zstd(mut warm) => {
+                while self.out.fill(|out| warm.encoder.finish(out, true))? > 0 {}
+                warm.keep();
+            }
+            Kind::Stored(mut block) => self.out.append_block(&mut block, true),
         }
         Ok(self.out.finish())
     }
