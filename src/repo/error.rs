@@ -181,6 +181,11 @@ impl RepoError {
         matches!(self, Self::Store(store) if store.kind == StoreErrorKind::Hidden)
     }
 
+    /// True if no key at hand opens it. Not for a store that refuses to show it: who has the key gets the same answer there.
+    pub fn lacks_a_key(&self) -> bool {
+        matches!(self, Self::Sealed { .. } | Self::NoKeys { .. })
+    }
+
     /// True if the object itself was read and is not what it must be: asking again would teach nothing. False for everything else,
     /// a store that does not answer above all: doubt is neither damage nor absence (I8).
     pub fn is_damage(&self) -> bool {

@@ -3,10 +3,11 @@
 //! A backup is whole or not there. What was taken is judged file by file with the server's own manifest.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::{Result, ensure};
 use pitr::error::Error;
-use pitr::ops::Silent;
+use pitr::ops::Progress;
 use pitr::ops::backup::{BackupRequest, WAL_PATIENCE, backup};
 use pitr::pgwire::{Checkpoint, ConnInfo, Deadlines, Environment};
 use pitr::repo::Repository;
@@ -29,10 +30,32 @@ pub fn store_at(repository: &Path) -> Result<Store> {
     Ok(Store::open(&url.parse()?, &StoreOptions { owner, ..StoreOptions::default() })?)
 }
 
+/// What a backup had to say on its way.
+#[derive(Default)]
+struct Notes(Mutex<Vec<String>>);
+
+impl Notes {
+    fn all(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Progress for Notes {
+    fn begin(&self, _phase: &str, _total: Option<u64>) {}
+    fn total(&self, _bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn end(&self) {}
+
+    fn note(&self, text: &str) {
+        self.all().push(text.to_owned());
+    }
+}
+
 struct Backup {
     /// Its repository, into which the server archives too.
     repository: PathBuf,
     request: BackupRequest,
+    notes: Notes,
     /// Complete backups before this round.
     before: usize,
 }
@@ -67,11 +90,12 @@ impl Command for Backup {
     fn world(&mut self) -> Result<Store> {
         self.forget_all_but_the_newest()?;
         self.before = complete(&objects_in(&self.repository)?);
+        self.notes.all().clear();
         store_at(&self.repository)
     }
 
     fn run(&self, repository: Repository) -> Result<Said, Error> {
-        let done = wait(false, backup(&self.request, &[repository], &Silent, &CancellationToken::new()));
+        let done = wait(false, backup(&self.request, &[repository], &self.notes, &CancellationToken::new()));
         done.map(|_| Said::Done)
     }
 
@@ -82,6 +106,15 @@ impl Command for Backup {
             ensure!(error.exit_code() != 8, "the one before was taken for a living one: {}", error.report());
         }
         Ok(())
+    }
+
+    /// Where the server's archiver is late, it stores what it waits for itself, and says what hinders it. The archiver may come yet.
+    fn can_do_without(&self, call: &str) -> bool {
+        let Some((_, file)) = call.split_once("/wal/").and_then(|(_, key)| key.rsplit_once('/')) else {
+            return false;
+        };
+        let hindered = format!("cannot store {} from", file.trim_end_matches(".wal"));
+        self.notes.all().iter().any(|note| note.starts_with(&hindered))
     }
 
     fn believes_a_lie(&self) -> bool {
@@ -111,7 +144,7 @@ fn whatever_call_of_backup_fails_it_is_whole_or_not_there() -> Result<()> {
     site.json(&["init", "--json"])?;
     let worlds = repositories.into_iter().map(|repository| {
         let auditor = Auditor::of_server(&site.cluster.data.join("pg_wal"));
-        (Backup { repository, request: request.clone(), before: 0 }, auditor)
+        (Backup { repository, request: request.clone(), notes: Notes::default(), before: 0 }, auditor)
     });
     let auditors = survive_apart(worlds.collect())?;
     let whole: usize = auditors.iter().map(Auditor::whole_backups).sum();

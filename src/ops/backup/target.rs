@@ -278,9 +278,13 @@ async fn unknown_cluster(repository: &Repository, server: &Server) -> Error {
     .hint("correct conninfo or the cluster's name; for a new cluster under this name run `pitr init`")
 }
 
-/// Reads a stored segment whole and scans it, every commit kept.
-pub(super) async fn scan(system: &System, name: SegmentName) -> Result<SegmentScan> {
-    let fetched = system.fetch_wal(WalFileName::Segment(name)).await.map_err(failure)?;
+/// Reads a stored segment whole and scans it, every commit kept; `None` if no key at hand opens it. A store that refuses to show it is an
+/// error: that is no lack of a key.
+pub(super) async fn scan(system: &System, name: SegmentName) -> Result<Option<SegmentScan>> {
+    let fetched = match system.fetch_wal(WalFileName::Segment(name)).await {
+        Err(error) if error.lacks_a_key() => return Ok(None),
+        fetched => fetched.map_err(failure)?,
+    };
     let gone = || {
         Error::corrupt(format!("{name} was in repository {} and is not any more", system.repository().name()))
     };
@@ -294,14 +298,18 @@ pub(super) async fn scan(system: &System, name: SegmentName) -> Result<SegmentSc
                 wrong = scanner.push(bytes);
             }
         });
-        wrong.and_then(|()| scanner.finish()).map(|scan| (scan, opened))
+        Ok((wrong.and_then(|()| scanner.finish()), opened))
     });
     let damaged = |error| {
         Error::corrupt(format!("{name} in repository {} is damaged", system.repository().name()))
             .source(error)
     };
     let scanned = scanned.await.map_err(|error| Error::failed("a scan ended").source(error))?;
-    let (scan, opened) = scanned.map_err(damaged)?;
-    opened.map_err(failure)?;
-    Ok(scan)
+    match scanned.map_err(damaged)? {
+        (_, Err(error)) if error.lacks_a_key() => Ok(None),
+        (scan, opened) => {
+            opened.map_err(failure)?;
+            scan.map(Some).map_err(damaged)
+        }
+    }
 }

@@ -18,7 +18,7 @@ use super::facts;
 use super::needed::{self, LargestCommit};
 use super::target::{self, Targets, failure};
 use crate::clock;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::pgdata::backup_manifest::WalRange;
 use crate::pgwire::Sql;
@@ -224,10 +224,8 @@ pub(super) async fn window_earliest(wanted: &Wanted<'_>, system: &System) -> Res
     let mut pieces = stream::iter(names)
         .map(|name| async move {
             if ends.contains(&Some(name)) {
-                return match target::scan(system, name).await {
-                    Err(error) if error.kind() == Kind::Key => Ok(Piece::Locked),
-                    scan => scan.map(|scan| Piece::Whole(Box::new(scan))),
-                };
+                let scan = target::scan(system, name).await?;
+                return Ok::<_, Error>(scan.map_or(Piece::Locked, |scan| Piece::Whole(Box::new(scan))));
             }
             let found = system.segment_info(name).await.map_err(failure)?;
             let name =
