@@ -204,7 +204,7 @@ fn evidence_that_cannot_be_read_is_said_and_changes_no_refusal() -> Result<()> {
     for (faults, words) in [
         ("fail@list/backups:1+", "which hosts began backups on timeline 1 could not be read"),
         ("stall@list/backups:1+", "which hosts began backups on timeline 1 could not be read"),
-        ("fail@open/intent.json:1+", "(not all could be looked at): who stored it is not known"),
+        ("deny@open/intent.json:1+", "(not all could be looked at): who stored it is not known"),
         ("fail@head:1+", "stored at a time that the store does not tell"),
     ] {
         let mut command = as_server_on(SECOND, "env")?;
