@@ -95,6 +95,30 @@ fn set_back(site: &Site) -> Result<()> {
     run(as_server("touch")?.args(["-d", "10 minutes ago"]).args(ready)).map(drop)
 }
 
+#[test]
+fn an_optional_repository_that_missed_something_is_told() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = site(&install)?;
+    settle(&site)?;
+    // It comes to be there after the newest segment was archived.
+    let other = site.place().join("other");
+    let section = |name: &str, more: &str, place: &Path| {
+        format!("[[repository]]\nname = \"{name}\"\n{more}url = \"file://{}\"\n", place.display())
+    };
+    let optional = section("other", "required = false\n", &other);
+    site.write_config(&format!("{}{optional}", section("main", "", &site.repository)))?;
+    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    let said = Said::of(&site)?;
+    ensure!(said.code == 2, "{}", said.json);
+    said.says("round trip", "at risk", &["comes back", "optional repository other does not have it"])?;
+    let newest = "SELECT last_archived_wal FROM pg_stat_archiver";
+    let before = site.cluster.psql(newest)?;
+    finish_segments(&site, 1)?;
+    // The server counts a little later than it archives.
+    until(|| Ok(site.cluster.psql(newest)? != before), || before.clone())?;
+    Said::of(&site)?.says("round trip", "ok", &["comes back"])
+}
+
 fn stands_still(major: u32) -> Result<()> {
     let Some(install) = Install::find_or_skip(major) else { return Ok(()) };
     let site = site(&install)?;
@@ -102,7 +126,7 @@ fn stands_still(major: u32) -> Result<()> {
     let well = Said::of(&site)?;
     ensure!(well.code == 0, "{}", well.json);
     well.says("archive queue", "ok", &["nothing waits"])?;
-    well.says("pg_wal", "ok", &["free; nothing holds WAL back"])?;
+    well.says("pg_wal", "ok", &["free; neither the archiver nor a slot holds WAL back"])?;
     ensure!(well.number("queue", "files")? == 0 && well.number("pg_wal", "free_bytes")? > 0);
     ensure!(well.json["server"]["pg_wal"]["seconds_to_full"].is_null(), "an idle server: {}", well.json);
 
@@ -400,6 +424,10 @@ fn the_room_of_a_pg_wal_on_a_disk_of_its_own_is_what_counts() -> Result<()> {
     set(&site, "archive_command", "true")?;
     finish_segments(&site, 1)?;
     site.cluster.wait_for(WAITING, "0")?;
-    Said::of(&site)?.says("pg_wal", "FAILED", &["MiB free; nothing holds WAL back"])?;
+    Said::of(&site)?.says(
+        "pg_wal",
+        "FAILED",
+        &["MiB free; neither the archiver nor a slot holds WAL back"],
+    )?;
     site.cluster.stop(Stop::Fast)
 }

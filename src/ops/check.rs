@@ -28,6 +28,8 @@ use crate::wal::{SegmentName, SegmentNo, WalFileName};
 
 /// How long a switched segment may take to be archived before that is a finding.
 const ARCHIVER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long an optional repository may be behind a required one without being so.
+const OPTIONAL_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -214,7 +216,32 @@ async fn try_round_trip(sql: &mut Sql, facts: &ServerFacts, repositories: &[Repo
             )));
         }
     }
-    Ok(Finding::new(Grade::Good, "round trip", format!("{name} comes back as it was archived")))
+    let text = format!("{name} comes back as it was archived");
+    let lacking = lacking(name, facts, repositories).await;
+    if lacking.is_empty() {
+        return Ok(Finding::new(Grade::Good, "round trip", text));
+    }
+    let text = format!("{text}; optional repository {} does not have it", lacking.join(", "));
+    Ok(Finding::new(Grade::Risk, "round trip", text)
+        .hint("`pitr agent` stores there what it lacks; without an agent nobody does"))
+}
+
+/// Optional repositories that do not hold the segment, nor get it while one waits. Of one that cannot be asked, more is said elsewhere.
+async fn lacking(name: SegmentName, facts: &ServerFacts, repositories: &[Repository]) -> Vec<String> {
+    let mut found = Vec::new();
+    for repository in repositories.iter().filter(|repository| !repository.is_required()) {
+        let Ok(system) = repository.open(facts.system).await else { continue };
+        let mut waited = Duration::ZERO;
+        while matches!(system.segment_header(name).await, Ok(None)) {
+            if waited >= OPTIONAL_PATIENCE {
+                found.push(repository.name().to_owned());
+                break;
+            }
+            clock::sleep(LOOK).await;
+            waited = waited.saturating_add(LOOK);
+        }
+    }
+    found
 }
 
 async fn archived_segment(sql: &mut Sql, facts: &ServerFacts) -> Result<Option<SegmentName>> {

@@ -83,12 +83,65 @@ pub(in crate::ops) fn outline(command: &str) -> Outline {
 
 /// The outline of `command`; `None` if it does not run `pitr archive-push`.
 pub(in crate::ops) fn push_command(command: &str) -> Option<PushCommand> {
-    let simple = simple_commands(command);
-    let ours = simple.iter().position(|part| runs_push(part))?;
-    let (before, after) = (simple.get(..ours).unwrap_or_default(), simple.get(ours..).unwrap_or_default());
-    let beside = !before.is_empty() || after.len() > 1;
-    let told = after.first().is_some_and(|part| part.contains("%p"));
-    Some(PushCommand { beside, hides_failure: !is_all_and(command), told })
+    let joined = joined(command);
+    let ours = joined.iter().position(|(part, _)| runs_push(part))?;
+    let (before, from) = joined.split_at_checked(ours)?;
+    let ((push, join), after) = from.split_first()?;
+    // It is run whatever came of what stands before it, or its answer is theirs.
+    let is_run = before.iter().all(|(_, join)| matches!(join, Join::And | Join::Then));
+    let counts = match (join, after) {
+        (Join::End | Join::Then, []) => true,
+        (Join::And, rest) => rest.iter().all(|(_, join)| matches!(join, Join::And | Join::End)),
+        // It ends with pitr's own answer, or with no.
+        (Join::Then | Join::Or, [(last, Join::End | Join::Then)]) if hands_on(last) => true,
+        (Join::Or, [(last, Join::End | Join::Then)]) => program(last).answer() == Some(false),
+        _ => false,
+    };
+    let beside = joined.len() > 1;
+    Some(PushCommand { beside, hides_failure: !(is_run && counts), told: push.contains("%p") })
+}
+
+/// Ends with the answer of what ran before.
+fn hands_on(simple: &str) -> bool {
+    matches!(simple, "exit" | "exit $?")
+}
+
+/// What stands between a simple command and the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Join {
+    /// `&&`
+    And,
+    /// `||`
+    Or,
+    /// `;`, or the end of the line.
+    Then,
+    /// `&`
+    Beside,
+    /// `|`
+    Pipe,
+    /// Nothing, and nothing follows.
+    End,
+}
+
+/// The simple commands, each with what follows it.
+fn joined(command: &str) -> Vec<(String, Join)> {
+    let plain = without_redirects(command);
+    let mut found: Vec<(String, Join)> = Vec::new();
+    let mut rest = plain.as_str();
+    while !rest.is_empty() {
+        let at = rest.find(['&', '|', ';', '\n']).unwrap_or(rest.len());
+        let (part, tail) = rest.split_at(at);
+        let joins = [("&&", Join::And), ("||", Join::Or), ("&", Join::Beside), ("|", Join::Pipe)];
+        let (sign, join) = joins.into_iter().find(|(sign, _)| tail.starts_with(sign)).unwrap_or(match tail {
+            "" => ("", Join::End),
+            _ => (";", Join::Then),
+        });
+        rest = tail.get(sign.len()..).unwrap_or_default();
+        if !part.trim().is_empty() {
+            found.push((part.trim().to_owned(), join));
+        }
+    }
+    found
 }
 
 /// The text without what sends output elsewhere by a number (`2>&1`, `&>file`), whose `&` joins nothing.
@@ -97,9 +150,7 @@ fn without_redirects(command: &str) -> String {
 }
 
 fn simple_commands(command: &str) -> Vec<String> {
-    let plain = without_redirects(command);
-    let parts = plain.split(['&', '|', ';', '\n']).map(str::trim);
-    parts.filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    joined(command).into_iter().map(|(part, _)| part).collect()
 }
 
 /// `a && b` fails if either does; anything else that joins commands may not.
@@ -177,6 +228,18 @@ mod tests {
             ("", None),
             ("pgbackrest archive-push %p && pitr archive-push %p", ours(true, false)),
             ("pitr archive-push %p && test ! -f /a/%f && cp %p /a/%f", ours(true, false)),
+            (". /etc/pitr/env; pitr archive-push %p", ours(true, false)),
+            ("export TZ=UTC\npitr archive-push %p;", ours(true, false)),
+            ("pitr archive-push %p || exit 1", ours(true, false)),
+            ("pitr archive-push %p || false", ours(true, false)),
+            ("pitr archive-push %p; exit $?", ours(true, false)),
+            ("pitr archive-push %p || exit", ours(true, false)),
+            ("pitr archive-push %p || exit 0", ours(true, true)),
+            ("pitr archive-push %p; exit 0", ours(true, true)),
+            ("pitr archive-push %p || exit 1 || true", ours(true, true)),
+            ("pitr archive-push %p && cp %p /a/%f || true", ours(true, true)),
+            ("test -f /a/%f || pitr archive-push %p", ours(true, true)),
+            ("pitr archive-push %p &", ours(false, true)),
             ("pitr archive-push %p || true", ours(true, true)),
             ("pitr archive-push %p; cp %p /a/%f", ours(true, true)),
             ("pitr archive-push %p & wait", ours(true, true)),

@@ -24,7 +24,7 @@ use crate::ops::init::facts::{ServerFacts, failed};
 use crate::ops::words::{bytes, seconds};
 use crate::pgdata::pidfile::{self, PidFile};
 use crate::pgwire::Sql;
-use crate::wal::{Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
+use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineId, WalFileName};
 
 /// Between two looks at how fast WAL is written.
 const RATE_LOOK: Duration = Duration::from_secs(1);
@@ -32,6 +32,8 @@ const RATE_LOOK: Duration = Duration::from_secs(1);
 const STUCK_AFTER: Duration = Duration::from_mins(1);
 /// WAL of an idle server: a few records that say that nothing happened.
 const IDLE_BYTES: u64 = 16 << 10;
+/// Segments that a slot which is read from may hold: its reader's flushes, and a checkpoint's worth of WAL, lie behind the end.
+const ACTIVE_MAY_HOLD: u64 = 64;
 /// Most of `postmaster.pid` that is read; it has eight lines.
 const PID_FILE: u64 = 4096;
 /// How far two notes of one start of a server may lie apart.
@@ -69,7 +71,7 @@ pub struct End {
     pub redo_seconds: u64,
 }
 
-/// A replication slot that nobody reads from and that holds WAL.
+/// A replication slot that holds WAL: nobody reads from it, or who does is far behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
     /// Its name.
@@ -78,6 +80,15 @@ pub struct Slot {
     pub held: u64,
     /// Bytes that it may go on to hold, if `max_slot_wal_keep_size` ends it.
     pub limit: Option<u64>,
+    /// Somebody is connected to it.
+    pub active: bool,
+}
+
+impl Slot {
+    /// More than one that is read from needs to, or anything worth the name where nobody reads.
+    fn holds_much(&self, size: SegmentSize) -> bool {
+        self.held >= size.bytes().saturating_mul(if self.active { ACTIVE_MAY_HOLD } else { 1 })
+    }
 }
 
 /// Who holds WAL in `pg_wal`.
@@ -117,7 +128,7 @@ impl Live {
         let role = sql.one("select quote_ident(current_user)").await.map_err(failed)?.unwrap_or_default();
         let queue = queue(sql, facts).await?;
         let end = if facts.in_recovery { None } else { end(sql).await? };
-        let slot = if facts.in_recovery { None } else { slot(sql).await? };
+        let slot = if facts.in_recovery { None } else { slot(sql, facts.segment_size).await? };
         let started = sql.one("select extract(epoch from pg_postmaster_start_time())::bigint").await;
         let started = started.map_err(failed)?.and_then(|text| text.parse::<u64>().ok());
         let directories = [facts.data_dir.as_deref(), configured];
@@ -156,7 +167,7 @@ impl Live {
         }
         // A slot that is ended before the disk is full does not fill it.
         let fills = |slot: &&Slot| slot.limit.is_none_or(|limit| free.is_some_and(|free| limit > free));
-        let slot = self.slot.as_ref().filter(|slot| slot.held >= facts.segment_size.bytes()).filter(fills)?;
+        let slot = self.slot.as_ref().filter(|slot| slot.holds_much(facts.segment_size)).filter(fills)?;
         Some(Holder::Slot(slot.name.clone()))
     }
 
@@ -230,13 +241,20 @@ async fn end(sql: &mut Sql) -> Result<Option<End>> {
     })
 }
 
-async fn slot(sql: &mut Sql) -> Result<Option<Slot>> {
-    let statement = "select slot_name, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, safe_wal_size \
-         from pg_replication_slots where not active and restart_lsn is not null \
-         and wal_status is distinct from 'lost' order by restart_lsn limit 1";
-    let row = row(sql, statement).await?;
-    let Some(name) = row.first().cloned().flatten() else { return Ok(None) };
-    Ok(Some(Slot { name, held: number(&row, 1).unwrap_or(0), limit: number(&row, 2) }))
+/// The slot that holds most of those that hold more than they may; of none does, the one that holds most.
+async fn slot(sql: &mut Sql, size: SegmentSize) -> Result<Option<Slot>> {
+    // The oldest of those that are read from, and of those that are not.
+    let statement = "select distinct on (active) slot_name, \
+         pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint, safe_wal_size, active::int \
+         from pg_replication_slots where restart_lsn is not null \
+         and wal_status is distinct from 'lost' order by active, restart_lsn";
+    let rows = sql.rows(statement, &[]).await.map_err(failed)?;
+    let slots = rows.into_iter().filter_map(|row| {
+        let name = row.first().cloned().flatten()?;
+        let active = number(&row, 3) == Some(1);
+        Some(Slot { name, held: number(&row, 1).unwrap_or(0), limit: number(&row, 2), active })
+    });
+    Ok(slots.max_by_key(|slot| (slot.holds_much(size), slot.held)))
 }
 
 /// `pg_wal` of the server that was started then. A directory of the same name on this host may be another server's, such as its standby's:
@@ -346,17 +364,24 @@ fn pg_wal(live: &Live, room: &Room) -> Finding {
     let free = format!("{} free", bytes(room.free));
     let grade = room.grade();
     let Some(holder) = &live.holder else {
-        let finding = Finding::new(grade, "pg_wal", format!("{free}; nothing holds WAL back"));
+        // What a standby keeps for its own standbys was not looked at.
+        let held = if live.end.is_some() { "; neither the archiver nor a slot holds WAL back" } else { "" };
+        let finding = Finding::new(grade, "pg_wal", format!("{free}{held}"));
         return if grade == Grade::Good { finding } else { finding.hint("make room on its file system") };
     };
     let (who, advice) = match holder {
         Holder::Archiver => ("the archiver".to_owned(), SEE_LOG.to_owned()),
         Holder::Slot(name) => {
             let held = live.slot.as_ref().map_or(0, |slot| slot.held);
-            let advice = format!(
-                "if its consumer does not come back: SELECT pg_drop_replication_slot('{}');",
-                name.replace('\'', "''")
-            );
+            let advice = if live.slot.as_ref().is_some_and(|slot| slot.active) {
+                "its consumer is connected and far behind: see pg_stat_replication, and its own log"
+                    .to_owned()
+            } else {
+                format!(
+                    "if its consumer does not come back: SELECT pg_drop_replication_slot('{}');",
+                    name.replace('\'', "''")
+                )
+            };
             (format!("slot {name} ({})", bytes(held)), advice)
         }
     };

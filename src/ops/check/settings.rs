@@ -144,6 +144,13 @@ fn others(facts: &ServerFacts) -> Vec<Finding> {
                 .hint("`pitr init --apply`, then restart the server"),
         );
     }
+    // archive_mode is judged by itself.
+    let waits =
+        facts.settings.iter().filter(|(name, found)| found.pending_restart && **name != *"archive_mode");
+    found.extend(waits.map(|(name, _)| {
+        Finding::new(Grade::Risk, "settings", format!("{name}: a restart is waiting to change it"))
+            .hint(format!("what it will be: SELECT setting FROM pg_file_settings WHERE name = '{name}';"))
+    }));
     // The archiver reads WAL that may be on no disk yet. After a crash of the host the server goes on from less than it archived,
     // and writes its next segments under names that are taken.
     if facts.setting("fsync") == "off" {
@@ -243,6 +250,11 @@ mod tests {
             facts.settings.get_mut("archive_mode").unwrap().pending_restart = true;
             server(&facts, RPO).swap_remove(0)
         };
+        let mut other = facts(&[]);
+        other.settings.get_mut("wal_level").unwrap().pending_restart = true;
+        let other: Vec<Finding> =
+            server(&other, RPO).into_iter().filter(|f| f.grade != Grade::Good).collect();
+        assert!(other.len() == 1 && other[0].found.contains("wal_level: a restart is waiting"), "{other:?}");
         assert!(pending("off").found.contains("waiting to switch it on"));
         assert!(pending("on").grade == Grade::Risk && pending("on").found.contains("waiting to change"));
     }

@@ -98,7 +98,7 @@ fn an_idle_server_has_nothing_to_say_but_that_all_is_well() {
         [
             (Grade::Good, "archiver", "last archived: 000000010000000000000004, 20s ago"),
             (Grade::Good, "archive queue", "nothing waits"),
-            (Grade::Good, "pg_wal", "100.0 GiB free; nothing holds WAL back"),
+            (Grade::Good, "pg_wal", "100.0 GiB free; neither the archiver nor a slot holds WAL back"),
         ]
     );
 }
@@ -183,7 +183,7 @@ fn a_queue_that_may_not_be_seen_is_a_note_and_says_what_to_grant() {
 #[test]
 fn a_disk_that_fills_is_said_with_when_and_why() {
     let filling = |free, growth, holder| Live {
-        slot: Some(Slot { name: "old".to_owned(), held: 5 << 30, limit: None }),
+        slot: Some(Slot { name: "old".to_owned(), held: 5 << 30, limit: None, active: false }),
         holder: Some(holder),
         room: Some(Room { free, segment: SEGMENT, growth }),
         ..live()
@@ -228,8 +228,11 @@ fn wal_is_held_by_an_archiver_that_does_not_get_on_or_by_a_slot_that_nobody_read
     let history = Queue { segments: 0, bytes: 0, ..queue(1, 600) };
     assert_eq!(held(&well, Some(history), None), None, "a history fills no disk");
     assert_eq!(held(&facts(&[("archive_mode", "off")]), Some(queue(9, 600)), None), None);
-    let slot = |held, limit| Some(Slot { name: "s".to_owned(), held, limit });
+    let slot = |held, limit| Some(Slot { name: "s".to_owned(), held, limit, active: false });
     let by_slot = Some(Holder::Slot("s".to_owned()));
+    let read = |held| slot(held, None).map(|slot| Slot { active: true, ..slot });
+    assert_eq!(held(&well, Some(queue(0, 0)), read(64 * SEGMENT - 1)), None, "its reader keeps up");
+    assert_eq!(held(&well, Some(queue(0, 0)), read(64 * SEGMENT)), by_slot, "connected, and far behind");
     assert_eq!(held(&well, Some(queue(0, 0)), slot(SEGMENT - 1, None)), None);
     assert_eq!(held(&well, Some(queue(0, 0)), slot(SEGMENT, None)), by_slot);
     assert_eq!(
