@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
+use tokio::sync::Semaphore;
 
 use super::backend::{Backend, Created, Listing, ObjectInfo, Opened, Page, Payload};
 use super::error::{Fault, StoreErrorKind};
@@ -28,14 +29,22 @@ use crate::durable::{self, Creation, DurableError, Owner};
 
 /// Bytes read from a file at once.
 const READ_CHUNK: u64 = 4 << 20;
+/// File work of one repository at a time, on a disk that has more than enough to do with it.
+const MOST_AT_ONCE: usize = 16;
 
 /// A directory of objects.
 #[derive(Debug, Clone)]
-pub(super) struct Local(Arc<durable::Root>);
+pub(super) struct Local {
+    root: Arc<durable::Root>,
+    /// File work of its own at a time. Of a file system that hangs, a network's whose server is gone, no call returns, and whoever gave it up
+    /// leaves its thread behind: they must not take those of other repositories.
+    places: Arc<Semaphore>,
+}
 
 impl Local {
     pub(super) fn new(path: &Path, owner: Option<Owner>) -> Self {
-        Self(Arc::new(durable::Root::new(path, owner)))
+        let root = Arc::new(durable::Root::new(path, owner));
+        Self { root, places: Arc::new(Semaphore::new(MOST_AT_ONCE)) }
     }
 
     /// Runs file work off the reactor.
@@ -45,20 +54,21 @@ impl Local {
     ) -> Result<T, Fault> {
         let this = self.clone();
         let work = move || {
-            this.0.note();
+            this.root.note();
             work(&this)
         };
-        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        apart(&self.places, work).await.unwrap_or_else(|error| {
             Err(Fault::permanent(StoreErrorKind::Other, format!("the file work ended early: {error}")))
         })
     }
 
     /// The fault of an absent root, if that is what it is.
     fn check_root(&self) -> Result<(), Fault> {
-        self.0.check().map_err(|error| match error.source.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => {
-                Fault::permanent(StoreErrorKind::NoRoot, format!("no directory {}", self.0.path().display()))
-            }
+        self.root.check().map_err(|error| match error.source.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Fault::permanent(
+                StoreErrorKind::NoRoot,
+                format!("no directory {}", self.root.path().display()),
+            ),
             _ => error.into(),
         })
     }
@@ -86,17 +96,17 @@ impl Local {
     }
 
     fn path(&self, key: &str) -> Result<PathBuf, Fault> {
-        self.0.resolve(Path::new(key)).map_err(Fault::from)
+        self.root.resolve(Path::new(key)).map_err(Fault::from)
     }
 
     fn create_now(&self, key: &str, body: &Payload) -> Result<Created, Fault> {
         let key = Path::new(key);
-        let created = self.0.create(key, body.chunks());
+        let created = self.root.create(key, body.chunks());
         match created.map_err(|error| self.check_root().err().unwrap_or_else(|| error.into()))? {
             Creation::New => Ok(Created::New),
             Creation::Exists => {
                 // Our own bytes may be there from a process that was killed before its fsync.
-                self.0.sync_existing(key)?;
+                self.root.sync_existing(key)?;
                 Ok(Created::Exists)
             }
         }
@@ -160,7 +170,7 @@ impl Local {
 
     /// The names in a directory that can be parts of keys, in the order of the keys below them.
     fn entries(&self, dir: &str, begins: &str) -> Result<Vec<(String, bool)>, Fault> {
-        let path = if dir.is_empty() { self.0.path().to_path_buf() } else { self.path(dir)? };
+        let path = if dir.is_empty() { self.root.path().to_path_buf() } else { self.path(dir)? };
         let entries = match std::fs::read_dir(&path) {
             Ok(entries) => entries,
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -204,20 +214,37 @@ fn describe(key: String, path: &Path, found: &Metadata) -> Result<ObjectInfo, Fa
     Ok(ObjectInfo { key, size: found.len(), modified })
 }
 
+/// Runs file work on a thread that may block; its place is free when it is done, however long that takes, and not when it was given up. Whoever
+/// finds none waits, and has a deadline.
+async fn apart<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    // It is never closed.
+    let place = Arc::clone(places).acquire_owned().await.ok();
+    tokio::task::spawn_blocking(move || {
+        let done = work();
+        drop(place);
+        done
+    })
+    .await
+}
+
 /// Reads the range in chunks, each off the reactor. A file that ends early delivers less; the facade notices.
 fn read(
     file: File,
     path: PathBuf,
     range: Range<u64>,
+    places: Arc<Semaphore>,
 ) -> impl futures_util::Stream<Item = Result<Bytes, Fault>> {
-    let start = (Arc::new(file), path, range);
-    futures_util::stream::try_unfold(start, |(file, path, range)| async move {
+    let start = (Arc::new(file), path, range, places);
+    futures_util::stream::try_unfold(start, |(file, path, range, places)| async move {
         let length = (range.end - range.start).min(READ_CHUNK);
         if length == 0 {
             return Ok(None);
         }
         let from = Arc::clone(&file);
-        let bytes = tokio::task::spawn_blocking(move || {
+        let bytes = apart(&places, move || {
             let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
             from.read_exact_at(&mut bytes, range.start).map(|()| bytes)
         })
@@ -225,7 +252,7 @@ fn read(
         .map_err(io::Error::other)
         .flatten()
         .map_err(|error| DurableError::new("read", &path, error))?;
-        Ok(Some((Bytes::from(bytes), (file, path, range.start + length..range.end))))
+        Ok(Some((Bytes::from(bytes), (file, path, range.start + length..range.end, places))))
     })
 }
 
@@ -244,7 +271,7 @@ impl Backend for Local {
         let (key, path) = (key.to_owned(), self.path(key)?);
         let Some((file, info)) = self.run(move |this| this.open_now(&key)).await? else { return Ok(None) };
         let range = clamp(range, info.size);
-        let body = read(file, path, range.clone()).boxed();
+        let body = read(file, path, range.clone(), Arc::clone(&self.places)).boxed();
         Ok(Some(Opened { info, range, body }))
     }
 
@@ -262,16 +289,58 @@ impl Backend for Local {
         let key = key.to_owned();
         self.run(move |this| {
             this.check_root()?;
-            this.0.remove(Path::new(&key)).map(drop).map_err(Fault::from)
+            this.root.remove(Path::new(&key)).map(drop).map_err(Fault::from)
         })
         .await
     }
 
     fn anew(&self) -> Option<Arc<dyn Backend>> {
-        Some(Arc::new(Self(Arc::new(self.0.anew()))))
+        // What hangs there hangs for this one too.
+        Some(Arc::new(Self { root: Arc::new(self.root.anew()), places: Arc::clone(&self.places) }))
     }
 
     async fn make_root(&self) -> Result<(), Fault> {
-        self.run(|this| this.0.make().map_err(Fault::from)).await
+        self.run(|this| this.root.make().map_err(Fault::from)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_begins_anew_has_the_places_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::new(dir.path(), None);
+        let all = u32::try_from(MOST_AT_ONCE).unwrap();
+        let taken = Arc::clone(&local.places).acquire_many_owned(all).await.unwrap();
+        let anew = local.anew().unwrap();
+        let head = || tokio::time::timeout(std::time::Duration::from_millis(20), anew.head("none"));
+        assert!(head().await.is_err(), "all of them hang");
+        drop(taken);
+        assert!(anew.head("none").await.unwrap().is_none());
+    }
+
+    /// A network file system whose server is gone: calls are given up, and their threads stay.
+    #[tokio::test]
+    async fn what_hangs_takes_its_own_places_and_no_more_however_often_it_is_given_up() {
+        let places = Arc::new(Semaphore::new(2));
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let hangs = Arc::new(std::sync::Mutex::new(hangs));
+        for _ in 0..2 {
+            let hangs = Arc::clone(&hangs);
+            let call = apart(&places, move || hangs.lock().map(|hangs| hangs.recv().is_ok()).is_ok());
+            let given_up = tokio::time::timeout(std::time::Duration::from_millis(20), call).await;
+            assert!(given_up.is_err());
+        }
+        for _ in 0..3 {
+            let call = apart(&places, || ());
+            let none = tokio::time::timeout(std::time::Duration::from_millis(20), call).await;
+            assert!(none.is_err(), "they have the places still");
+        }
+        release.send(()).unwrap();
+        release.send(()).unwrap();
+        // It serves again.
+        apart(&places, || ()).await.unwrap();
     }
 }
