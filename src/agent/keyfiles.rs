@@ -32,9 +32,10 @@ impl Stamp {
         })
     }
 
+    /// A time that is yet to come is of a clock that was set back since, and says as much as an old one.
     fn is_fresh(&self, now: Timestamp) -> bool {
         Timestamp::new(self.changed.0, i32::try_from(self.changed.1).unwrap_or(0))
-            .is_ok_and(|changed| now.duration_since(changed) < FRESH)
+            .is_ok_and(|changed| now.duration_since(changed).abs() < FRESH)
     }
 }
 
@@ -78,6 +79,7 @@ mod tests {
         assert!(KeyFiles::read(&paths, now).have_changed(), "it may have been changed since it was read");
         let mut files = KeyFiles::read(&paths, now + FRESH + FRESH);
         assert!(!files.have_changed());
+        assert!(!KeyFiles::read(&paths, now - FRESH - FRESH).have_changed(), "the clock was set back");
         // As long as before.
         put("two");
         assert!(files.have_changed());

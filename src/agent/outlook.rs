@@ -39,13 +39,15 @@ impl Look {
     /// Looks at the queue (its length, its first file) and at the disk.
     pub(super) fn take(data_dir: &Path, files: usize, first: Option<String>) -> Self {
         let pg_wal = data_dir.join("pg_wal");
-        let since = |name: &String| {
+        // One whose marker is gone waits no more. One that is there waits whatever the clock says, which tells nothing of how long if it was
+        // set back.
+        let first = first.and_then(|name| {
             let marker =
                 std::fs::metadata(pg_wal.join("archive_status").join(format!("{name}.ready"))).ok()?;
-            let made = jiff::Timestamp::try_from(marker.modified().ok()?).ok()?;
-            Duration::try_from(SystemClock.now().duration_since(made)).ok()
-        };
-        let first = first.and_then(|name| since(&name).map(|waits| (name, waits)));
+            let made = marker.modified().ok().and_then(|made| jiff::Timestamp::try_from(made).ok());
+            let age = made.and_then(|made| Duration::try_from(SystemClock.now().duration_since(made)).ok());
+            Some((name, age.unwrap_or_default()))
+        });
         Self { files, first, free: durable::free_bytes(&pg_wal) }
     }
 }
@@ -73,13 +75,15 @@ pub(super) struct Watch {
     /// Bytes in a second that were found then; `None` while it does not grow.
     growth: Option<u64>,
     said: Option<(Instant, Grade)>,
+    /// The first file of the queue, and since when it is seen there.
+    first: Option<(String, Instant)>,
     now: Outlook,
 }
 
 impl Watch {
     /// Of a queue of segments of so many bytes, none of which shall wait for longer than `rpo`.
     pub(super) fn new(segment: u64, rpo: Duration) -> Self {
-        Self { segment, rpo, measured: None, growth: None, said: None, now: Outlook::default() }
+        Self { segment, rpo, measured: None, growth: None, said: None, first: None, now: Outlook::default() }
     }
 
     /// How it stood at the last look.
@@ -90,7 +94,7 @@ impl Watch {
     /// Takes a look into account; what is to be said of it now, and how bad it is.
     pub(super) fn see(&mut self, look: &Look, now: Instant) -> Option<(Grade, String)> {
         self.measure(look, now);
-        let waits = look.first.as_ref().map(|(_, waits)| *waits);
+        let waits = self.waits(look, now);
         let queued = u64::try_from(look.files).unwrap_or(u64::MAX).saturating_mul(self.segment);
         let growth = match waits {
             // It may have grown faster before than in the last minute, but not while it gets shorter.
@@ -111,6 +115,19 @@ impl Watch {
             at_risk: grade != Grade::Good,
         };
         self.is_due(grade, now).then(|| (grade, self.text(look, grade)))
+    }
+
+    /// How long the first file has waited, by its own time or by how long it is seen, whichever is longer.
+    fn waits(&mut self, look: &Look, now: Instant) -> Option<Duration> {
+        let Some((name, waits)) = &look.first else {
+            self.first = None;
+            return None;
+        };
+        let seen = match &self.first {
+            Some((first, since)) if first == name => *since,
+            _ => self.first.insert((name.clone(), now)).1,
+        };
+        Some(now.saturating_duration_since(seen).max(*waits))
     }
 
     fn measure(&mut self, look: &Look, now: Instant) {
@@ -151,10 +168,10 @@ impl Watch {
             return format!("the archive queue is as it should be again: {} files wait{free}", look.files);
         }
         let mut text = match &look.first {
-            Some((name, waits)) => format!(
+            Some((name, _)) => format!(
                 "{} files wait to be archived, {name} for {}; promised are {}",
                 look.files,
-                seconds(waits.as_secs()),
+                seconds(self.now.waits.unwrap_or_default()),
                 seconds(self.rpo.as_secs())
             ),
             None => "nothing waits to be archived".to_owned(),
@@ -182,15 +199,22 @@ mod tests {
     struct Queue {
         watch: Watch,
         start: Instant,
+        /// The clock was set back: how long a file waits cannot be seen on it.
+        blind: bool,
     }
 
     impl Queue {
         fn new() -> Self {
-            Self { watch: Watch::new(SEGMENT, Duration::from_secs(300)), start: Instant::now() }
+            Self { watch: Watch::new(SEGMENT, Duration::from_secs(300)), start: Instant::now(), blind: false }
         }
 
         fn at(&mut self, second: u64, look: &Look) -> Option<(Grade, String)> {
-            self.watch.see(look, self.start + Duration::from_secs(second))
+            let mut look = look.clone();
+            if let Some((name, waits)) = look.first.as_mut().filter(|_| !self.blind) {
+                // One that began to wait at another time is another file.
+                *name = format!("0000000100000000{:08X}", 1000 + second - waits.as_secs());
+            }
+            self.watch.see(&look, self.start + Duration::from_secs(second))
         }
     }
 
@@ -201,7 +225,7 @@ mod tests {
         assert_eq!(queue.at(150, &look(2, 150, 900 * GIB)), None);
         let (grade, text) = queue.at(151, &look(2, 151, 900 * GIB)).unwrap();
         assert_eq!(grade, Grade::Risk);
-        assert!(text.starts_with("2 files wait to be archived, 00000001000000000000002A for "), "{text}");
+        assert!(text.starts_with("2 files wait to be archived, 0000000100000000000003E8 for "), "{text}");
         assert_eq!(queue.at(152, &look(2, 152, 900 * GIB)), None, "said already");
         assert_eq!(queue.at(301, &look(2, 301, 900 * GIB)).unwrap().0, Grade::Bad);
         assert_eq!(queue.at(900, &look(2, 900, 900 * GIB)), None);
@@ -210,6 +234,20 @@ mod tests {
         assert_eq!(queue.at(902, &look(2, 200, 900 * GIB)), None);
         assert_eq!(queue.at(903, &look(1, 2, 900 * GIB)).unwrap().0, Grade::Good);
         assert_eq!(queue.at(904, &look(1, 3, 900 * GIB)), None);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_hides_no_queue() {
+        let mut queue = Queue { blind: true, ..Queue::new() };
+        // The time of its file is yet to come.
+        assert_eq!(queue.at(0, &look(2, 0, 900 * GIB)), None);
+        assert_eq!(queue.at(100, &look(2, 0, 900 * GIB)), None);
+        let (grade, text) = queue.at(301, &look(3, 0, 900 * GIB)).unwrap();
+        assert!(grade == Grade::Bad && text.contains(" for 5m"), "{text}");
+        // Another one is first: it has waited for no time that is known.
+        let mut next = look(2, 0, 900 * GIB);
+        next.first.as_mut().unwrap().0 = "00000001000000000000002B".to_owned();
+        assert_eq!(queue.at(302, &next).unwrap().0, Grade::Good);
     }
 
     #[test]
