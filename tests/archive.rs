@@ -514,6 +514,10 @@ fn a_store_that_does_not_answer_is_no_absence_and_a_required_one_blocks_the_push
     bench.site.write_config(&format!("{local}{dead}required = false\n"))?;
     bench.push(second)?.expect(0, &["warning", "dead"])?;
     ensure!(bench.got(second, &[])? == bench.bytes(second)?);
+    // Where it alone is asked for there is no other that has it.
+    let path = format!("pg_wal/{second}");
+    let alone = bench.site.ask(&["--repository", "dead", "archive-push", &path])?;
+    ensure!((1..=125).contains(&alone.code) && alone.err.contains("s3://bucket"), "{alone:?}");
     bench.doubted(last, "dead")?;
     // A second repository on a disk that is not mounted.
     let gone = bench.site.place().join("gone/disk");
@@ -579,6 +583,28 @@ fn a_standby_is_told_to_ask_again() -> Result<()> {
     bench.not_got(second, &["--bogus"], 200..=220, "--bogus")?;
     fs::rename(&bench.site.repository, bench.site.place().join("aside"))?;
     bench.not_got(second, &[], 1..=1, "standby")
+}
+
+/// A restore without a configuration writes flags that say all. `pitr init` on that host, while it recovers, must not end it.
+#[test]
+fn flags_that_name_a_repository_by_its_url_are_believed_whatever_a_configuration_says() -> Result<()> {
+    let Some(bench) = Bench::new()? else { return Ok(()) };
+    let first = bench.segments[0].clone();
+    bench.pushed(&[&first])?;
+    let url = format!("file://{}", bench.site.repository.display());
+    let own = fs::read_to_string(&bench.site.config)?;
+    for text in [own.clone(), own.replace("cluster = \"main\"", "cluster = \"other\""), "nonsense".to_owned()]
+    {
+        fs::write(&bench.site.config, &text)?;
+        let mut command = support::cluster::as_server(bench.site.program())?;
+        command.env("PITR_CONFIG", &bench.site.config).current_dir(&bench.site.cluster.data);
+        let to = bench.out.join("by-url");
+        command.args(["--repository", &url, "--cluster", "main", "archive-get", &first]).arg(&to);
+        Answer::of(&mut command)?.expect(0, &[]).with_context(|| text.clone())?;
+        ensure!(fs::read(&to)? == bench.bytes(&first)?);
+        fs::remove_file(&to)?;
+    }
+    Ok(())
 }
 
 /// RECOVERY 7: what a parent holds at or past the fork is not part of the child's history.

@@ -46,11 +46,17 @@ impl Context {
     /// Kind `Usage` if there is none and the flags do not replace it, and whatever is wrong with it.
     pub fn load(common: &Common, caller: Caller) -> Result<Self, Error> {
         let mut environment = environment();
-        let found = load(common.config.as_deref(), &environment, caller)?;
+        // Flags that say all win over a file that would only be looked for, whatever is in it: it may come to be there in the middle of a
+        // recovery that was begun without.
+        let by_url = common.config.is_none() && common.repository.iter().any(|said| said.contains("://"));
+        let found = if by_url && common.cluster.is_some() {
+            None
+        } else {
+            load(common.config.as_deref(), &environment, caller)?
+        };
         let config = match (found, &common.cluster) {
             (Some(config), None) => config,
             (Some(config), Some(name)) if config.cluster.as_str() == name => config,
-            // Explicit flags win over a file that was only looked for.
             (_, Some(name)) if common.config.is_none() => Config::without_file(&common.repository, name)?,
             (Some(config), Some(name)) => {
                 return Err(Error::usage(format!(

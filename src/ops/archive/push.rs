@@ -83,17 +83,19 @@ pub struct Offered {
 }
 
 impl Offered {
-    /// Archived is what all required places have; the optional ones that have not are a warning.
+    /// Archived is what all required places have; the optional ones that have not are a warning. Where only optional ones were asked for, by
+    /// name, there is nobody else to have it: then each counts.
     fn judge(self, places: &[Place]) -> Result<PushReport> {
         let Self { name, system, size, stored, outcomes } = self;
         let mut report =
             PushReport { name, system, size, stored, outcomes: Vec::new(), warnings: Vec::new() };
         let mut failure = None;
+        let all_count = !places.iter().any(|place| place.repository().is_required());
         for (outcome, place) in outcomes.into_iter().zip(places) {
             let repository = place.repository();
             match outcome {
                 Ok(stored) => report.outcomes.push((repository.name().to_owned(), stored)),
-                Err(e) if repository.is_required() => failure = failure.or(Some(e)),
+                Err(e) if repository.is_required() || all_count => failure = failure.or(Some(e)),
                 Err(e) => {
                     let text = format!("optional repository {}: {}", repository.name(), e.report());
                     report.warnings.push(text);
