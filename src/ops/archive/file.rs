@@ -8,8 +8,9 @@
 //! Invariants: the bytes that were checked are the bytes that are stored, because nothing is read twice; memory is the compressed
 //! file and a few blocks. What is refused here, and what is not, is decided in `wal::scan`.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -41,6 +42,28 @@ pub struct WalSource {
     /// Who wrote it, and with which segment size; `None` for files that hold no WAL.
     pub origin: Option<(SystemId, SegmentSize)>,
     first: Vec<u8>,
+    opened: Stamp,
+}
+
+/// Which file it is, and when its content was last written: PostgreSQL gives a segment that it needs no more another name and writes to it,
+/// and whoever has it open reads that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(found: &Metadata) -> Self {
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+        }
+    }
 }
 
 /// A file that was read, and what became of it.
@@ -65,8 +88,10 @@ impl WalSource {
                 .hint("archive_command passes %p: 'pitr --config FILE archive-push %p'")
         })?;
         let file = File::open(path).map_err(|e| unreadable(path, e))?;
-        let size = file.metadata().map_err(|e| unreadable(path, e))?.len();
-        let mut source = Self { path: path.to_owned(), file, name, size, origin: None, first: Vec::new() };
+        let found = file.metadata().map_err(|e| unreadable(path, e))?;
+        let (size, opened) = (found.len(), Stamp::from(&found));
+        let mut source =
+            Self { path: path.to_owned(), file, name, size, origin: None, first: Vec::new(), opened };
         match name {
             WalFileName::Segment(_) | WalFileName::Partial(_) => source.read_first_page()?,
             WalFileName::History(_) | WalFileName::BackupHistory(..) if size > MAX_SMALL_FILE => {
@@ -157,7 +182,10 @@ impl WalSource {
             }
             Ok(())
         };
-        let builder = self.read_into(builder, scan)?;
+        let read = self.read_into(builder, scan);
+        // Before it is judged: what was read of another file is no damage of this one.
+        self.is_the_one_opened()?;
+        let builder = read?;
         let scan = match scanner.map(Scanner::finish) {
             Some(Ok(scan)) => Some(scan),
             Some(Err(e)) if !partial => return Err(refused(&e)),
@@ -166,6 +194,16 @@ impl WalSource {
         let facts = scan.as_ref().map_or(Facts::Unscanned, Facts::Scanned);
         let object = builder.finish(facts).map_err(|e| unbuildable(name, e))?;
         Ok(WalContent { object, scan })
+    }
+
+    fn is_the_one_opened(&self) -> Result<(), Error> {
+        let now = std::fs::metadata(&self.path).ok().map(|found| Stamp::from(&found));
+        if now == Some(self.opened) {
+            return Ok(());
+        }
+        Err(Error::failed(format!("{} became another file while it was read", self.path.display())).hint(
+            "nothing was stored; if it still waits to be archived, PostgreSQL offers it again by itself",
+        ))
     }
 
     /// Hands the file to `scan` and to the builder, block by block. The builder has a thread of its own: digest and compression take longer
@@ -214,6 +252,7 @@ impl WalSource {
     fn read_small(&self) -> Result<Vec<u8>, Error> {
         let mut content = Vec::new();
         (&self.file).take(MAX_SMALL_FILE).read_to_end(&mut content).map_err(|e| unreadable(&self.path, e))?;
+        self.is_the_one_opened()?;
         Ok(content)
     }
 
@@ -274,4 +313,47 @@ fn refused(cause: &ScanError) -> Error {
 
 pub(super) fn unbuildable(name: WalFileName, cause: crate::repo::walobject::WalObjectError) -> Error {
     Error::failed(format!("cannot make an object of {name}")).source(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::write_replace;
+    use crate::wal::Lsn;
+    use crate::wal::testing::Wal;
+
+    /// A checkpoint gives a segment that is archived the name of a later one, and the server writes there: whoever still has it open reads the
+    /// new WAL after the old first page.
+    #[test]
+    fn a_segment_that_is_used_again_while_it_is_open_is_neither_stored_nor_called_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let wal = Wal::starting_at(Lsn::new(1 << 20)).filler(200_000);
+        let (name, bytes) = wal.segments().into_iter().next().unwrap();
+        let system = PageHeader::parse(bytes.get(..8192).unwrap()).unwrap().long.unwrap().system_id;
+        let path = dir.path().join(name.to_string());
+        let opened = || {
+            write_replace(&path, &bytes, 0o600, None).unwrap();
+            WalSource::open(&path).unwrap()
+        };
+        let read =
+            |source: WalSource| source.read(&"main".parse().unwrap(), system, Compression::Stored).map(drop);
+        read(opened()).unwrap();
+        // Under its new name, with other bytes or with none yet.
+        let source = opened();
+        let later = dir.path().join("0000000100000000000000AA");
+        std::fs::rename(&path, &later).unwrap();
+        let error = read(source).unwrap_err();
+        assert!(
+            error.kind() == crate::error::Kind::Failed && error.message().contains("another file"),
+            "{error}"
+        );
+        // In its place, and what is read of it looks like damage.
+        let source = opened();
+        let mut file = File::options().write(true).open(&path).unwrap();
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(100_000)).unwrap();
+        std::io::Write::write_all(&mut file, &[0xFF; 40_000]).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        let error = read(source).unwrap_err();
+        assert!(error.message().contains("another file"), "{error}");
+    }
 }
