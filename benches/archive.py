@@ -9,6 +9,7 @@ rows of hashed text, which compress about 2.6 : 1. Two stores: a directory, and 
     single    one segment at a time, .ready to .done; the tools take turns at every segment, in one order and then in the other
     backlog   all segments are .ready at once; the tools take turns by the round
     paced     one segment becomes .ready every 300 ms
+    effort    single and backlog, configured to compress at level 9: what the agent does about a queue
     client    what the command itself costs where there is nothing to do
     recovery  restore_command for one segment after the other; each is read once, then the one before is removed
 
@@ -29,9 +30,10 @@ import time
 import processes
 from common import BIN, BUILT, SEGMENT, Site, give, run
 from processes import Failed, cpu, settle
-from tools import Cp, Curl, CurlGet, Dd, Disk, PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAhead, S3, Zstd, ZstdCores
+from tools import (Cp, Curl, CurlGet, Dd, Disk, PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAgentHard, PitrAhead, PitrHard, S3, Zstd,
+                   ZstdCores, ZstdGet)
 
-PARTS = ("single", "backlog", "paced", "client", "recovery")
+PARTS = ("single", "backlog", "paced", "effort", "client", "recovery")
 KINDS = ("pgbench", "text")
 PACE = 0.3
 
@@ -39,7 +41,7 @@ PACE = 0.3
 def wal(cache, options):
     """Segments of both kinds from the cache, made there if it has too few; and the server that wrote them, not running."""
     server = Site(cache)
-    want = {"pgbench": options.segments, "text": max(options.segments, options.recover)}
+    want = {"pgbench": options.segments, "text": max(options.segments, options.recover, 64)}
     have = {kind: len(os.listdir(f"{cache}/{kind}")) if os.path.isdir(f"{cache}/{kind}") else 0 for kind in KINDS}
     if not os.path.exists(f"{cache}/complete") or any(have[kind] < want[kind] for kind in KINDS):
         print("making WAL, kept for the next run", file=sys.stderr, flush=True)
@@ -265,7 +267,7 @@ class Bench:
         return wall / len(paths), used / len(paths)
 
     def recovery(self, store, paths):
-        kinds = (Cp if isinstance(store, Disk) else CurlGet, PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAhead)
+        kinds = (*((Cp, ZstdGet) if isinstance(store, Disk) else (CurlGet,)), PgBackRest, PgBackRestAsync, Pitr, PitrAgent, PitrAhead)
         tools = self.tools(store, kinds, {PgBackRestAsync: PgBackRest, PitrAgent: Pitr, PitrAhead: Pitr})
         for tool in tools:
             if tool.repository == tool.slug:
@@ -298,6 +300,13 @@ class Bench:
                     getattr(self, part)(these, kind, segments[kind][:self.o.segments])
             for tool in tools:
                 tool.wipe()
+            if "effort" in self.o.only and kind_of_store is Disk:
+                tools = self.tools(store, (PitrHard, PitrAgentHard))
+                self.single(tools, "text", segments["text"][:self.o.segments])
+                # Long enough to be more than is under way at once.
+                self.backlog(tools, "text", segments["text"][:max(self.o.segments, 64)])
+                for tool in tools:
+                    tool.wipe()
             if "client" in self.o.only and kind_of_store is Disk:
                 self.client(store, segments["text"][0])
             if "recovery" in self.o.only:

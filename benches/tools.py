@@ -50,8 +50,8 @@ pg1-path={data_dir}
 """
 
 
-def pitr_toml(place, host, data_dir, repository):
-    """pitr's configuration: where it works, where the server listens, what it archives, lines of the repository."""
+def pitr_toml(place, host, data_dir, repository, level=1):
+    """pitr's configuration: where it works, where the server listens, what it archives, lines of the repository, how hard it compresses."""
     return f"""cluster = "bench"
 timezone = "UTC"
 state_dir = "{place}/state"
@@ -62,6 +62,8 @@ bin_dir = "{BIN}"
 [agent]
 receive = false
 socket = "{place}/agent.sock"
+[archive]
+level = {level}
 [[repository]]
 name = "store"
 {repository}"""
@@ -143,7 +145,7 @@ class S3:
     def pitr(self, slug, near=False):
         port = self.near if near else self.port
         return (f'url = "s3://{BUCKET}/{slug}"\nendpoint = "https://127.0.0.1:{port}"\nregion = "us-east-1"\n'
-                f'ca_file = "{self.keys}/ca.crt"\ncredentials_file = "{self.credentials}"\n')
+                f'ca_file = "{self.keys}/ca.crt"\ncredentials_file = "{self.credentials}"\nsealed = false\n')
 
     def pgbackrest(self, slug):
         return (f"repo1-type=s3\nrepo1-path=/{slug}\nrepo1-s3-bucket={BUCKET}\nrepo1-s3-endpoint=localhost\nrepo1-s3-region=us-east-1\n"
@@ -261,6 +263,14 @@ class Zstd(Tool):
                 f"dd of={self.store.folder(self.repository)}/{name} bs=1M conv=fsync iflag=fullblock status=none")
 
 
+class ZstdGet(Zstd):
+    """Kept compressed, as everybody else here keeps it."""
+    name = "zstd -d"
+
+    def get(self, name):
+        return f"zstd -q -d -c {self.store.folder(self.repository)}/{name} > pg_wal/RECOVERYXLOG"
+
+
 class ZstdCores(Zstd):
     """The same as fast as this machine can: one on each processor. For a backlog only; an archive_command is given one segment at a time."""
     name = "zstd -1 + fsync, all cores"
@@ -335,9 +345,10 @@ class PgBackRestAsync(PgBackRest):
 
 class Pitr(Tool):
     name = "pitr"
+    level = 1
 
     def configure(self, name, data_dir):
-        text = pitr_toml(self.place, self.bench.server.dir, data_dir, self.store.pitr(self.repository))
+        text = pitr_toml(self.place, self.bench.server.dir, data_dir, self.store.pitr(self.repository), self.level)
         return self.bench.make(f"{self.slug}/{name}", text)
 
     def load(self, paths):
@@ -377,6 +388,18 @@ class PitrAgent(Pitr):
     def start(self):
         socket = f"{self.place}/agent.sock"
         self.daemons = [processes.daemon(self.name, [*self.program.split(), "agent"], f"{self.place}/agent.log", lambda: processes.listens_at(socket))]
+
+
+class PitrHard(Pitr):
+    """Configured to compress harder than this machine can in a backlog."""
+    name = "pitr, level 9"
+    level = 9
+
+
+class PitrAgentHard(PitrAgent):
+    """The same; the agent compresses less hard while segments wait."""
+    name = "pitr, agent, level 9"
+    level = 9
 
 
 class PitrAhead(Pitr):
