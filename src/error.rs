@@ -110,12 +110,21 @@ struct Inner {
     message: String,
     hint: Option<String>,
     source: Option<Cause>,
+    unanswered: bool,
 }
 
 impl Error {
     /// An error of `kind`. The message is lower case, has no final dot and names the object.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { inner: Box::new(Inner { kind, message: message.into(), hint: None, source: None }) }
+        Self {
+            inner: Box::new(Inner {
+                kind,
+                message: message.into(),
+                hint: None,
+                source: None,
+                unanswered: false,
+            }),
+        }
     }
 
     /// [`Kind::Failed`].
@@ -186,9 +195,22 @@ impl Error {
     #[must_use]
     pub fn context(mut self, message: impl Into<String>) -> Self {
         let hint = self.inner.hint.take();
+        let unanswered = self.inner.unanswered;
         let mut outer = Self::new(self.inner.kind, message).source(self);
-        outer.inner.hint = hint;
+        (outer.inner.hint, outer.inner.unanswered) = (hint, unanswered);
         outer
+    }
+
+    /// The same error: it is of a store that gave no answer, which took its time and would take it again.
+    #[must_use]
+    pub fn unanswered(mut self) -> Self {
+        self.inner.unanswered = true;
+        self
+    }
+
+    /// Whether a store gave no answer.
+    pub fn is_unanswered(&self) -> bool {
+        self.inner.unanswered
     }
 
     /// The same error; with the advice of its kind if it has none of its own.

@@ -103,7 +103,53 @@ fn an_agent_fetches_ahead_for_its_server() -> Result<()> {
     // Taken away by somebody who tidied up, it is made again.
     fs::remove_dir_all(at.data.join(SPOOL))?;
     at.ask(&site, &names[5], &["--timeline", "1"])?.expect(0, &[])?;
-    at.is_spooled(ahead)
+    at.is_spooled(ahead)?;
+    // What its asker could not take goes when the next one asks.
+    let mut command = site.pitr(&["archive-get"])?;
+    command.current_dir(&at.data).args(["--timeline", "1", &names[6], "pg_wal/none/RECOVERYXLOG"]);
+    let answer = Answer::of(&mut command)?;
+    ensure!((200..=220).contains(&answer.code) && answer.err.contains("cannot take"), "{answer:?}");
+    at.ask(&site, &names[7], &["--timeline", "1"])?.expect(0, &[])?;
+    at.is_spooled(names.get(8..16).context("segments")?)
+}
+
+/// Where the server is the first process of a container it takes over who is left behind, and any exit code but 0 for a crash of its own.
+#[test]
+fn whoever_cannot_fetch_ahead_ends_well_and_is_not_started_where_somebody_does() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 130_000)?;
+    let at = Recovering::new(&site, "recovering")?;
+    at.ask(&site, &names[0], &["--timeline", "1"])?.expect(0, &[])?;
+    until(|| Ok(owners_of(&at.data).len() == 1), || format!("{:?}", owners_of(&at.data)))?;
+    let ahead = |file: &str| -> Result<Answer> {
+        let mut command = site.pitr(&["fetch-ahead", file])?;
+        Answer::of(command.current_dir(&at.data))
+    };
+    ahead(&names[0])?.expect(0, &["another process's"])?;
+    ahead("no-segment")?.expect(0, &["cannot fetch ahead of that"])?;
+    // The door is shut: each get works alone, and sees that somebody has the spool.
+    fs::remove_file(at.data.join(SPOOL).join("socket"))?;
+    for name in names.get(1..4).context("segments")? {
+        at.ask(&site, name, &["--timeline", "1"])?.expect(0, &[])?;
+        ensure!(owners_of(&at.data).len() == 1, "{:?}", owners_of(&at.data));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_trial_recovery_beside_an_agent_works_alone_and_is_not_warned_of_it() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, names) = archived(&install, 130_000)?;
+    configure(&site, &own_repository(&site))?;
+    let agent = Agent::start(&site)?;
+    let at = Recovering::new(&site, "trial")?;
+    for name in names.get(..4).context("segments")? {
+        let answer = at.ask(&site, name, &["--timeline", "1"])?;
+        ensure!(answer.code == 0 && answer.err.is_empty(), "{answer:?}\n{}", agent.log());
+        at.replayed(&site, name)?;
+    }
+    ensure!(!site.cluster.data.join(SPOOL).exists() && at.data.join(SPOOL).exists());
+    Ok(())
 }
 
 /// Recovery that begins again further back, as that of a standby does: only what is next lies there.
@@ -533,10 +579,16 @@ fn watch(spool: &Path, over: &AtomicBool, seen: &AtomicBool, kills: Option<&Path
 
 /// The process that fetches ahead in `data`.
 fn owner_of(data: &Path) -> Option<String> {
-    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+    owners_of(data).into_iter().next()
+}
+
+/// The processes that do, or try to.
+fn owners_of(data: &Path) -> Vec<String> {
+    let found = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
         let command = fs::read(entry.path().join("cmdline")).ok()?;
         let ours = command.windows(11).any(|word| word == b"fetch-ahead")
             && fs::read_link(entry.path().join("cwd")).ok()? == data;
         ours.then(|| entry.file_name().to_string_lossy().into_owned())
-    })
+    });
+    found.collect()
 }

@@ -18,6 +18,8 @@ mod support;
 
 #[path = "bad_disk/full.rs"]
 mod full;
+#[path = "bad_disk/gone.rs"]
+mod gone;
 #[path = "bad_disk/kept.rs"]
 mod kept;
 #[path = "bad_disk/late.rs"]

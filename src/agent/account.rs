@@ -99,6 +99,8 @@ struct Lane {
     required: bool,
     rest: Rest,
     failing: Option<String>,
+    /// It fails by not answering, which takes its time.
+    silent: bool,
     /// An attempt is finding out whether it is back.
     trying: bool,
     /// Files under way.
@@ -176,6 +178,7 @@ impl Account {
             required,
             rest: Rest::default(),
             failing: None,
+            silent: false,
             trying: false,
             flying: 0,
             behind: false,
@@ -235,6 +238,16 @@ impl Account {
         let chosen: Vec<usize> = file.lanes(Held::No).filter(tries).collect();
         take(file, lanes, &chosen);
         Found::Open(chosen)
+    }
+
+    /// Why a required lane that lacks the file takes nothing just now, if it is one that does not answer: whoever waited for that once
+    /// need not wait for it again.
+    pub(super) fn unanswered(&self, turn: &Turn) -> Option<String> {
+        let file = self.files.get(turn)?;
+        let silent =
+            |lane: &&Lane| lane.required && lane.silent && lane.failing.is_some() && !lane.rest.is_over();
+        let lane = file.lanes(Held::No).filter_map(|i| self.lanes.get(i)).find(silent)?;
+        lane.failing.clone()
     }
 
     /// Whether all of these lanes have the file.
@@ -303,6 +316,7 @@ impl Account {
                 }
                 lane.rest.failed(LONGEST_REST);
                 lane.failing = Some(e.to_string());
+                lane.silent = e.is_unanswered();
             }
         }
     }
@@ -481,7 +495,7 @@ mod tests {
     }
 
     fn away() -> Error {
-        Error::failed("no answer")
+        Error::failed("no answer").unanswered()
     }
 
     #[test]
@@ -521,6 +535,26 @@ mod tests {
         account.note(&turn(2), LOCAL, Err(&away()));
         assert_eq!(account.find(&turn(2), false), Found::Restless);
         assert_eq!(account.waiting().count(), 3);
+    }
+
+    #[test]
+    fn who_waited_for_a_repository_that_does_not_answer_need_not_wait_again() {
+        let (mut account, file) = (account(8), identity(1));
+        queue(&mut account, 1..2);
+        account.next();
+        account.note(&turn(1), CLOUD, Err(&away()));
+        assert_eq!(account.unanswered(&turn(1)), None, "nobody waits for an optional one");
+        account.note(&turn(1), LOCAL, Err(&away()));
+        assert_eq!(account.unanswered(&turn(1)).as_deref(), Some("no answer"));
+        account.lanes[LOCAL].rest = Rest::default();
+        assert_eq!(account.unanswered(&turn(1)), None, "it may be back");
+        for at_once in [Error::key("not you"), Error::failed("the disk is full")] {
+            account.note(&turn(1), LOCAL, Err(&at_once));
+            assert_eq!(account.unanswered(&turn(1)), None, "that takes no time: {at_once}");
+        }
+        account.note(&turn(1), LOCAL, Err(&away()));
+        account.note(&turn(1), LOCAL, Ok(file));
+        assert_eq!(account.unanswered(&turn(1)), None);
     }
 
     #[test]

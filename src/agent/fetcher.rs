@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +41,8 @@ const MOST_BYTES: u64 = 256 << 20;
 const ROOM: u64 = 8;
 /// Longest rest after the course of a recovery could not be read.
 const LONGEST_REST: Duration = Duration::from_secs(30);
+/// Who has waited for a fetch for so long, and it failed, need not wait for another one that asks the same repositories.
+pub(super) const ENOUGH: Duration = Duration::from_secs(10);
 /// After which silence a recovery is taken to be over.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -49,10 +51,19 @@ pub fn is_recovering(data_dir: &Path) -> bool {
     ["recovery.signal", "standby.signal"].iter().any(|name| data_dir.join(name).exists())
 }
 
-/// Removes what a process that was killed left in the spool, unless somebody has it, or the server recovers and may soon want it.
-pub(super) fn sweep(data_dir: &Path) {
+/// Whether somebody fetches ahead for the server of that directory.
+pub fn is_owned(data_dir: &Path) -> bool {
+    let lock = File::open(data_dir.join(SPOOL).join(Spool::LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// Removes what a process that was killed left in the spool, unless somebody has it, or the server recovers and may want it just now.
+pub fn sweep(data_dir: &Path) {
     let spool = data_dir.join(SPOOL);
-    if !is_recovering(data_dir) && spool.is_dir() {
+    let Ok(found) = std::fs::metadata(&spool) else { return };
+    // Of a clock that was set back it is old enough when that has passed.
+    let idle = || found.modified().ok().and_then(|then| then.elapsed().ok()).is_some_and(|age| age >= IDLE);
+    if found.is_dir() && (!is_recovering(data_dir) || idle()) {
         // It empties it, and is dropped.
         let _ = Spool::take(&spool);
     }
@@ -86,8 +97,8 @@ struct Recovery {
     route: Route,
     spool: Arc<Spool>,
     number: u64,
-    /// Histories fetched so far.
-    histories: AtomicU64,
+    /// Fetches so far: each has a place of its own.
+    fetches: AtomicU64,
     state: Mutex<State>,
     ended: watch::Sender<u64>,
 }
@@ -101,6 +112,10 @@ struct State {
     /// The segment that was asked for last.
     reached: Option<SegmentName>,
     files: BTreeMap<WalFileName, Slot>,
+    /// What was handed over last. Whoever asked has taken it when the next is handed over, or was killed, or could not.
+    handed: Option<PathBuf>,
+    /// What could not be fetched since a store gave no answer, and what was to be said of it.
+    unanswered: BTreeMap<WalFileName, String>,
     /// Nothing is fetched ahead from here on, until recovery got there by itself.
     end: Option<SegmentName>,
     asked: Instant,
@@ -120,6 +135,9 @@ impl State {
     /// What is under way is dropped when it lands.
     fn drop_unwanted(&mut self) {
         let mut files = std::mem::take(&mut self.files);
+        let mut unanswered = std::mem::take(&mut self.unanswered);
+        unanswered.retain(|name, _| self.is_wanted(*name));
+        self.unanswered = unanswered;
         files.retain(|name, slot| match slot {
             Slot::Ready(path) if !self.is_wanted(*name) => {
                 remove(path);
@@ -258,13 +276,15 @@ impl Recovery {
             route,
             spool,
             number,
-            histories: AtomicU64::new(0),
+            fetches: AtomicU64::new(0),
             state: Mutex::new(State {
                 course: None,
                 seeking: false,
                 rest: Rest::default(),
                 reached: None,
                 files: BTreeMap::new(),
+                handed: None,
+                unanswered: BTreeMap::new(),
                 end: None,
                 asked: Instant::now(),
             }),
@@ -280,8 +300,10 @@ impl Recovery {
     async fn get(self: &Arc<Self>, name: WalFileName) -> Result<Option<PathBuf>> {
         self.reach(name);
         self.seek_course();
-        if let Some(path) = self.take(name).await {
+        let taken = self.take(name).await.inspect_err(|_| self.make_room())?;
+        if let Some(path) = taken {
             durable::crash_point("agent-hands-over");
+            self.hand_over(&path);
             self.go_on(name);
             return Ok(Some(path));
         }
@@ -290,9 +312,10 @@ impl Recovery {
             self.fetch_ahead(segment);
         }
         let path = self.file(name);
-        match get_file(&self.repositories, name, &path, self.system, self.route).await {
+        match get_file(&self.repositories, name, &path, self.system, self.route, || true).await {
             Ok(Got::Absent) => Ok(None),
             Ok(Got::Delivered { .. }) => {
+                self.hand_over(&path);
                 self.go_on(name);
                 Ok(Some(path))
             }
@@ -301,6 +324,12 @@ impl Recovery {
                 Err(e)
             }
         }
+    }
+
+    /// The one before goes, if it was left lying there: nobody else knows of it.
+    fn hand_over(&self, path: &Path) {
+        let before = self.lock().handed.replace(path.to_owned());
+        before.iter().for_each(|before| remove(before));
     }
 
     /// Segments that lie ahead must not take the room of what is asked for now, which the asker fetches by itself next.
@@ -319,15 +348,11 @@ impl Recovery {
         });
     }
 
-    /// Where a file lies once it is fetched. A history is fetched again before its asker has taken the first one away: each has a place of
-    /// its own.
+    /// Where a file lies once it is fetched. It may be fetched again before its asker has taken the first one away, and none is another's to
+    /// remove: each has a place of its own.
     fn file(&self, name: WalFileName) -> PathBuf {
-        self.spool.path.join(match name {
-            WalFileName::History(_) => {
-                format!("{}.{}-{name}", self.number, self.histories.fetch_add(1, Ordering::Relaxed))
-            }
-            _ => format!("{}-{name}", self.number),
-        })
+        let fetch = self.fetches.fetch_add(1, Ordering::Relaxed);
+        self.spool.path.join(format!("{}.{fetch}-{name}", self.number))
     }
 
     /// Recovery asks for `name`: segments before it are of no use any more; nor are those far ahead, if it goes back.
@@ -392,18 +417,29 @@ impl Recovery {
     }
 
     /// Takes a file out of the spool's account, once it is there; `None` if it is not on its way either.
-    async fn take(&self, name: WalFileName) -> Option<PathBuf> {
+    ///
+    /// # Errors
+    /// Of its fetch, if that was waited for so long that it is of no use to begin another one.
+    async fn take(&self, name: WalFileName) -> Result<Option<PathBuf>> {
         let mut ended = self.ended.subscribe();
+        let began = Instant::now();
         loop {
             ended.mark_unchanged();
             {
                 let mut state = self.lock();
-                match state.files.get(&name)? {
-                    Slot::UnderWay => {}
-                    Slot::Ready(path) => {
+                match state.files.get(&name) {
+                    Some(Slot::UnderWay) => {}
+                    Some(Slot::Ready(path)) => {
                         let path = path.clone();
                         state.files.remove(&name);
-                        return Some(path);
+                        return Ok(Some(path));
+                    }
+                    None => {
+                        let why = state.unanswered.remove(&name);
+                        return match why.filter(|_| began.elapsed() >= ENOUGH) {
+                            Some(why) => Err(Error::failed(why).unanswered()),
+                            None => Ok(None),
+                        };
                     }
                 }
             }
@@ -440,6 +476,7 @@ impl Recovery {
     fn begin_fetch(self: &Arc<Self>, state: &mut State, name: WalFileName) {
         if let Entry::Vacant(free) = state.files.entry(name) {
             free.insert(Slot::UnderWay);
+            state.unanswered.remove(&name);
             tokio::spawn(Arc::clone(self).fetch(name));
         }
     }
@@ -462,6 +499,9 @@ impl Recovery {
             other => {
                 if let Err(e) = other {
                     tracing::info!("{name} is not fetched ahead: {}", e.report());
+                    if e.is_unanswered() {
+                        state.unanswered.insert(name, e.to_string());
+                    }
                 }
                 state.files.remove(&name);
                 if let WalFileName::Segment(segment) = name
@@ -480,11 +520,12 @@ impl Recovery {
 
 impl Drop for Recovery {
     fn drop(&mut self) {
-        for slot in self.lock().files.values() {
-            if let Slot::Ready(path) = slot {
-                remove(path);
-            }
-        }
+        let state = self.lock();
+        let ready = state.files.values().filter_map(|slot| match slot {
+            Slot::Ready(path) => Some(path),
+            Slot::UnderWay => None,
+        });
+        ready.chain(&state.handed).for_each(|path| remove(path));
     }
 }
 
@@ -627,6 +668,10 @@ mod tests {
         put(dir.path().join("standby.signal"));
         sweep(dir.path());
         assert!(spool.join("1-000000010000000000000001").exists());
+        File::open(&spool).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        sweep(dir.path());
+        assert!(!spool.exists(), "a standby that asks for nothing");
+        left();
         std::fs::remove_file(dir.path().join("standby.signal")).unwrap();
         let taken = Spool::take(&spool).unwrap();
         sweep(dir.path());

@@ -8,7 +8,7 @@
 //! ```
 //! Invariants: an agent makes things faster and nothing else. No state on disk is trusted, nothing needs it to be there, and killing it at any
 //! moment loses nothing that was said yes to. What it answers is true of the configuration that the asker goes by (its fingerprint);
-//! when that file changes, or a file of keys that it names, the agent reads it again.
+//! when that file changes, or a file of keys that it names, or on SIGHUP, the agent reads it again.
 
 mod account;
 pub mod client;
@@ -22,25 +22,28 @@ mod server;
 mod socket;
 pub mod wire;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::codec::Compression;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::archive::{COPY_MARKER, Place};
 use crate::pgdata::ControlFile;
 use crate::repo::{Keyring, Repository};
 use crate::wal::{SegmentName, SegmentSize, SystemId};
-use fetcher::Fetcher;
+use fetcher::{Fetcher, sweep};
 use keyfiles::KeyFiles;
 use outlook::Watch;
 use pusher::Pusher;
+use queue::Turn;
 use server::{Desk, Generation, Wish};
 use socket::Socket;
 
@@ -51,6 +54,11 @@ const SLEPT: Duration = Duration::from_millis(1500);
 /// Between two looks whether the server lives. Whoever stops a server may remove its directory next, and would meet a spool that is being
 /// removed: `pg_ctl` looks every 100 ms whether the server has stopped.
 const WATCH: Duration = Duration::from_millis(20);
+/// After a reading of the queue it is let alone so many times as long as that took: a hundred thousand files wait there, and each one that is
+/// stored changes the directory.
+const READS: u32 = 20;
+/// And for no longer than this, however long a disk made it take.
+const LONGEST_LET_ALONE: Duration = Duration::from_secs(5);
 /// Most bytes of the files under way to one repository: each is held compressed until it is stored, and may not compress at all.
 const UNDER_WAY: u64 = 256 << 20;
 /// Least time between two readings of the configuration.
@@ -93,8 +101,9 @@ pub async fn run(
     ready: impl FnOnce(),
     cancel: &CancellationToken,
 ) -> Result<()> {
+    let mut told = hangups()?;
     let mut socket = Socket::reserve(&setup.socket)?;
-    fetcher::sweep(&setup.data_dir);
+    sweep(&setup.data_dir);
     let (reload, mut wishes) = mpsc::channel(1);
     let (generation, mut life) = begin(&setup, None, &reload, cancel);
     let mut seals = setup.seals();
@@ -116,6 +125,7 @@ pub async fn run(
                 return lost.map_or(Ok(()), Err);
             }
             wish = wishes.recv() => wish,
+            _ = told.recv() => Some(Wish::Keys),
         };
         let load = Arc::clone(&load);
         // The file may lie where reading hangs.
@@ -154,6 +164,11 @@ pub async fn run(
     // The socket is gone when this is over.
     let _ = keeping.await;
     Ok(())
+}
+
+/// Whoever wants the configuration to be read again sends SIGHUP, as to a server.
+fn hangups() -> Result<Signal> {
+    signal(SignalKind::hangup()).map_err(|e| Error::failed("cannot listen to SIGHUP").source(e))
 }
 
 /// What fetches ahead for one recovery where there is no agent.
@@ -219,7 +234,7 @@ fn begin(
     });
     let fetcher = Arc::new(Fetcher::new(setup.repositories.clone(), setup.data_dir.clone()));
     let life = cancel.child_token();
-    tokio::spawn(store_ahead(Arc::clone(&pusher), Arc::clone(&fetcher), life.clone()));
+    tokio::spawn(store_ahead(Arc::clone(&pusher), Arc::clone(&fetcher), reload.clone(), life.clone()));
     tokio::spawn(life.clone().run_until_cancelled_owned(watch_keys(keys, reload.clone())));
     pusher.keep_up(&life);
     (Arc::new(Generation { config: setup.config.clone(), pusher: Some(pusher), fetcher }), life)
@@ -242,47 +257,47 @@ async fn watch_keys(mut keys: KeyFiles, reload: mpsc::Sender<Wish>) {
 }
 
 /// Looks at the queue and stores what is in it, for as long as it lives.
-async fn store_ahead(pusher: Arc<Pusher>, fetcher: Arc<Fetcher>, life: CancellationToken) {
+async fn store_ahead(
+    pusher: Arc<Pusher>,
+    fetcher: Arc<Fetcher>,
+    reload: mpsc::Sender<Wish>,
+    life: CancellationToken,
+) {
     let archive_status = pusher.data_dir().join("pg_wal/archive_status");
     let marker = pusher.data_dir().join(COPY_MARKER);
     let mut ended = pusher.ended();
-    let (mut seen, mut looked) = (None, None::<Instant>);
-    let mut complained = false;
-    let mut awake = Instant::now();
+    let mut queue = Queue::new(archive_status);
+    let mut looked = None::<Instant>;
     while !life.is_cancelled() {
-        if std::mem::replace(&mut awake, Instant::now()).elapsed() >= SLEPT {
-            pusher.has_slept();
-        }
         ended.mark_unchanged();
         fetcher.rest();
         // Nothing is archived from a copy.
         if !marker.exists() {
-            let now = changed(&archive_status);
-            if now.is_none() || now != seen {
-                match queue::ready(&archive_status) {
-                    Ok(ready) => {
-                        pusher.queue(&ready);
-                        complained = false;
-                    }
-                    Err(e) if !complained => {
-                        complained = true;
-                        tracing::warn!("cannot read {}: {e}", archive_status.display());
-                    }
-                    Err(_) => {}
-                }
-                seen = now;
+            if let Some(ready) = queue.look() {
+                pusher.queue(&ready);
             }
             pusher.fill();
         }
         if looked.is_none_or(|then| then.elapsed() >= LOOK) {
             looked = Some(Instant::now());
+            sweep(pusher.data_dir());
             pusher.look_out();
+            if pusher.take_denied() {
+                // They may have been changed under the same configuration. A full channel may hold a wish of which nothing comes.
+                if reload.try_send(Wish::Credentials).is_err() {
+                    pusher.is_denied();
+                }
+            }
         }
+        let asleep = Instant::now();
         tokio::select! {
             () = life.cancelled() => break,
             // The sender lives as long as the pusher does.
             _ = ended.changed() => {}
             () = crate::clock::sleep(LOOK) => {}
+        }
+        if asleep.elapsed() >= SLEPT {
+            pusher.has_slept();
         }
     }
 }
@@ -297,6 +312,47 @@ fn control_of(data_dir: &Path) -> Option<ControlFile> {
     ControlFile::parse(&bytes).ok()
 }
 
+/// `archive_status` as far as it is known: read again when it was changed, and of a long one not all the time.
+struct Queue {
+    archive_status: PathBuf,
+    seen: Option<Timestamp>,
+    /// Until then it is not read again.
+    rests: Option<Instant>,
+    complained: bool,
+}
+
+impl Queue {
+    fn new(archive_status: PathBuf) -> Self {
+        Self { archive_status, seen: None, rests: None, complained: false }
+    }
+
+    /// What is in it, if that may be something else than at the last look.
+    fn look(&mut self) -> Option<BTreeSet<Turn>> {
+        let now = changed(&self.archive_status);
+        let same = now.is_some() && now == self.seen;
+        if same || self.rests.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        let began = Instant::now();
+        let ready = queue::ready(&self.archive_status);
+        self.seen = now;
+        let span = began.elapsed().saturating_mul(READS).min(LONGEST_LET_ALONE);
+        self.rests = Some(Instant::now() + span);
+        match ready {
+            Ok(ready) => {
+                self.complained = false;
+                Some(ready)
+            }
+            Err(e) => {
+                if !std::mem::replace(&mut self.complained, true) {
+                    tracing::warn!("cannot read {}: {e}", self.archive_status.display());
+                }
+                None
+            }
+        }
+    }
+}
+
 /// When the directory was last changed; `None` if that was just now, so that another change may not show in its time.
 fn changed(directory: &Path) -> Option<Timestamp> {
     let modified = std::fs::metadata(directory).and_then(|found| found.modified()).ok()?;
@@ -307,6 +363,33 @@ fn changed(directory: &Path) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_queue_is_not_read_all_the_time_and_nothing_in_it_is_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |n: u32| {
+            let path = dir.path().join(format!("00000001000000000000000{n}.ready"));
+            crate::durable::write_replace(&path, b"", 0o600, None).unwrap();
+        };
+        put(1);
+        let mut queue = Queue::new(dir.path().to_owned());
+        assert_eq!(queue.look().map(|ready| ready.len()), Some(1));
+        put(2);
+        queue.rests = Instant::now().checked_add(LOOK);
+        assert_eq!(queue.look(), None, "it rests");
+        queue.rests = Some(Instant::now());
+        let before = Instant::now();
+        assert_eq!(queue.look().map(|ready| ready.len()), Some(2));
+        let rests = queue.rests.unwrap();
+        assert!(rests > before && rests <= Instant::now() + LONGEST_LET_ALONE, "a multiple of what it took");
+        // Not just changed any more, and seen so.
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        std::fs::File::open(dir.path()).unwrap().set_modified(long_ago).unwrap();
+        queue.rests = None;
+        assert!(queue.look().is_some());
+        queue.rests = None;
+        assert_eq!(queue.look(), None, "it is as it was");
+    }
 
     #[test]
     fn large_segments_are_under_way_in_small_numbers() {

@@ -13,6 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use super::queue::{FileIdentity, Turn};
 use super::system_of;
 use crate::codec::Compression;
 use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ops::archive::{COPY_MARKER, Packed, Packing, Place, catch_up, store_each};
 use crate::ops::check::Grade;
 use crate::repo::Repository;
@@ -53,6 +54,8 @@ pub struct Pusher {
     watch: Mutex<Watch>,
     /// Moves whenever a repository has answered.
     ended: watch::Sender<u64>,
+    /// A store refused the credentials: they may have been renewed.
+    denied: AtomicBool,
 }
 
 /// How it goes.
@@ -100,6 +103,7 @@ impl Pusher {
             account,
             watch: Mutex::new(watch),
             ended: watch::Sender::new(0),
+            denied: AtomicBool::new(false),
         }
     }
 
@@ -147,9 +151,14 @@ impl Pusher {
     pub async fn push(self: &Arc<Self>, turn: &Turn, path: &Path) -> Result<Vec<String>> {
         let _asking = Asking::new(self, turn);
         let mut ended = self.ended();
-        let mut tries = 0;
+        let (mut tries, mut waited) = (0, false);
         loop {
             ended.mark_unchanged();
+            if waited && let Some(why) = self.lock().unanswered(turn) {
+                return Err(Error::failed(why)
+                    .unanswered()
+                    .hint("PostgreSQL keeps the file and offers it again; `pitr agent --status` says more"));
+            }
             let found = self.lock().find(turn, tries < TRIES);
             match found {
                 Found::Stored(identity, warnings) => match FileIdentity::of(path) {
@@ -157,7 +166,10 @@ impl Pusher {
                     _ => self.lock().doubt(turn),
                 },
                 // The sender lives as long as this does.
-                Found::Busy => drop(ended.changed().await),
+                Found::Busy => {
+                    waited = true;
+                    drop(ended.changed().await);
+                }
                 Found::Restless => {
                     return Err(Error::refused(format!("{} changes while it is stored", path.display())));
                 }
@@ -227,7 +239,10 @@ impl Pusher {
                     }
                     // Of which file it was is not known: nothing is.
                     Ok(_) => {}
-                    Err(e) => flight.landed(*lane, Err(e)),
+                    Err(e) => {
+                        self.notice(e);
+                        flight.landed(*lane, Err(e));
+                    }
                 }
             };
             let offered = store_each(&places, &path, Some(&self.data_dir), packing, told).await?;
@@ -248,6 +263,22 @@ impl Pusher {
                 Err(e)
             }
         }
+    }
+
+    fn notice(&self, error: &Error) {
+        if error.kind() == Kind::Key {
+            self.is_denied();
+        }
+    }
+
+    /// The credentials were refused, and nobody has looked for others yet.
+    pub(super) fn is_denied(&self) {
+        self.denied.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a store, a required one or not, refused the credentials since this was last asked.
+    pub(super) fn take_denied(&self) -> bool {
+        self.denied.swap(false, Ordering::Relaxed)
     }
 
     fn effort(&self) -> Compression {
@@ -344,6 +375,7 @@ impl Pusher {
             match result {
                 Ok(()) => rest = Rest::default(),
                 Err(e) => {
+                    self.notice(&e);
                     if !rest.has_failed() {
                         tracing::warn!("repository {} cannot be caught up: {}", target.name(), e.report());
                     }

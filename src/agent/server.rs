@@ -10,14 +10,14 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::Setup;
-use super::fetcher::Fetcher;
+use super::fetcher::{ENOUGH, Fetcher};
 use super::pusher::{Pusher, Status};
 use super::queue::Turn;
 use super::wire::{self, AT_IT, Answer, Ask, Errand, HEARD, Question};
@@ -67,7 +67,7 @@ pub(super) enum Wish {
     Configuration,
     /// A store refused the credentials, which may lie in another file.
     Credentials,
-    /// A file of keys was replaced.
+    /// A file of keys was replaced, or somebody says that something was (SIGHUP).
     Keys,
 }
 
@@ -113,10 +113,18 @@ impl Desk {
                 why: format!("it is pitr {}: restart it to run this one", self.version),
             };
         }
+        let elsewhere = |errand: &Errand| !is_same(&errand.directory, generation.fetcher.data_dir());
+        if let Ask::Get { errand, .. } = &question.ask
+            && elsewhere(errand)
+        {
+            return Answer::Elsewhere;
+        }
         if question.config != generation.config {
             // A full channel has a wish in it already.
             let _ = self.reload.try_send(Wish::Configuration);
-            return unsure("it does not know this configuration yet");
+            return unsure(
+                "it goes by another configuration, which it reads again now; if this is said again and again, start it with the same --config as archive_command",
+            );
         }
         match (&question.ask, pushes) {
             (Ask::Push { directory, path }, Some(pusher)) => self.push(pusher, &directory.join(path)).await,
@@ -141,29 +149,25 @@ impl Desk {
         match pusher.push(&Turn::of(name), path).await {
             Ok(warnings) => Answer::Yes { warnings },
             Err(e) if matches!(e.kind(), Kind::Failed | Kind::Busy) => no(e),
-            Err(e) => {
-                if e.kind() == Kind::Key {
-                    // Credentials may have been changed under the same configuration.
-                    let _ = self.reload.try_send(Wish::Credentials);
-                }
-                unsure(e.to_string())
-            }
+            Err(e) => unsure(e.to_string()),
         }
     }
 }
 
-/// Of failures the asker finds out for itself: what they mean depends on who recovers (RECOVERY.md 15).
+/// Of failures the asker finds out for itself, or says what they mean, which depends on who recovers (RECOVERY.md 15). The directory is the agent's.
 async fn get(fetcher: &Fetcher, file: &str, errand: &Errand) -> Answer {
     let unsure = |why: String| Answer::Unsure { why };
     let Ok(name) = WalFileName::parse(file) else {
         return unsure("that is no name of a WAL file".to_owned());
     };
-    if !is_same(&errand.directory, fetcher.data_dir()) {
-        return unsure(format!("it fetches for {} and nothing else", fetcher.data_dir().display()));
-    }
+    let began = Instant::now();
     match fetcher.get(name, errand).await {
         Ok(Some(path)) => Answer::Spooled { path },
         Ok(None) => Answer::Absent,
+        // Who has it answers at a door of its own.
+        Err(e) if e.kind() == Kind::Busy => Answer::Elsewhere,
+        // A store that does not answer: to wait for that once more teaches nothing.
+        Err(e) if e.is_unanswered() && began.elapsed() >= ENOUGH => no(e),
         Err(e) => unsure(e.to_string()),
     }
 }

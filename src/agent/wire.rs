@@ -99,6 +99,9 @@ pub enum Answer {
         /// Why.
         why: String,
     },
+    /// That is another server's recovery, such as a trial restore beside the agent's, or another process fetches ahead for this one: the asker
+    /// looks elsewhere, or does it alone, and nothing is amiss.
+    Elsewhere,
     /// A JSON object.
     Status {
         /// The object as text.
@@ -177,6 +180,7 @@ impl Answer {
             Self::Spooled { path } => vec![b"spooled", bytes(path)],
             Self::Absent => vec![b"absent"],
             Self::Unsure { why } => vec![b"unsure", why.as_bytes()],
+            Self::Elsewhere => vec![b"elsewhere"],
             Self::Status { json } => vec![b"status", json.as_bytes()],
         };
         let mut clean: Vec<Vec<u8>> = parts.iter().map(|part| without_nul(part)).collect();
@@ -203,6 +207,7 @@ impl Answer {
             "no" => Self::No { code: lossy()?.parse().ok()?, report: lossy()? },
             "absent" => Self::Absent,
             "unsure" => Self::Unsure { why: lossy()? },
+            "elsewhere" => Self::Elsewhere,
             "status" => Self::Status { json: lossy()? },
             _ => return None,
         })
@@ -290,6 +295,7 @@ mod tests {
             line().prop_map(|why| Answer::Unsure { why }),
             line().prop_map(|place| Answer::Spooled { path: PathBuf::from(place) }),
             Just(Answer::Absent),
+            Just(Answer::Elsewhere),
             line().prop_map(|json| Answer::Status { json }),
         ]
     }

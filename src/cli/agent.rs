@@ -32,6 +32,15 @@ pub fn run(common: &Common, args: &AgentArgs) -> Result<Ended> {
         return status(&context);
     }
     needed(&context)?;
+    if let Some(named) = common.repository.first() {
+        // archive_command goes by the whole configuration, and would take its yes for all of them.
+        return Err(Error::usage(format!(
+            "the agent stores in every repository of its configuration, not in {named} alone"
+        ))
+        .hint(
+            "start it without --repository; what need not be stored somewhere is `required = false` there",
+        ));
+    }
     make_directory(&context)?;
     context.act_as_owner()?;
     let setup = setup(&context)?;

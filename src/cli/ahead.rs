@@ -6,17 +6,22 @@
 //! ```
 //! The process is its own session, holds nothing that PostgreSQL had open, and ends with recovery, with the server, or when nothing was asked
 //! of it for a minute (RECOVERY.md 19). It is a help only: whatever keeps it from starting keeps nobody from recovering.
+//!
+//! Invariant: whatever comes of its work, its exit code is 0. Where the server is the first process of its container it inherits this one, and
+//! takes a child that ends with more than 1, or by a signal, for one of its own that crashed: it would kill all of them and begin its recovery
+//! anew (`postmaster.c`).
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::agent::fetcher::is_recovering;
+use crate::agent::fetcher::{is_owned, is_recovering};
 use crate::agent::wire::Errand;
 use crate::agent::{Prefetch, prefetch};
 use crate::cli::args::{AheadArgs, Common, GetArgs};
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
+use crate::cli::output;
 use crate::cli::resident;
 use crate::cli::thin::SPOOL_SOCKET;
 use crate::config::load::Caller;
@@ -24,13 +29,14 @@ use crate::error::{Error, Result};
 use crate::pgdata::pidfile::{self, PidFile};
 use crate::wal::SegmentName;
 
-/// Leaves a process behind that fetches what follows, if this is a recovery.
+/// Leaves a process behind that fetches what follows, if this is a recovery and nobody does so already.
 pub fn leave_behind(common: &Common, args: &GetArgs) {
     let recovers = args.destination.starts_with("pg_wal")
         && SegmentName::parse(&args.file).is_ok()
         && is_recovering(Path::new("."))
         && postmaster().is_some()
-        && common.repository.len() <= 1;
+        && common.repository.len() <= 1
+        && !is_owned(Path::new("."));
     if !recovers {
         return;
     }
@@ -73,11 +79,15 @@ fn postmaster() -> Option<i32> {
     PidFile::parse(&std::fs::read(pidfile::NAME).ok()?).process
 }
 
-/// Runs `fetch-ahead`.
-///
-/// # Errors
-/// As [`prefetch`].
-pub fn run(common: &Common, args: &AheadArgs) -> Result<Ended> {
+/// Runs `fetch-ahead`. What goes wrong is said, and is no failure.
+pub fn run(common: &Common, args: &AheadArgs) -> Ended {
+    if let Err(e) = fetch(common, args) {
+        output::warn(&e.report());
+    }
+    Ended::Well
+}
+
+fn fetch(common: &Common, args: &AheadArgs) -> Result<Ended> {
     // A session of its own: a signal for the server's processes is none for this one.
     let _ = nix::unistd::setsid();
     close_inherited();

@@ -8,8 +8,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::agent::fetcher::sweep;
 use crate::cli::ahead;
 use crate::cli::args::{Common, GetArgs, PushArgs};
+use crate::cli::asker::Asker;
 use crate::cli::context::Context;
 use crate::cli::exit::Ended;
 use crate::cli::output;
@@ -25,6 +27,14 @@ use crate::wal::{Lsn, SystemId, TimelineId, WalFileName};
 /// cut off, since it may be delivering: against a store that never answers, one try's patience is added.
 const STANDBY_PATIENCE: Duration = Duration::from_secs(3);
 const STANDBY_PAUSE: Duration = Duration::from_secs(1);
+/// What makes a server one, below its data directory.
+pub(super) const STANDBY_SIGNAL: &str = "standby.signal";
+
+/// What becomes of doubt on a standby, which asks again by itself; `report` is said.
+pub(super) fn end_of_standby(report: &str) -> Ended {
+    output::warn(&format!("{report}\nthis is a standby: answering \"not there\", it will ask again"));
+    Ended::Absent
+}
 
 /// Runs `archive-push`.
 ///
@@ -43,6 +53,8 @@ pub async fn push(common: &Common, args: &PushArgs) -> Result<Ended> {
     if common.json {
         output::json(&push_json("pitr.archive-push.v1", &report));
     }
+    // Where no agent does it: what fetched ahead for the recovery of this server may have been killed.
+    data_dir.into_iter().for_each(sweep);
     Ok(Ended::Well)
 }
 
@@ -69,26 +81,22 @@ pub(super) fn push_json(schema: &str, report: &PushReport) -> serde_json::Value 
 /// # Errors
 /// Everything that is not proven absence.
 pub async fn get(common: &Common, args: &GetArgs) -> Result<Ended> {
-    let standby = Path::new("standby.signal").exists();
-    let began = std::time::Instant::now();
+    let standby = Path::new(STANDBY_SIGNAL).exists();
+    let (began, asker) = (std::time::Instant::now(), Asker::at_first());
     loop {
-        let error = match get_once(common, args).await {
+        let error = match get_once(common, args, asker).await {
             Ok(ended) => return Ok(ended),
             Err(e) if !standby || e.kind() == Kind::Usage => return Err(e),
             Err(e) => e,
         };
         if began.elapsed() >= STANDBY_PATIENCE || error.kind() == Kind::Corrupt {
-            output::warn(&format!(
-                "{}\nthis is a standby: answering \"not there\", it will ask again",
-                error.report()
-            ));
-            return Ok(Ended::Absent);
+            return Ok(end_of_standby(&error.report()));
         }
         crate::clock::sleep(STANDBY_PAUSE).await;
     }
 }
 
-async fn get_once(common: &Common, args: &GetArgs) -> Result<Ended> {
+async fn get_once(common: &Common, args: &GetArgs, asker: Asker) -> Result<Ended> {
     let name = WalFileName::parse(&args.file).map_err(|e| {
         Error::usage("cannot fetch that")
             .source(e)
@@ -111,7 +119,10 @@ async fn get_once(common: &Common, args: &GetArgs) -> Result<Ended> {
     context.act_as_owner()?;
     let repositories = context.repositories()?;
     let system = args.route.system_id.map(SystemId::new).or_else(working_directory_system);
-    let got = get_file(&repositories, name, &args.destination, system, route).await?;
+    // What a person fetches may outlive his terminal.
+    let recovers = args.destination.starts_with("pg_wal");
+    let wanted = move || !recovers || asker.waits();
+    let got = get_file(&repositories, name, &args.destination, system, route, wanted).await?;
     if common.json {
         let (outcome, size) = match &got {
             Got::Delivered { size, .. } => ("delivered", Some(*size)),

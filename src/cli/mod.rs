@@ -11,6 +11,7 @@ pub mod agent;
 pub mod ahead;
 pub mod archive;
 pub mod args;
+mod asker;
 pub mod attack;
 pub mod backup;
 pub mod check;
@@ -137,7 +138,7 @@ fn dispatch(cli: Cli) -> Result<Ended, Error> {
         Command::ArchivePush(args) => alone(archive::push(&common, &args)),
         Command::ArchiveGet(args) => alone(archive::get(&common, &args)),
         Command::Agent(args) => agent::run(&common, &args),
-        Command::FetchAhead(args) => ahead::run(&common, &args),
+        Command::FetchAhead(args) => Ok(ahead::run(&common, &args)),
         Command::Accept(args) => with_threads(|_| accept::run(&common, &args)),
         Command::Demo(args) => demo::run(&args, common.json),
         Command::Completions { shell } => {

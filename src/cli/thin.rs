@@ -19,12 +19,15 @@ use serde::Deserialize;
 
 use crate::agent::client::{self, NoAgent};
 use crate::agent::wire::{Answer, Ask, Errand, Question};
+use crate::cli::archive::{STANDBY_SIGNAL, end_of_standby};
+use crate::cli::asker::Asker;
 use crate::cli::exit::Caller;
 use crate::cli::output;
 use crate::config::defaults::SOCKET_ROOT;
 use crate::config::load::{MAX_BYTES, SYSTEM_FILE, VARIABLE};
 use crate::config::{fingerprint, fingerprint_of_flags};
 use crate::durable;
+use crate::error::Kind;
 
 /// Where who fetches ahead for one recovery listens, below the data directory.
 pub const SPOOL_SOCKET: &str = "pg_wal/pitr-spool/socket";
@@ -135,21 +138,31 @@ fn get(form: &Form, file: &str, destination: &Path) -> Option<ExitCode> {
         seal: form.seal.clone(),
     };
     let beside = Door { socket: PathBuf::from(SPOOL_SOCKET), config: door.config.clone() };
-    let parent = nix::unistd::getppid();
+    let asker = Asker::at_first();
     let own = nix::unistd::Uid::effective().as_raw();
     for door in [door, beside].into_iter().filter(|door| door.socket.exists()) {
         let ask = Ask::Get { file: file.to_owned(), errand: errand.clone() };
         match heard(door.ask(ask, &[own, 0]), form) {
             Some(Answer::Absent) => return Some(ExitCode::from(1)),
-            // Renamed only while the server lives that wants it (RECOVERY.md 18).
-            Some(Answer::Spooled { path }) if nix::unistd::getppid() == parent => {
-                match std::fs::rename(&path, destination) {
-                    Ok(()) => {
-                        durable::crash_point("thin-moved");
-                        return Some(ExitCode::SUCCESS);
-                    }
-                    Err(e) => output::warn(&format!("warning: cannot take {}: {e}", path.display())),
+            // The next one may ask for another file under this very name by now (RECOVERY.md 18).
+            Some(Answer::Spooled { .. }) if !asker.waits() => {
+                output::warn(&format!("error: who asked for {file} is gone: nothing was put in its place"));
+                return Some(ExitCode::from(Caller::Recovery.failure(Kind::Failed)));
+            }
+            Some(Answer::Spooled { path }) => match std::fs::rename(&path, destination) {
+                Ok(()) => {
+                    durable::crash_point("thin-moved");
+                    return Some(ExitCode::SUCCESS);
                 }
+                Err(e) => output::warn(&format!("warning: cannot take {}: {e}", path.display())),
+            },
+            Some(Answer::No { code, report }) => {
+                let report = report.trim_end();
+                if Path::new(STANDBY_SIGNAL).exists() {
+                    return Some(ExitCode::from(end_of_standby(report)));
+                }
+                output::warn(report);
+                return Some(ExitCode::from(Caller::Recovery.code(code)));
             }
             _ => {}
         }
@@ -164,11 +177,11 @@ fn heard(answer: Result<Answer, NoAgent>, form: &Form) -> Option<Answer> {
             output::warn(&format!("the agent leaves this one to {} itself: {why}", form.command));
             None
         }
+        Ok(Answer::Elsewhere) | Err(NoAgent::Absent) => None,
         Ok(answer) => {
             durable::crash_point("thin-answered");
             Some(answer)
         }
-        Err(NoAgent::Absent) => None,
         Err(e) => {
             output::warn(&format!("warning: {} works alone: {e}", form.command));
             None

@@ -45,10 +45,15 @@ impl Delivery {
         self.new.file().write_all(bytes).context("write", &self.target)
     }
 
-    /// Makes the file durable and puts it in its place, replacing what is there. The directory is not fsynced:
-    /// after a crash the server asks again.
+    /// Makes the file durable and puts it in its place, replacing what is there, if it is still `wanted` then; false, and nothing is left, if
+    /// not. The directory is not fsynced: after a crash the server asks again.
+    pub fn finish_if(self, wanted: impl Fn() -> bool) -> Result<bool, DurableError> {
+        self.new.publish_over(&self.name, wanted)
+    }
+
+    /// As [`Delivery::finish_if`], for what is wanted in any case.
     pub fn finish(self) -> Result<(), DurableError> {
-        self.new.publish_over(&self.name)
+        self.finish_if(|| true).map(drop)
     }
 }
 

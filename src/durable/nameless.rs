@@ -118,16 +118,23 @@ impl NewFile {
         }
     }
 
-    /// Makes the bytes durable and puts them in place of whatever has `name`.
-    pub(super) fn publish_over(mut self, name: &OsStr) -> Result<(), DurableError> {
+    /// Makes the bytes durable and puts them in place of whatever has `name`, if they are still `wanted` then; false if not.
+    pub(super) fn publish_over(
+        mut self,
+        name: &OsStr,
+        wanted: impl Fn() -> bool,
+    ) -> Result<bool, DurableError> {
         let target = self.dir_path.join(name);
         self.file.sync_all().context("fsync", &target)?;
         point("replacement-written");
+        if !wanted() {
+            return Ok(false);
+        }
         if self.temporary.is_none() {
             match self.link_nameless(name) {
                 Ok(()) => {
                     point("replaced");
-                    return Ok(());
+                    return Ok(true);
                 }
                 Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(DurableError::new("create", &target, errno)),
@@ -147,7 +154,7 @@ impl NewFile {
             self.temporary = None;
             point("replaced");
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Gives a nameless file a name. `/proc` is the way that needs no privilege.

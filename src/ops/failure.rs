@@ -28,8 +28,9 @@ impl From<StoreError> for Error {
             StoreErrorKind::TooLarge => Kind::Corrupt,
             _ => Kind::Failed,
         };
-        let hint = error.hint();
-        Self::new(kind, error.to_string()).hint(hint)
+        let (hint, silent) = (error.hint(), error.kind == StoreErrorKind::Unreachable);
+        let error = Self::new(kind, error.to_string()).hint(hint);
+        if silent { error.unanswered() } else { error }
     }
 }
 

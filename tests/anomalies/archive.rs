@@ -206,6 +206,7 @@ impl Command for Get<'_> {
                 &self.destination(),
                 system,
                 Route { timeline: self.timeline, until: None },
+                || true,
             ),
         );
         got.map(|got| match got {

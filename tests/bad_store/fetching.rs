@@ -139,11 +139,39 @@ fn recovery_through_an_agent_gets_what_was_archived_or_doubt_while_the_store_doe
     })
 }
 
-/// An agent that has been asked for the first segment and fetches the next eight, none of which the store has handed out yet.
-fn fetching<'a>(world: &'a World, name: &str, first: &str) -> Result<(Post<'a>, Agent)> {
+/// Who waited for a store that does not answer hears it from the agent, and is not sent to wait for it once more.
+#[test]
+fn a_store_that_falls_silent_is_waited_for_once() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let names = archived(&world)?;
+    let (post, agent) = fetching(&world, "silent", &names[0], "6s")?;
+    post.is_given(&names[0])?;
+    until(|| Ok(post.between.held() >= 8), || agent.log())?;
+    // One that is on its way already, and one that is asked for anew; then for a standby, which asks again by itself.
+    let at_first = post.ask(&names[1])?;
+    let anew = post.ask(&names[1])?;
+    for answer in [&at_first, &anew] {
+        ensure!((200..=220).contains(&answer.code), "{answer:?}\n{}", agent.log());
+    }
+    fs::write(post.at.data.join("standby.signal"), "")?;
+    let standby = post.ask(&names[1])?;
+    ensure!(standby.code == 1 && standby.err.contains("this is a standby"), "{standby:?}");
+    for answer in [at_first, anew, standby] {
+        ensure!(answer.err.contains("s3://bucket/pre") && answer.err.contains("HINT"), "{answer:?}");
+        ensure!(!answer.err.contains("leaves this one"), "{answer:?}");
+    }
+    post.between.release();
+    names.iter().skip(1).try_for_each(|name| post.is_given(name)).with_context(|| agent.log())?;
+    agent.end(Signal::SIGTERM)?;
+    Ok(())
+}
+
+/// An agent that has been asked for the first segment and fetches the next eight, none of which the store has handed out yet. `patience` is what
+/// the store is given.
+fn fetching<'a>(world: &'a World, name: &str, first: &str, patience: &str) -> Result<(Post<'a>, Agent)> {
     let post = Post::new(world, name)?;
-    // The store takes its time, and it is given.
-    let text = fs::read_to_string(&post.config)?.replace("timeout = \"1s\"", "timeout = \"60s\"");
+    let text = fs::read_to_string(&post.config)?;
+    let text = text.replace("timeout = \"1s\"", &format!("timeout = \"{patience}\""));
     fs::write(&post.config, text)?;
     post.between.from(1, Deed::Hold(first.to_owned()));
     let agent = post.agent()?;
@@ -156,7 +184,7 @@ fn a_disk_that_fills_while_files_are_fetched_ahead_takes_none_of_them_and_recove
     let names = archived(&world)?;
     // Whether a few of those that are fetched still fit, or none.
     for (n, kib) in [1100, 2600, 4300].into_iter().enumerate() {
-        let (post, agent) = fetching(&world, &format!("full-{n}"), &names[0])?;
+        let (post, agent) = fetching(&world, &format!("full-{n}"), &names[0], "60s")?;
         let Some(disk) = Mounted::at(&post.at.data.join("pg_wal"), "64m")? else { return Ok(()) };
         post.is_given(&names[0])?;
         until(|| Ok(post.between.held() >= 8), || agent.log())?;
@@ -178,7 +206,7 @@ fn a_disk_that_fills_while_files_are_fetched_ahead_takes_none_of_them_and_recove
 fn a_spool_that_cannot_be_written_to_any_more_is_done_without() -> Result<()> {
     let Some(world) = World::new()? else { return Ok(()) };
     let names = archived(&world)?;
-    let (post, agent) = fetching(&world, "unwritable", &names[0])?;
+    let (post, agent) = fetching(&world, "unwritable", &names[0], "60s")?;
     post.is_given(&names[0])?;
     until(|| Ok(post.between.held() >= 8), || agent.log())?;
     fs::set_permissions(post.at.data.join(SPOOL), fs::Permissions::from_mode(0o500))?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::between::{Between, Deed};
 use super::support::agent::{Agent, status};
+use super::support::site::until;
 use super::{HANGS, World, within};
 
 /// A world whose configuration names an agent's socket and a store behind a [`Between`], and the file to push.
@@ -56,6 +57,36 @@ fn an_agent_beside_a_store_that_does_not_serve_says_no_and_stays() -> Result<()>
         }
     }
     Ok(())
+}
+
+/// What a store refuses its credentials for is stored there when the file has good ones, though nothing waits for an optional repository.
+#[test]
+fn renewed_credentials_of_an_optional_repository_are_used_by_a_running_agent() -> Result<()> {
+    let Some((world, _between, push)) = world_with_agent()? else { return Ok(()) };
+    let site = &world.site;
+    let local = site.place().join("local");
+    let text = fs::read_to_string(&site.config)?;
+    let text = text.replacen("[[repository]]\n", "[[repository]]\nrequired = false\n", 1);
+    let more = format!("[[repository]]\nname = \"local\"\nurl = \"file://{}\"\n", local.display());
+    fs::write(&site.config, format!("{text}{more}"))?;
+    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    let keys = site.place().join("keys");
+    let good = fs::read_to_string(&keys)?;
+    let wrong = good.replace("not-so-secret", "rotated-away");
+    ensure!(wrong != good);
+    fs::write(&keys, wrong)?;
+    let agent = Agent::start(site)?;
+    let optional = || -> Result<serde_json::Value> {
+        let said = status(site)?;
+        let mut all = said["repositories"].as_array().into_iter().flatten();
+        all.find(|lane| lane["required"] == false).cloned().context("it is there")
+    };
+    let answer = site.ask(&["archive-push", &push])?;
+    ensure!(answer.code == 0, "{answer:?}\n{}", agent.log());
+    until(|| Ok(optional()?["failing"].is_string()), || agent.log())?;
+    ensure!(!site.object(&world.partial)?.exists());
+    fs::write(&keys, good)?;
+    until(|| Ok(optional()?["failing"].is_null() && site.object(&world.partial)?.exists()), || agent.log())
 }
 
 #[test]

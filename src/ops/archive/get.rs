@@ -60,10 +60,10 @@ struct Forks {
 }
 
 /// Fetches `name` into `destination`. `system` is the cluster's system identifier if it is known from the data directory; without
-/// it the repository's newest one is meant.
+/// it the repository's newest one is meant. It is put there only if it is still `wanted` when it is whole.
 ///
 /// # Errors
-/// Anything that is not proven absence: an unreachable repository, damage, a hole, WAL that retention gave up, a full disk.
+/// Anything that is not proven absence: an unreachable repository, damage, a hole, WAL that retention gave up, a full disk, nobody who wants it.
 /// The destination is then untouched.
 pub async fn get_file(
     repositories: &[Repository],
@@ -71,6 +71,7 @@ pub async fn get_file(
     destination: &Path,
     system: Option<SystemId>,
     route: Route,
+    wanted: impl Fn() -> bool + Copy + Send + 'static,
 ) -> Result<Got> {
     let mut asked: Vec<System> = Vec::new();
     let mut failures: Vec<Error> = Vec::new();
@@ -80,7 +81,7 @@ pub async fn get_file(
             Ok((_, Some(copy))) if copy.ends.is_some() => {
                 unfinished = Some(longer(unfinished, copy));
             }
-            Ok((_, Some(copy))) => match deliver(copy, destination).await {
+            Ok((_, Some(copy))) => match deliver(copy, destination, wanted).await {
                 Ok(got) => return Ok(got),
                 // A damaged copy here says nothing about the next repository's; a full disk does.
                 Err(e) => failures.push(e),
@@ -101,7 +102,7 @@ pub async fn get_file(
         prove_absent(opened, name, route.timeline).await?;
     }
     match unfinished {
-        Some(copy) => deliver(copy, destination).await,
+        Some(copy) => deliver(copy, destination, wanted).await,
         None => Ok(Got::Absent),
     }
 }
@@ -186,7 +187,7 @@ impl Source {
             return Ok(Ahead::MayGrow);
         }
         let size = copy.fetched.header.size;
-        deliver(copy, destination).await.map(|_| Ahead::Delivered(size))
+        deliver(copy, destination, || true).await.map(|_| Ahead::Delivered(size))
     }
 }
 
@@ -397,15 +398,15 @@ impl Forks {
 }
 
 /// Writes the file beside the destination and renames it into place once all of it was checked and synced.
-async fn deliver(copy: Found, destination: &Path) -> Result<Got> {
+async fn deliver(copy: Found, destination: &Path, wanted: impl Fn() -> bool + Send + 'static) -> Result<Got> {
     let Found { repository, fetched, cut, .. } = copy;
     let path = destination.to_owned();
-    let work = tokio::task::spawn_blocking(move || write(&fetched, &path, cut));
+    let work = tokio::task::spawn_blocking(move || write(&fetched, &path, cut, &wanted));
     let size = work.await.map_err(|e| Error::failed("writing the file was cut off").source(e))??;
     Ok(Got::Delivered { repository, size })
 }
 
-fn write(fetched: &Fetched, path: &Path, cut: Option<u64>) -> Result<u64> {
+fn write(fetched: &Fetched, path: &Path, cut: Option<u64>, wanted: &dyn Fn() -> bool) -> Result<u64> {
     let failed = |e: DurableError| {
         let hint = match () {
             () if e.is_full() => {
@@ -434,7 +435,11 @@ fn write(fetched: &Fetched, path: &Path, cut: Option<u64>) -> Result<u64> {
     if let Some(e) = broken {
         return Err(failed(e));
     }
-    delivery.finish().map_err(failed)?;
+    // The next one may ask for another file under this very name by now (RECOVERY.md 18).
+    if !delivery.finish_if(wanted).map_err(failed)? {
+        return Err(Error::failed(format!("who asked for {} is gone", path.display()))
+            .hint("nothing was put there; PostgreSQL asks again when it recovers"));
+    }
     Ok(fetched.header.size)
 }
 
