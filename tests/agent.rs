@@ -274,7 +274,7 @@ fn what_was_added_to_the_configuration_counts_from_the_next_segment_on() -> Resu
             .join(format!("{name}.wal"))
             .exists()
     };
-    push(&site, &ready[0])?.expect(0, &["does not know this configuration"])?;
+    push(&site, &ready[0])?.expect(0, &["goes by another configuration"])?;
     ensure!(stored(&ready[0]));
     until(|| Ok(status(&site)?["repositories"].as_array().map(Vec::len) == Some(2)), || agent.log())?;
     until(|| Ok(ready.iter().all(|name| stored(name))), || agent.log())?;
@@ -285,7 +285,15 @@ fn what_was_added_to_the_configuration_counts_from_the_next_segment_on() -> Resu
     until(|| Ok(agent.log().contains("cannot be used")), || agent.log())?;
     configure(&site, &both)?;
     push(&site, &ready[1])?.expect(0, &[])?;
-    Ok(())
+    // Told to, it reads all of it again, and stays.
+    let again = "the configuration was read again";
+    let times = agent.log().matches(again).count();
+    agent.signal(Signal::SIGHUP)?;
+    until(|| Ok(agent.log().matches(again).count() > times), || agent.log())?;
+    push(&site, &ready[1])?.expect(0, &[])?;
+    // One that stored in part of them would be taken for one that stores in all.
+    let partly = site.ask(&["--repository", "other", "agent"])?;
+    partly.expect(3, &["every repository", "without --repository"])
 }
 
 /// What a lone `archive-push` stores of a file with the hardest compression.
