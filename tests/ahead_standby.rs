@@ -4,10 +4,13 @@
 //! Real servers; the oracle are the primary's rows. What was fetched ahead for it is gone when it is.
 
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod support;
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Result, ensure};
 use support::agent::{Agent, configure, own_repository};
@@ -93,5 +96,62 @@ fn a_standby_beside_its_agent_follows_is_stopped_and_promoted() -> Result<()> {
         let Some(install) = Install::find_or_skip(major) else { continue };
         follows(&install, true)?;
     }
+    Ok(())
+}
+
+/// Ends the server of a container with it.
+struct Container(Child, PathBuf);
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        // With its first process all others of a namespace go.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        // It names process 1, which is somebody else out here.
+        let _ = fs::remove_file(self.1.join("postmaster.pid"));
+    }
+}
+
+/// In a container that has no init the server inherits who fetches ahead, and takes a child that ends with more than 1 for one of its own that
+/// crashed. Here he never gets the spool, which another process has.
+#[test]
+fn a_server_that_is_the_first_process_of_its_container_recovers_undisturbed() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let contained = || {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"]);
+        command
+    };
+    if !contained().arg("true").status().is_ok_and(|ended| ended.success()) {
+        eprintln!("skipped: a namespace of processes cannot be made here (it takes root)");
+        return Ok(());
+    }
+    let (site, _) = archived(&install, 1000)?;
+    site.backup()?;
+    site.cluster.psql("INSERT INTO t SELECT n, md5(n::text) FROM generate_series(1001, 100000) n")?;
+    site.switch()?;
+    let wanted = site.cluster.psql(ROWS)?;
+    let (copy, _) = site.restore(&[])?;
+    settle(&copy)?;
+    let spool = copy.data.join(SPOOL);
+    fs::create_dir(&spool)?;
+    let lock = fs::File::create(spool.join("lock"))?;
+    lock.lock()?;
+    for path in [&spool, &spool.join("lock")] {
+        give_to_server(path)?;
+    }
+    let log = site.place().join("container.log");
+    let mut command = contained();
+    command.env_clear().current_dir(site.place()).stdin(Stdio::null());
+    command.env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").env("TZ", "UTC");
+    command.args(["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups", "--"]);
+    command.arg(install.bin.join("postgres")).arg("-D").arg(&copy.data);
+    command.stdout(Stdio::null()).stderr(fs::File::create(&log)?);
+    let _container = Container(command.spawn()?, copy.data.clone());
+    copy.wait_for("SELECT pg_is_in_recovery()", "f")?;
+    ensure!(copy.psql(ROWS)? == wanted, "other rows");
+    let said = fs::read_to_string(&log)?;
+    ensure!(said.contains("restored log file"), "{said}");
+    ensure!(!said.contains("terminating any other active server processes"), "{said}");
     Ok(())
 }
