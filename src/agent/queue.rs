@@ -9,11 +9,10 @@
 //! is not touched. So what can be stored ahead of being asked is exactly this list.
 
 use std::collections::BTreeSet;
-use std::fs::Metadata;
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use crate::ops::archive::Stamp;
 use crate::wal::WalFileName;
 
 /// A file's place in the queue.
@@ -59,10 +58,7 @@ pub fn ready(archive_status: &Path) -> std::io::Result<BTreeSet<Turn>> {
 /// Which file it is, and that nothing was written to it since: what the agent stored under a name is what lies there now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileIdentity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
+    stamp: Stamp,
     first_page: blake3::Hash,
 }
 
@@ -73,16 +69,10 @@ impl FileIdentity {
     /// If it cannot be read.
     pub fn of(path: &Path) -> std::io::Result<Self> {
         let mut file = std::fs::File::open(path)?;
-        let found: Metadata = file.metadata()?;
+        let stamp = Stamp::from(&file.metadata()?);
         let mut page = Vec::new();
         file.by_ref().take(crate::wal::PAGE_SIZE).read_to_end(&mut page)?;
-        Ok(Self {
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
-            first_page: blake3::hash(&page),
-        })
+        Ok(Self { stamp, first_page: blake3::hash(&page) })
     }
 }
 

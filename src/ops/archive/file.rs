@@ -48,7 +48,7 @@ pub struct WalSource {
 /// Which file it is, and when its content was last written: PostgreSQL gives a segment that it needs no more another name and writes to it,
 /// and whoever has it open reads that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     device: u64,
     inode: u64,
     size: u64,

@@ -19,6 +19,7 @@ pub mod push;
 
 pub use accept::{AcceptReport, accept};
 pub use catchup::{CaughtUp, catch_up};
+pub use file::Stamp;
 pub use get::{Course, Got, Route, Source, get_ahead, get_file};
 pub use place::Place;
 pub use push::{Offered, Packed, Packing, PushReport, store_each, store_file};
