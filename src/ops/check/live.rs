@@ -241,7 +241,7 @@ async fn end(sql: &mut Sql) -> Result<Option<End>> {
     })
 }
 
-/// The slot that holds most of those that hold more than they may; of none does, the one that holds most.
+/// Of the slots that hold more than they may, one that nothing ends rather than one with a limit; if none does, the one that holds most.
 async fn slot(sql: &mut Sql, size: SegmentSize) -> Result<Option<Slot>> {
     // The oldest of those that are read from, and of those that are not.
     let statement = "select distinct on (active) slot_name, \
@@ -254,7 +254,7 @@ async fn slot(sql: &mut Sql, size: SegmentSize) -> Result<Option<Slot>> {
         let active = number(&row, 3) == Some(1);
         Some(Slot { name, held: number(&row, 1).unwrap_or(0), limit: number(&row, 2), active })
     });
-    Ok(slots.max_by_key(|slot| (slot.holds_much(size), slot.held)))
+    Ok(slots.max_by_key(|slot| (slot.holds_much(size), slot.limit.is_none(), slot.held)))
 }
 
 /// `pg_wal` of the server that was started then. A directory of the same name on this host may be another server's, such as its standby's:
