@@ -113,9 +113,8 @@ impl Desk {
                 why: format!("it is pitr {}: restart it to run this one", self.version),
             };
         }
-        let elsewhere = |errand: &Errand| !is_same(&errand.directory, generation.fetcher.data_dir());
         if let Ask::Get { errand, .. } = &question.ask
-            && elsewhere(errand)
+            && !is_same(&errand.directory, generation.fetcher.data_dir())
         {
             return Answer::Elsewhere;
         }

@@ -4,7 +4,6 @@
 //! frame from a new one would, if not always in the same bytes (zstd 1.5.7 salts the tables of some levels anew for each frame); an encoder whose frame was given up or failed is never used again; at most [`MOST`] are kept, and none of a level
 //! whose tables are large.
 
-use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use zstd::stream::raw::{CParameter, Encoder};
@@ -27,12 +26,6 @@ fn idle() -> MutexGuard<'static, Vec<Warm>> {
 pub(super) struct Warm {
     level: i32,
     pub(super) encoder: Encoder<'static>,
-}
-
-impl fmt::Debug for Warm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Warm").field("level", &self.level).finish_non_exhaustive()
-    }
 }
 
 impl Warm {
@@ -66,6 +59,7 @@ impl Warm {
         let gone = (idle.len() >= MOST).then(|| idle.remove(0));
         idle.push(self);
         drop(idle);
+        // Its tables are given back when nobody waits for the list.
         drop(gone);
     }
 }
