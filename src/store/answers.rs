@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use object_store::HeaderValue;
-use object_store::client::HttpResponse;
+use object_store::client::{HttpError, HttpErrorKind, HttpResponse};
 
 use super::backend::{Backend as _, Created, Listing, Payload};
 use super::error::{Fault, StoreError};
@@ -33,19 +33,23 @@ pub struct Answer {
 }
 
 impl Answer {
-    fn response(&self) -> Option<HttpResponse> {
+    /// What HTTP cannot carry fails as it would where it is read.
+    fn response(&self) -> Result<HttpResponse, HttpError> {
         let mut response = HttpResponse::new(self.body.clone().into());
-        *response.status_mut() = self.status.try_into().ok()?;
+        *response.status_mut() =
+            self.status.try_into().map_err(|error| HttpError::new(HttpErrorKind::Decode, error))?;
         for (name, value) in &self.headers {
-            response.headers_mut().insert(*name, HeaderValue::from_bytes(value).ok()?);
+            let value = HeaderValue::from_bytes(value)
+                .map_err(|error| HttpError::new(HttpErrorKind::Decode, error))?;
+            response.headers_mut().insert(*name, value);
         }
-        Some(response)
+        Ok(response)
     }
 }
 
 /// The answer that this thread is to take for the store's.
-pub(super) fn said() -> Option<HttpResponse> {
-    SAID.with_borrow(|said| said.as_ref().and_then(Answer::response))
+pub(super) fn said() -> Option<Result<HttpResponse, HttpError>> {
+    SAID.with_borrow(|said| said.as_ref().map(Answer::response))
 }
 
 /// What each call came to. An error is its text.
@@ -105,5 +109,25 @@ impl Cloud {
         let Some(opened) = self.0.open(key, None).await? else { return Ok(None) };
         let pieces: Vec<Bytes> = opened.body.try_collect().await?;
         Ok(Some(pieces.concat().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody is asked instead: the host of this bucket is not there, and its name is looked up by nobody.
+    #[tokio::test]
+    async fn an_answer_that_http_cannot_carry_is_a_broken_one() {
+        let credentials = [("aws_access_key_id", "A"), ("aws_secret_access_key", "S")].into_iter().collect();
+        let options = StoreOptions { credentials, ..StoreOptions::default() };
+        let cloud = Cloud::open(&"s3://bucket/prefix".parse().unwrap(), &options).unwrap();
+        for (status, value) in [(200, &b"two\nlines"[..]), (99, b"plain")] {
+            let answer = Answer { status, headers: vec![("etag", value.to_vec())], body: Bytes::new() };
+            let heard = cloud.hear("key", &answer).await;
+            let read = heard.read.unwrap_err();
+            assert!(read.contains("invalid") || read.contains("failed to parse"), "{read}");
+            assert!(heard.created.is_err() && heard.listed.is_err() && heard.deleted.is_err());
+        }
     }
 }
