@@ -227,9 +227,12 @@ fn on_its_own_clock(start: &str) -> Result<Option<(Site, ServerClock, Client)>> 
     let Some(install) = Install::find_or_skip(15) else { return Ok(None) };
     let site = Site::new(&install, &SiteOptions::default())?;
     let Some(clock) = ServerClock::find_or_skip(site.place())? else { return Ok(None) };
+    site.switch()?;
     site.cluster.stop(Stop::Fast)?;
     clock.set(start)?;
     clock.start(&site.cluster)?;
+    // What was committed while it was made, by this host's clock, lies before all that is told here.
+    fs::remove_dir_all(site.folder()?.join("wal"))?;
     let client = Client::connect(&site.cluster, 1)?;
     site.backup()?;
     Ok(Some((site, clock, client)))
@@ -326,6 +329,38 @@ fn a_clock_that_was_set_back_is_refused_with_both_moments_and_an_lsn_decides() -
     }
     ensure!(passed.n < late.n);
     Ok(())
+}
+
+/// A backup that began before the target by the clock holds a commit of after it, which lies before the backup in WAL.
+#[test]
+fn a_backup_that_was_taken_after_the_clock_was_set_back_holds_what_came_before() -> Result<()> {
+    let Some((site, clock, mut client)) = on_its_own_clock("2025-10-17T12:00:00Z")? else { return Ok(()) };
+    let early = commit_at(&clock, &mut client, "2025-10-17T12:01:00Z")?;
+    commit_at(&clock, &mut client, "2025-10-17T12:30:00Z")?;
+    clock.set("2025-10-17T12:02:00Z")?;
+    site.switch()?;
+    let id = site.backup()?["id"].as_str().context("an id")?.to_owned();
+    let late = commit_at(&clock, &mut client, "2025-10-17T12:05:00Z")?;
+    commit_at(&clock, &mut client, "2025-10-17T12:40:00Z")?;
+    site.cluster.psql("SELECT pg_create_restore_point('a sign of life')")?;
+    site.switch()?;
+    let plan = Plan { site: &site, configured: None, host: None };
+    let (copy, _) = site.restored(&["--to", "2025-10-17 12:03 UTC"])?;
+    assert_rows(&rows(&copy)?, &client.up_to(&early), "12:03")?;
+    plan.ask("2025-10-17 12:10 UTC")?.expect(4, &["clock was set back", "12:30:0", "--to-lsn"])?;
+    let (copy, _) = site.restored(&["--to", "2025-10-17 12:35 UTC"])?;
+    assert_rows(&rows(&copy)?, &client.up_to(&late), "12:35")?;
+    // Whoever names that backup takes what it holds, and is told. Where there is no older one, he must.
+    let named = ["--to", "2025-10-17 12:03 UTC", "--backup", &id];
+    let (copy, report) = site.restored(&named)?;
+    ensure!(report.to_string().contains("committed up to 2025-10-17 12:30:0"), "{report}");
+    ensure!(rows(&copy)?.len() == 2, "both rows that lie before it");
+    let mut older = None;
+    for entry in fs::read_dir(site.folder()?.join("backups"))? {
+        older = older.max(Some(entry?.path()).filter(|path| !path.ends_with(&id)));
+    }
+    fs::remove_dir_all(older.context("the first backup")?)?;
+    plan.ask("2025-10-17 12:03 UTC")?.expect(4, &["cannot be told", &id, "12:30:0", "--backup"])
 }
 
 /// "30 minutes ago" is counted on this host's clock; the server's last commits were made an hour ago by its own.

@@ -103,6 +103,24 @@ impl<'a> Line<'a> {
         line
     }
 
+    /// The first of the segments that are stored without a hole up to the one that holds `lsn`; that one itself if none is.
+    pub(super) fn first_before(world: &World, history: &TimelineHistory, lsn: Lsn) -> SegmentNo {
+        let reigns = reigns(history, world.segment_size);
+        let stored = |number: SegmentNo| {
+            let named = |r: &Reign| {
+                r.first <= number
+                    && number <= r.last
+                    && world.stored.get(&r.timeline).is_some_and(|set| set.contains(&number))
+            };
+            reigns.iter().any(named)
+        };
+        let mut first = SegmentNo::containing(lsn, world.segment_size);
+        while first.get() > 0 && stored(first.previous()) {
+            first = first.previous();
+        }
+        first
+    }
+
     /// Why nothing follows at `reached`.
     fn why(world: &World, history: &TimelineHistory, reigns: &[Reign], reached: Lsn) -> LineEnd {
         let size = world.segment_size;

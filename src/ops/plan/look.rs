@@ -129,21 +129,52 @@ impl<'a> Line<'a> {
     pub(super) fn largest_end(&self, from: Lsn, before: Lsn) -> Step<Option<PgTime>> {
         let mut largest = None;
         for index in self.index_near(from)..self.links.len() {
-            let start = self.start_of(index);
-            if start >= before {
+            if self.start_of(index) >= before {
                 break;
             }
-            let commits = self.commits(index)?;
-            let whole = from <= start && self.start_of(index.saturating_add(1)) <= before;
-            let max = if whole || commits.max.is_none() || commits.max <= largest {
-                commits.max
-            } else {
-                let events = self.events(index)?;
-                events.within(from, before).filter_map(|e| e.kind.stop_time()).max()
-            };
-            largest = largest.max(max);
+            largest = largest.max(self.largest_end_in(index, from, before, largest)?);
         }
         Ok(largest)
+    }
+
+    /// As [`Self::largest_end`] from the line's first segment on, of those that can be read, and of no time above `until`.
+    pub(super) fn largest_readable_end(&self, before: Lsn, until: Option<PgTime>) -> Step<Option<PgTime>> {
+        let mut largest = None;
+        let is_sane = |time: &PgTime| until.is_none_or(|until| *time <= until);
+        for index in 0..self.links.len() {
+            if self.start_of(index) >= before {
+                break;
+            }
+            let found = if_readable(self.largest_end_in(index, Lsn::ZERO, before, largest))?;
+            largest = largest.max(match found {
+                Some(time) if !is_sane(&time) => {
+                    let times = |events: LinkEvents<'_>| {
+                        let ends = events.within(Lsn::ZERO, before).filter_map(|e| e.kind.stop_time());
+                        ends.filter(is_sane).max()
+                    };
+                    if_readable(self.events(index).map(times))?
+                }
+                found => found,
+            });
+        }
+        Ok(largest)
+    }
+
+    /// The largest time of an end in [from, before) in one link; `known`, or less, if none is above that.
+    fn largest_end_in(
+        &self,
+        index: usize,
+        from: Lsn,
+        before: Lsn,
+        known: Option<PgTime>,
+    ) -> Step<Option<PgTime>> {
+        let commits = self.commits(index)?;
+        let whole = from <= self.start_of(index) && self.start_of(index.saturating_add(1)) <= before;
+        if whole || commits.max.is_none() || commits.max <= known {
+            return Ok(commits.max.filter(|_| whole));
+        }
+        let events = self.events(index)?;
+        Ok(events.within(from, before).filter_map(|e| e.kind.stop_time()).max())
     }
 
     /// The last stop in [from, before) that is not of after `until`.

@@ -183,6 +183,11 @@ pub struct RouteStep {
 /// Something that does not prevent the recovery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Warning {
+    /// The clock was set back before the backup that was named began.
+    HoldsLater {
+        /// The largest time of a commit or abort before it.
+        up_to: PgTime,
+    },
     /// The stop was moved back, so that a database whose DROP had begun is whole.
     MovedBeforeDrop {
         /// The dropping transaction.
@@ -232,6 +237,10 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::HoldsLater { up_to } => write!(
+                f,
+                "the clock was set back before this backup began: it holds what was committed up to {up_to} by the clock of then"
+            ),
             Self::MovedBeforeDrop { xid, first, unmoved, .. } => write!(
                 f,
                 "transaction {xid} was dropping a database at {unmoved}; stopping before its first record at {first} instead, \

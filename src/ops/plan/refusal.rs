@@ -165,6 +165,18 @@ pub enum Refusal {
         /// The last commit that the clock dates at or before the target; what was committed before it with later times is kept.
         late: Moment,
     },
+    /// The server's clock was set back before a backup: it began before the moment by the clock, and holds commits of after it.
+    #[error(
+        "{target} cannot be told: the clock was set back before backup {backup} began, which holds what was committed up to {up_to}"
+    )]
+    HoldsLater {
+        /// What was asked.
+        target: RecoveryTarget,
+        /// The newest such backup.
+        backup: String,
+        /// The largest time of a commit or abort that lies before it.
+        up_to: PgTime,
+    },
     /// Two lines of history claim the moment.
     #[error("{target} belongs to more than one timeline, which part at LSN {fork}: {}", list(.branches))]
     TwoBranches {
@@ -249,6 +261,7 @@ impl Refusal {
             | Self::NotCovered { .. }
             | Self::Gap { .. }
             | Self::ClockSteppedBack { .. }
+            | Self::HoldsLater { .. }
             | Self::TwoBranches { .. }
             | Self::Undecoded { .. } => RefusalClass::Unreachable,
             Self::Locked { .. } => RefusalClass::Key,
@@ -276,6 +289,11 @@ impl Refusal {
             }
             Self::ClockSteppedBack { early, late, .. } => {
                 format!("decide with --to-lsn {} or --to-lsn {}", early.lsn, late.lsn)
+            }
+            Self::HoldsLater { backup, up_to, .. } => {
+                format!(
+                    "--backup {backup} takes it with all of that, from {up_to} on nothing is doubtful, and --to-lsn decides by position"
+                )
             }
             Self::TwoBranches { branches, .. } => {
                 let choices: Vec<String> =

@@ -62,11 +62,13 @@ pub struct PlanRequest {
     pub timeline: Option<TimelineChoice>,
     /// From which backup; `None`: the newest that permits the target.
     pub backup: Option<String>,
+    /// The present, if it is known: a later time in WAL was made by a clock that was wrong.
+    pub now: Option<PgTime>,
 }
 
 impl PlanRequest {
     /// The question for `target` with nothing else said.
     pub fn new(target: RecoveryTarget) -> Self {
-        Self { target, timeline: None, backup: None }
+        Self { target, timeline: None, backup: None, now: None }
     }
 }

@@ -10,6 +10,7 @@ use super::refusal::{Moment, Refusal};
 use super::request::{PlanRequest, RecoveryTarget, TimelineChoice};
 use super::world::{Facts, PlanBackup, World};
 use crate::wal::lsn::Lsn;
+use crate::wal::time::PgTime;
 use crate::wal::timeline::{TimelineHistory, TimelineId};
 
 /// The question, with timeline and backups settled.
@@ -25,6 +26,8 @@ pub(super) struct Query<'a> {
     pub(super) named: Option<&'a PlanBackup>,
     /// A person chose the timeline.
     pub(super) decided: bool,
+    /// The present, if it is known.
+    pub(super) now: Option<PgTime>,
 }
 
 /// The history of a timeline, if it is known.
@@ -83,7 +86,7 @@ pub(super) fn select<'a>(request: &'a PlanRequest, world: &'a World, facts: &'a 
         return Err(Refusal::NoBackup { timeline: request.timeline.is_some().then_some(timeline) }.into());
     }
     let decided = request.timeline.is_some();
-    Ok(Query { target: &request.target, world, facts, history, backups, named, decided })
+    Ok(Query { target: &request.target, world, facts, history, backups, named, decided, now: request.now })
 }
 
 fn named_backup<'a>(world: &'a World, id: &str) -> Step<&'a PlanBackup> {
@@ -116,7 +119,7 @@ impl<'a> Query<'a> {
     }
 
     /// A moment on the route.
-    pub(super) fn moment(&self, time: Option<crate::wal::time::PgTime>, lsn: Lsn) -> Moment {
+    pub(super) fn moment(&self, time: Option<PgTime>, lsn: Lsn) -> Moment {
         Moment { time, lsn, timeline: self.history.owner(lsn.saturating_sub(1)) }
     }
 }

@@ -57,7 +57,8 @@ fn spans(world: &World, facts: &Facts, timeline: TimelineId) -> Step<Vec<Span>> 
     let target = RecoveryTarget::Latest;
     let Some(history) = history_of(world, timeline) else { return Ok(Vec::new()) };
     let backups = backups_on(world, &history);
-    let query = Query { target: &target, world, facts, history, backups, named: None, decided: true };
+    let query =
+        Query { target: &target, world, facts, history, backups, named: None, decided: true, now: None };
     let mut spans: Vec<Span> = Vec::new();
     let mut current: Option<Line<'_>> = None;
     for backup in query.backups.iter().rev() {

@@ -29,6 +29,7 @@ enum Expect {
     NotCovered,
     Gap,
     Stepped,
+    HoldsLater,
     Branches,
     NotFound,
     /// No backup can be made consistent: which refusal says so does not matter.
@@ -65,23 +66,33 @@ struct Replay<'a> {
     gap: bool,
 }
 
+/// Whether a segment of that name would be asked for on the route, and is stored.
+fn is_stored_on(model: &Model, history: &TimelineHistory, v: TimelineId, n: SegmentNo) -> bool {
+    let (begin, end) = (history.begin(v).unwrap(), history.end(v).unwrap_or(Lsn::MAX));
+    let asked = SegmentNo::containing(begin, size()) <= n && n <= SegmentNo::ending_at(end, size());
+    asked && model.stored[&v].contains(&n)
+}
+
+/// Recovery takes the newest name that is stored, whatever that copy holds.
+fn newest_stored(model: &Model, history: &TimelineHistory, n: SegmentNo) -> Option<TimelineId> {
+    history.route().filter(|v| is_stored_on(model, history, *v, n)).max()
+}
+
+/// Whether recovery finds all of a record.
+fn is_whole(model: &Model, history: &TimelineHistory, rec: &Rec) -> bool {
+    let owner = writer(history, rec);
+    touched(rec).into_iter().all(|n| {
+        newest_stored(model, history, n).is_some_and(|v| {
+            v >= owner && model.file_end(SegmentName::new(v, n, size())) >= rec.end.min(n.end(size()))
+        })
+    })
+}
+
 fn replay(model: &Model, timeline: TimelineId, from: Lsn) -> Replay<'_> {
     let history = &model.timelines[&timeline].history;
-    let stored = |v: &TimelineId, n: SegmentNo| model.stored[v].contains(&n);
-    let on_route = |v: &TimelineId, n: SegmentNo| {
-        let (begin, end) = (history.begin(*v).unwrap(), history.end(*v).unwrap_or(Lsn::MAX));
-        SegmentNo::containing(begin, size()) <= n && n <= SegmentNo::ending_at(end, size()) && stored(v, n)
-    };
-    // Recovery takes the newest name that is stored, whatever that copy holds.
-    let newest = |n: SegmentNo| history.route().filter(|v| on_route(v, n)).max();
-    let here = |rec: &&Rec| {
-        let owner = writer(history, rec);
-        touched(rec).into_iter().all(|n| {
-            newest(n).is_some_and(|v| {
-                v >= owner && model.file_end(SegmentName::new(v, n, size())) >= rec.end.min(n.end(size()))
-            })
-        })
-    };
+    let on_route = |v: &TimelineId, n: SegmentNo| is_stored_on(model, history, *v, n);
+    let newest = |n: SegmentNo| newest_stored(model, history, n);
+    let here = |rec: &&Rec| is_whole(model, history, rec);
     let mut stored_to = from;
     let mut damaged = false;
     let mut n = SegmentNo::containing(from, size());
@@ -151,10 +162,17 @@ impl Setting<'_> {
     fn time(&self, time: PgTime) -> Expect {
         let fits = |b: &PlanBackup, r: &Replay<'_>| {
             let inside = r.recs.iter().filter(|rec| rec.lsn < b.stop_lsn).filter_map(|rec| end_time(rec));
-            b.started_at <= time && inside.max().is_none_or(|max| max <= time)
+            let about = self.before(b).filter(|max| max.micros_since(b.stop_time) <= 1_000_000);
+            b.started_at <= time && inside.chain(about).max().is_none_or(|max| max <= time)
         };
-        let Some((backup, line)) = self.usable.iter().find(|(b, r)| fits(b, r)) else {
-            return if self.usable.is_empty() { Expect::Unusable } else { Expect::TooEarly };
+        let young: Vec<_> = self.usable.iter().filter(|(b, r)| fits(b, r)).collect();
+        let holds_later = |b: &PlanBackup| self.before(b).is_some_and(|max| max > time);
+        let Some((backup, line)) = young.iter().find(|(b, _)| !holds_later(b)) else {
+            return match (self.usable.is_empty(), young.is_empty()) {
+                (true, _) => Expect::Unusable,
+                (_, true) => Expect::TooEarly,
+                _ => Expect::HoldsLater,
+            };
         };
         let after: Vec<&Rec> = line.recs.iter().copied().filter(|r| r.lsn >= backup.stop_lsn).collect();
         let over = after.iter().position(|rec| end_time(rec).is_some_and(|t| t > time));
@@ -176,6 +194,20 @@ impl Setting<'_> {
         }
         let before = over.map_or(Lsn::MAX, |at| after[at].lsn);
         self.moved(backup, line, before, Some(time))
+    }
+
+    /// The largest time of what ended before a backup, of the records that are stored whole in segments that follow each other up to it.
+    fn before(&self, backup: &PlanBackup) -> Option<PgTime> {
+        let route = self.model.route(self.timeline).into_iter();
+        let earlier: Vec<&Rec> = route.filter(|rec| rec.lsn < backup.start_lsn).collect();
+        let history = &self.model.timelines[&self.timeline].history;
+        let mut first = SegmentNo::containing(backup.start_lsn, size());
+        while first.get() > 0 && newest_stored(self.model, history, first.previous()).is_some() {
+            first = first.previous();
+        }
+        let whole =
+            |rec: &&&Rec| touched(rec).into_iter().all(|n| n >= first) && is_whole(self.model, history, rec);
+        earlier.iter().filter(whole).filter_map(|rec| end_time(rec)).max()
     }
 
     fn covered(&self, backup: &PlanBackup, line: &Replay<'_>, time: PgTime) -> bool {
@@ -310,6 +342,7 @@ fn said(answer: &Result<RecoveryPlan, Box<Refusal>>) -> Expect {
             Refusal::NotCovered { .. } => Expect::NotCovered,
             Refusal::Gap { before: Some(_), .. } => Expect::Gap,
             Refusal::ClockSteppedBack { .. } => Expect::Stepped,
+            Refusal::HoldsLater { .. } => Expect::HoldsLater,
             Refusal::TwoBranches { .. } => Expect::Branches,
             Refusal::XidNotFound { .. } | Refusal::NameNotFound { .. } => Expect::NotFound,
             _ => Expect::Unusable,
@@ -372,6 +405,7 @@ fn check_plan(world: &Generated, target: &RecoveryTarget, plan: &RecoveryPlan) {
     if let RecoveryTarget::Time(time) = target {
         let young = |rec: &&&Rec| commit_time(rec).is_some_and(|t| t > *time);
         assert_eq!(replayed.iter().find(young).map(|rec| rec.lsn), None, "younger than the target");
+        // Where the clock was set back, what is not stored any more cannot be asked.
         let before = model.route(backup.timeline).into_iter().filter(|rec| rec.lsn < backup.start_lsn);
         let young = |rec: &&Rec| commit_time(rec).is_some_and(|t| t > *time);
         assert!(
@@ -455,6 +489,7 @@ fn check(seed: u64) -> Vec<&'static str> {
             Expect::NotCovered => "not covered",
             Expect::Gap => "gap",
             Expect::Stepped => "stepped",
+            Expect::HoldsLater => "holds later",
             Expect::Branches => "branches",
             Expect::NotFound => "not found",
             Expect::Unusable => "unusable",

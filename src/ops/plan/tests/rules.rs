@@ -160,6 +160,76 @@ fn a_clock_set_back_is_refused_with_both_positions() {
     assert!(to(&model, RecoveryTarget::Time(at(210))).is_ok());
 }
 
+/// From second 0 on: a backup each day, and segments of commits between them.
+fn days(count: i64) -> Model {
+    let Base { mut model, .. } = base();
+    for day in 1..=count {
+        for hour in 0..6 {
+            model.on(1).commit(9, at(86_400 * (day - 1) + 3600 * (hour + 1)));
+            model.on(1).fill(0);
+        }
+        let start = model.on(1).other(0).lsn;
+        model.end_backup(&format!("day {day}"), 1, start, at(86_400 * day), at(86_400 * day + 60));
+    }
+    model
+}
+
+#[test]
+fn wal_before_a_backup_is_read_back_for_a_day_unless_a_backup_shows_that_the_clock_was_ahead() {
+    let oldest = |model: &Model, seconds: i64| {
+        let (world, mut facts) = (model.world(), Facts::default());
+        let request = PlanRequest::new(RecoveryTarget::Time(at(seconds)));
+        let first = model.backups[0].start_lsn;
+        while let Answer::Need(wants) = plan(&request, &world, &facts) {
+            wants.into_iter().for_each(|want| model.fetch(want, &mut facts));
+        }
+        facts.summaries.contains_key(&SegmentName::new(tli(1), SegmentNo::containing(first, size()), size()))
+    };
+    let mut model = days(6);
+    let last = 86_400 * 6 + 7200;
+    model.on(1).commit(10, at(last));
+    model.on(1).commit(11, at(last + 7200));
+    model.store_all();
+    assert!(!oldest(&model, last + 60), "all of it was read");
+    model.backups[1].stop_time = at(last + 3600);
+    assert!(oldest(&model, last + 60), "a backup of then is dated after the target");
+}
+
+#[test]
+fn a_backup_behind_a_clock_that_was_set_back_is_passed_over_or_must_be_named() {
+    let Base { mut model, .. } = base();
+    let early = model.on(1).commit(4, at(100)).lsn;
+    model.on(1).commit(5, at(1000));
+    let start = model.on(1).other(0).lsn;
+    model.end_backup("b2", 1, start, at(110), at(120));
+    model.on(1).commit(6, at(2000));
+    model.store_all();
+    let target = RecoveryTarget::Time(at(130));
+    let plan = to(&model, target.clone()).unwrap();
+    assert_eq!((plan.backup.as_str(), stop_lsn(&plan)), ("b1", early));
+    let named = PlanRequest { backup: Some("b2".into()), ..PlanRequest::new(target.clone()) };
+    let plan = ask(&model, &named).0.unwrap();
+    assert_eq!(plan.warnings, [Warning::HoldsLater { up_to: at(1000) }]);
+    model.backups.remove(0);
+    // By a clock that was in the future of now it was committed when it stands there.
+    let now = PlanRequest { now: Some(at(200)), ..PlanRequest::new(target.clone()) };
+    let far = PlanRequest { now: Some(at(200 - 3600)), ..now.clone() };
+    assert!(matches!(&*ask(&model, &now).0.unwrap_err(), Refusal::HoldsLater { .. }), "clocks may be apart");
+    assert_eq!(ask(&model, &far).0.unwrap().warnings, []);
+    let refusal = to(&model, target).unwrap_err();
+    assert!(
+        matches!(&*refusal, Refusal::HoldsLater { backup, up_to, .. } if backup == "b2" && *up_to == at(1000))
+    );
+    assert_eq!(to(&model, RecoveryTarget::Time(at(1500))).unwrap().backup, "b2");
+    // Committed while the backup was about to begin: no clock was set back.
+    model.backups[0].stop_time = at(1000);
+    let refusal = to(&model, RecoveryTarget::Time(at(130))).unwrap_err();
+    assert!(
+        matches!(&*refusal, Refusal::TooEarly { earliest, .. } if earliest.time == Some(at(1000))),
+        "{refusal}"
+    );
+}
+
 #[test]
 fn commits_that_take_their_place_a_little_late_are_no_clock_set_back() {
     let Base { mut model, .. } = base();
