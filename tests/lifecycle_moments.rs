@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
@@ -272,4 +273,33 @@ fn a_database_of_15_is_whole_at_every_moment_before_its_drop_was_committed() -> 
 #[test]
 fn a_database_of_18_is_whole_at_every_moment_before_its_drop_was_committed() -> Result<()> {
     dropped(18)
+}
+
+/// A fast repository that keeps little is asked first; another one keeps more.
+#[test]
+fn a_moment_that_one_repository_does_not_reach_is_found_in_another() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let site = Site::new(&install, &SiteOptions::default())?;
+    site.cluster.psql("CREATE TABLE t AS SELECT 1 n")?;
+    site.backup()?;
+    site.cluster.psql("INSERT INTO t VALUES (2)")?;
+    let moment = site
+        .cluster
+        .psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')")?
+        + "Z";
+    site.cluster.psql("INSERT INTO t VALUES (3)")?;
+    site.switch()?;
+    let section = |name: &str, place: &Path| {
+        format!("[[repository]]\nname = \"{name}\"\nurl = \"file://{}\"\n", place.display())
+    };
+    let young = section("young", &site.place().join("young"));
+    site.write_config(&format!("{young}{}", section("old", &site.repository)))?;
+    site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    site.backup()?;
+    site.switch()?;
+    let target = site.place().join("target").display().to_string();
+    let restore = ["restore", "--copy", "--target-dir", &target, "--dry-run", "--to", &moment];
+    let refused = site.ask(&restore)?;
+    refused.expect(4, &["the earliest moment is", "repository old reaches it: --repository old"])?;
+    site.ask(&[&restore[..], &["--repository", "old"]].concat())?.expect(0, &[])
 }

@@ -28,7 +28,9 @@ use crate::config::load::Caller;
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::ops::facts::Archive;
-use crate::ops::plan::{PlanBackup, PlanRequest, RecoveryPlan, RecoveryTarget, Stop, TimelineChoice, Want};
+use crate::ops::plan::{
+    PlanBackup, PlanRequest, RecoveryPlan, RecoveryTarget, Refusal, Stop, TimelineChoice, Want,
+};
 use crate::ops::restore::directory::Place;
 use crate::ops::restore::settings::KeyFlags;
 use crate::ops::restore::stored::StoredBackup;
@@ -115,7 +117,13 @@ async fn decide(
             let mut elsewhere = old.warnings(&RecoveryTarget::Latest, args.dry_run);
             elsewhere.extend(other_systems(&archive, args.system_id).await);
             elsewhere.iter().for_each(|warning| output::warn(&format!("warning: {warning}")));
-            return Err(error);
+            return Err(match reaching(&repositories, &mut archive, question, args.system_id).await {
+                Some(name) => {
+                    let advice = error.advice().unwrap_or_default().to_owned();
+                    error.hint(format!("{advice}\nrepository {name} reaches it: --repository {name}"))
+                }
+                None => error,
+            });
         }
     };
     restore::epochs::check(&archive.system, &plan.segments).await?;
@@ -187,6 +195,7 @@ fn question(
         target: recovery_target(&args.target, config, now, server)?,
         timeline,
         backup: args.backup.clone(),
+        now: Some(PgTime::from_unix_micros(now.as_microsecond())),
     })
 }
 
@@ -299,6 +308,38 @@ async fn choose(
         Error::not_found(format!("{} holds nothing of {what}", names.join(", ")))
             .hint("are URL and cluster right, and is the disk mounted?")
     })
+}
+
+/// A repository that reaches what the one that was asked does not: one may keep more than another, or lack less. Not where it only knows less:
+/// what the one that was asked found doubtful is so.
+async fn reaching(
+    repositories: &[Repository],
+    asked: &mut Archive,
+    question: &PlanRequest,
+    system: Option<u64>,
+) -> Option<String> {
+    let refusal = asked.answer(question).await.ok()?.err()?;
+    let lacks_backup = matches!(*refusal, Refusal::TooEarly { .. });
+    let lacks = lacks_backup
+        || matches!(
+            *refusal,
+            Refusal::NotCovered { .. }
+                | Refusal::Gap { .. }
+                | Refusal::NoBackup { .. }
+                | Refusal::UnknownBackup { .. }
+                | Refusal::BackupNotRestorable { .. }
+                | Refusal::UnknownTimeline { .. }
+                | Refusal::XidNotFound { .. }
+                | Refusal::NameNotFound { .. }
+        );
+    for repository in repositories.iter().filter(|r| lacks && r.name() != asked.system.repository().name()) {
+        let Ok(Some(mut archive)) = look(repository, system).await else { continue };
+        let Ok(plan) = archive.plan(question).await else { continue };
+        if !lacks_backup || !asked.world.backups.iter().any(|backup| backup.id == plan.backup) {
+            return Some(repository.name().to_owned());
+        }
+    }
+    None
 }
 
 /// Other systems under the name, such as the one before pg_upgrade: what lies before this one's first backup may be theirs.

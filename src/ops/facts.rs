@@ -125,14 +125,21 @@ impl Archive {
     /// Kind `Unreachable` or `NotFound` for a refusal, with what can be reached as the hint; else as the store answers.
     pub async fn plan(&mut self, request: &PlanRequest) -> Result<RecoveryPlan> {
         self.refuse_unreadable(request)?;
-        let answer = self
-            .resolve(|world, facts| match plan::plan(request, world, facts) {
-                Answer::Need(wants) => Err(wants),
-                Answer::Plan(plan) => Ok(Ok(plan)),
-                Answer::Refuse(refusal) => Ok(Err(refusal)),
-            })
-            .await?;
+        let answer = self.answer(request).await?;
         answer.map(|plan| *plan).map_err(|refusal| self.with_unused(refused(&refusal)))
+    }
+
+    /// The planner's answer, a plan or a refusal.
+    ///
+    /// # Errors
+    /// As the store answers.
+    pub async fn answer(&mut self, request: &PlanRequest) -> Result<Result<Box<RecoveryPlan>, Box<Refusal>>> {
+        self.resolve(|world, facts| match plan::plan(request, world, facts) {
+            Answer::Need(wants) => Err(wants),
+            Answer::Plan(plan) => Ok(Ok(plan)),
+            Answer::Refuse(refusal) => Ok(Err(refusal)),
+        })
+        .await
     }
 
     /// What a person should know of backups that cannot be read, or are used only by name.
