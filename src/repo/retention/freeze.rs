@@ -5,7 +5,7 @@
 //!  sound     sound     damaged, corrupt     the same
 //!  sound     sound     ......................... now    silence: twice the distance that the promises ask for
 //! ```
-//! Decided from what the repository knows: verdicts, what is missing of a backup, and when each began. Its clocks are the writers'; a
+//! Decided from what the repository knows: verdicts, what is missing of a backup, where and when each began. Its clocks are the writers'; a
 //! wrong one can only freeze too early or too late, and what is deleted never depends on it. Pure.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{HeldBackup, Holdings, Period, Policy, before};
+use super::{HeldBackup, Holdings, Period, Policy, before, is_future};
 use crate::repo::path::BackupId;
 
 /// An attempt that came to nothing.
@@ -75,15 +75,30 @@ pub(super) fn freeze(
     sound: &[&HeldBackup],
     now: Timestamp,
 ) -> Option<Freeze> {
-    let Some(newest) = sound.iter().max_by_key(|b| b.finished_at) else { return Some(Freeze::NoBackup) };
-    let damaged = holdings.backups.iter().filter_map(|b| {
+    // One that is dated in the future was not: it would hide all that fails until then.
+    let dated = sound.iter().filter(|b| !is_future(b.finished_at, now)).max_by_key(|b| b.finished_at);
+    let newest = dated.or_else(|| sound.iter().min_by_key(|b| b.finished_at));
+    let Some(newest) = newest else { return Some(Freeze::NoBackup) };
+    // One that began while a sound one was still running says nothing new: it lost a race, or was followed by success. Positions on one
+    // timeline tell that whatever the clocks say.
+    let is_later = |damaged: &HeldBackup| {
+        sound.iter().all(|b| match b.timeline == damaged.timeline {
+            true => b.stop_lsn <= damaged.start_lsn,
+            false => damaged.started_at > newest.finished_at,
+        })
+    };
+    let damaged = holdings.backups.iter().filter(|b| is_later(b)).filter_map(|b| {
         let what = b.unsound.clone()?;
         Some(Failure { id: b.id.clone(), began: b.started_at, what })
     });
-    // One that began while the newest sound one was still running says nothing new: it lost a race, or was followed by success.
-    let later =
-        holdings.failures.iter().cloned().chain(damaged).filter(|failure| failure.began > newest.finished_at);
-    if let Some(failure) = later.max_by_key(|failure| failure.began) {
+    // What failed by the clock of the future was followed by success if that was dated later still.
+    let last = sound.iter().map(|b| b.finished_at).max();
+    let failed = holdings.failures.iter().filter(|failure| match is_future(failure.began, now) {
+        true => last.is_none_or(|last| failure.began > last),
+        false => failure.began > newest.finished_at,
+    });
+    let failed = failed.cloned();
+    if let Some(failure) = failed.chain(damaged).max_by_key(|failure| failure.began) {
         return Some(Freeze::Failing(failure));
     }
     let allowed = allowed_silence(policy);

@@ -7,7 +7,7 @@
 //!                                          └ now - window: A is the newest backup that can restore this moment
 //! ```
 //! * `window`: every moment of it can be restored. Kept: the newest backup whose earliest moment lies at or before its start (the
-//!   *anchor*), every later one, and all WAL from the anchor on. That is decided for the newest timeline and for every other one of
+//!   *anchor*; never one that an older one contradicts about the time), every later one, and all WAL from the anchor on. That is decided for the newest timeline and for every other one of
 //!   which WAL was stored within the window, each along its own route, so that a branch is kept as long as a moment of it is promised.
 //! * `daily` to `yearly`: the first sound backup of each period ([`Period`]), with the WAL from its start to its stop.
 //! * Never the last sound backup, never a pinned one; nothing while backups fail ([`Freeze`]).
@@ -45,6 +45,9 @@ use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, Time
 
 /// How long a tombstone stands before its backup is deleted: a restore that could not pin has that long to finish.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 86_400);
+
+/// How far the clocks of writer, server and store may be apart before a date is one of the future.
+const APART: SignedDuration = SignedDuration::from_hours(1);
 
 /// What a repository promises to keep. A zero keeps nothing for that reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,6 +257,23 @@ impl Holdings {
         recent.chain([self.newest_timeline()]).collect()
     }
 
+    /// Backups on a route that an older one contradicts: it was made before, by its position, and is dated after. The clock of the server
+    /// was behind then, or ahead before. What is dated in the future contradicts nobody: a year that was wrong once would never end.
+    fn misdated(&self, route: &Route, now: Timestamp) -> BTreeSet<&BackupId> {
+        let mut on: Vec<&HeldBackup> = self.backups.iter().filter(|b| route.holds(b)).collect();
+        on.sort_by_key(|b| b.stop_lsn);
+        let (mut doubted, mut latest) = (BTreeSet::new(), Timestamp::MIN);
+        for backup in on {
+            if backup.earliest < latest {
+                doubted.insert(&backup.id);
+            }
+            if !is_future(backup.earliest, now) {
+                latest = latest.max(backup.earliest);
+            }
+        }
+        doubted
+    }
+
     /// Backups to rely on, by time.
     fn sound(&self) -> Vec<&HeldBackup> {
         let mut sound: Vec<&HeldBackup> = self.backups.iter().filter(|b| b.unsound.is_none()).collect();
@@ -402,6 +422,11 @@ fn before(now: Timestamp, span: Duration) -> Timestamp {
     now.checked_sub(span).unwrap_or(Timestamp::MIN)
 }
 
+/// Whether a date is later than the clocks of two hosts that differ a little explain.
+fn is_future(date: Timestamp, now: Timestamp) -> bool {
+    date.duration_since(now) > APART
+}
+
 /// Decides what may go.
 pub fn plan(policy: &Policy, holdings: &Holdings, now: Timestamp, zone: &TimeZone) -> Plan {
     let frozen = freeze::freeze(policy, holdings, &holdings.sound(), now);
@@ -437,11 +462,14 @@ fn decide(
     let start = before(now, policy.window);
     let main = holdings.route(holdings.newest_timeline());
     for timeline in holdings.alive(start) {
-        hold_window(&holdings.route(timeline), &sound, start, &mut keep, &mut holds);
+        hold_window(holdings, timeline, &sound, (start, now), (&mut keep, &mut holds));
     }
-    for period in Period::ALL {
+    // One that is dated into another period takes nobody's place there.
+    let doubted = holdings.misdated(&main, now);
+    let dated: Vec<&HeldBackup> = sound.iter().copied().filter(|b| !doubted.contains(&&b.id)).collect();
+    for (period, among) in Period::ALL.into_iter().flat_map(|period| [(period, &sound), (period, &dated)]) {
         let span = policy.span(period);
-        for (id, begin) in period::chosen(period, span, &sound, |b| main.holds(b), now, zone) {
+        for (id, begin) in period::chosen(period, span, among, |b| main.holds(b), now, zone) {
             keep.add(&id, Reason::Stands(period, begin));
         }
     }
@@ -491,15 +519,31 @@ impl Keep {
 }
 
 /// The backup that the window rests on along a route: the newest that can restore its start, else the oldest there is.
-fn anchor<'a>(route: &Route, sound: &[&'a HeldBackup], start: Timestamp) -> Option<&'a HeldBackup> {
+///
+/// A server whose clock is behind dates its backup before the start although it was made within the window, and all WAL before it would go.
+/// One that an older one contradicts is none to rest on.
+fn anchor<'a>(
+    holdings: &Holdings,
+    route: &Route,
+    sound: &[&'a HeldBackup],
+    (start, now): (Timestamp, Timestamp),
+) -> Option<&'a HeldBackup> {
+    let doubted = holdings.misdated(route, now);
     let on = || sound.iter().copied().filter(|b| route.holds(b));
-    let early = on().filter(|b| b.earliest <= start).max_by_key(|b| b.stop_lsn);
+    let early = on().filter(|b| b.earliest <= start && !doubted.contains(&&b.id)).max_by_key(|b| b.stop_lsn);
     early.or_else(|| on().min_by_key(|b| b.stop_lsn))
 }
 
 /// Keeps what the window needs along one route.
-fn hold_window(route: &Route, sound: &[&HeldBackup], start: Timestamp, keep: &mut Keep, holds: &mut Holds) {
-    let Some(anchor) = anchor(route, sound, start) else {
+fn hold_window(
+    holdings: &Holdings,
+    timeline: TimelineId,
+    sound: &[&HeldBackup],
+    times: (Timestamp, Timestamp),
+    (keep, holds): (&mut Keep, &mut Holds),
+) {
+    let route = &holdings.route(timeline);
+    let Some(anchor) = anchor(holdings, route, sound, times) else {
         // No backup leads there. Should one come from elsewhere, its WAL is still here.
         route.timelines().for_each(|timeline| holds.from(timeline, Lsn::ZERO));
         return;
@@ -536,7 +580,8 @@ fn window(
 fn since(route: &Route, wal: &StoredWal, sound: &[&HeldBackup]) -> Option<Timestamp> {
     let on = || sound.iter().filter(|b| route.holds(b));
     let end = on().map(|b| route.reach(wal, b.start_lsn)).max()?;
-    on().filter(|b| route.reach(wal, b.start_lsn) == end).map(|b| b.earliest).min()
+    // The first in WAL, which a wrong clock cannot make another.
+    on().filter(|b| route.reach(wal, b.start_lsn) == end).min_by_key(|b| b.stop_lsn).map(|b| b.earliest)
 }
 
 fn going(holdings: &Holdings, keep: &Keep, policy: &Policy) -> Vec<Going> {
@@ -585,7 +630,7 @@ pub fn removal(policy: Option<&Policy>, holdings: &Holdings, id: &BackupId, now:
     let (start, wal) = (before(now, policy.window), holdings.kept_wal());
     let breaks = holdings.alive(start).into_iter().any(|timeline| {
         let route = holdings.route(timeline);
-        let Some(anchor) = anchor(&route, &sound, start) else { return false };
+        let Some(anchor) = anchor(holdings, &route, &sound, (start, now)) else { return false };
         let promised = Spans::one(anchor.stop_lsn.get(), u64::MAX);
         let covered = |backups: &[&HeldBackup]| route.covered(&wal, backups.iter().copied()).and(&promised);
         covered(&sound) != covered(&rest)

@@ -115,16 +115,29 @@ fn check(world: &World, promised: &Promised, policy: &Policy, zone: &TimeZone) -
     Ok(())
 }
 
+/// How far ahead the server's clock is: mostly not at all. Behind, it is behind a backup of before that is not dated in the future: a virtual
+/// machine that was asleep.
+fn ahead(world: &World, random: &mut Random) -> i64 {
+    let past = world.backups.iter().map(|b| b.earliest).filter(|earliest| *earliest <= at(world.hour));
+    let Some(latest) = past.max() else { return 0 };
+    match random.below(12) {
+        0 | 1 => {
+            let age = at(world.hour).duration_since(latest).as_hours();
+            -age - 1 - i64::try_from(random.below(40 * 24)).unwrap()
+        }
+        2 => i64::try_from(random.below(100)).unwrap(),
+        _ => 0,
+    }
+}
+
+/// A day with clocks that are wrong, and nothing else that is.
+fn day_of_clocks(world: &mut World, random: &mut Random) {
+    life(world, random, true, true);
+}
+
 /// Something happens: a day of life with whatever may go wrong in it.
 fn day(world: &mut World, random: &mut Random, calm: bool) {
-    for _ in 0..6 {
-        let bytes = if random.one_in(3) { 300 } else { random.below(1 << 20) };
-        world.live(bytes);
-        world.hour += i64::try_from(random.below(6)).unwrap();
-        if random.one_in(if calm { 6 } else { 9 }) {
-            world.backup();
-        }
-    }
+    life(world, random, calm, false);
     if !calm && random.one_in(12) {
         let back = usize::try_from(random.below(60)).unwrap();
         let to = world.moments.iter().rev().nth(back).copied().unwrap_or(world.moments[0]);
@@ -134,6 +147,18 @@ fn day(world: &mut World, random: &mut Random, calm: bool) {
         let nth = usize::try_from(random.below(40)).unwrap();
         if let Some(lost) = world.stored.iter().rev().nth(nth).copied() {
             world.stored.remove(&lost);
+        }
+    }
+}
+
+/// WAL, backups, pins.
+fn life(world: &mut World, random: &mut Random, calm: bool, clocks: bool) {
+    for _ in 0..6 {
+        let bytes = if random.one_in(3) { 300 } else { random.below(1 << 20) };
+        world.live(bytes);
+        world.hour += i64::try_from(random.below(6)).unwrap();
+        if random.one_in(if calm { 6 } else { 9 }) {
+            world.backup_by(if clocks { ahead(world, random) } else { 0 });
         }
     }
     if random.one_in(10) {
@@ -226,6 +251,19 @@ proptest! {
             prop_assert!(again.floor(world.floor.as_ref(), &world.holdings().all_wal()).is_none(), "or more WAL");
             let says = decided.window.left;
             prop_assert!(decided.frozen.is_some() || says <= decided.window.before.max(says), "{:?}", decided.window);
+        }
+    }
+
+    /// A server's clock is wrong now and then, and an older backup says so.
+    #[test]
+    fn a_wrong_clock_lets_nothing_go_that_is_promised(seed: u64, policy in policies(), zone in zones()) {
+        let (mut world, mut random) = (World::new(), Random(seed));
+        for _ in 0..70 {
+            day_of_clocks(&mut world, &mut random);
+            let wanted = promised(&world, &policy, &zone);
+            let decided = plan(&policy, &world.holdings(), at(world.hour), &zone);
+            world.perform(&decided);
+            check(&world, &wanted, &policy, &zone)?;
         }
     }
 

@@ -126,6 +126,34 @@ fn nothing_goes_while_newer_backups_fail_or_are_damaged() {
 }
 
 #[test]
+fn a_backup_of_the_future_hides_no_failure() {
+    let mut world = world(&[5, 20], 30);
+    world.backup_by(500);
+    world.live(SEGMENT);
+    let failing =
+        |world: &World, holdings: &Holdings| match plan(&window(9), holdings, at(world.hour), &TimeZone::UTC)
+            .frozen
+        {
+            Some(Freeze::Failing(failure)) => Some(failure.what),
+            _ => None,
+        };
+    assert_eq!(failing(&world, &world.holdings()), None);
+    let failure = Failure { id: BackupId::new(at(31), 9), began: at(31), what: "disk full".into() };
+    let failed = Holdings { failures: vec![failure], ..world.holdings() };
+    assert_eq!(failing(&world, &failed).as_deref(), Some("disk full"));
+    // A damaged one that lies behind it, and a sound one behind that.
+    world.backup();
+    world.live(SEGMENT);
+    let mut damaged = world.holdings();
+    damaged.backups[3].unsound = Some("corrupt".into());
+    assert_eq!(failing(&world, &damaged).as_deref(), Some("corrupt"));
+    world.backup();
+    let mut followed = world.holdings();
+    followed.backups[3].unsound = Some("corrupt".into());
+    assert_eq!(failing(&world, &followed), None);
+}
+
+#[test]
 fn of_corrupt_backups_only_the_newest_stays_beside_a_sound_one() {
     let mut world = world(&[5, 20, 40, 42, 44], 50);
     world.backups.iter_mut().skip(2).for_each(|backup| backup.corrupt = true);
