@@ -520,8 +520,12 @@ fn a_damaged_page_that_the_server_passes_over_is_found_in_tablespaces_too() -> R
         let file = world.cluster.psql("SELECT pg_relation_filepath('t')")?;
         // The server takes a page for newer than the backup by its LSN alone.
         damage(&world, &file, 7, |page| page[..8].fill(0xEE))?;
+        // A sector that is gone looks like a page that was half written, and does so still when it is read again.
+        damage(&world, &file, 3, |page| page[..512].fill(0))?;
         let corrupt = corrupt_backup(&world, &format!("{file}, block 7: it carries checksum "))?;
-        ensure!(corrupt.damage[0].contains("EEEEEEEE/EEEEEEEE lies past the end"), "{:?}", corrupt.damage);
+        let [late, zero, ..] = corrupt.damage.as_slice() else { anyhow::bail!("{:?}", corrupt.damage) };
+        ensure!(late.contains("EEEEEEEE/EEEEEEEE lies past the end"), "{late}");
+        ensure!(zero.starts_with(&format!("{file}, block 3: new by its header but not empty")), "{zero}");
     }
     Ok(())
 }

@@ -169,6 +169,12 @@ impl PageLayout {
         usize::try_from(self.block).unwrap_or(HEADER)
     }
 
+    /// Where in its file page `block` of a fork begins, in bytes.
+    pub fn offset(self, block: u32) -> u64 {
+        let in_file = block.checked_rem(self.segment_blocks).unwrap_or(0);
+        u64::from(in_file).saturating_mul(u64::from(self.block))
+    }
+
     /// The number of the first page in the file at `path`, a normalised path; `None` for a file without pages.
     pub fn first_block(self, path: &[u8]) -> Option<u32> {
         // A number past 2^32 belongs to no relation that could exist; PostgreSQL's own sum wraps in the same way.

@@ -31,7 +31,7 @@ mod stream;
 mod target;
 mod wal;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,7 +43,7 @@ use crate::codec::ShortDigest;
 use crate::error::{Error, Kind, Result};
 use crate::ops::Progress;
 use crate::pgdata::backup_manifest::WalRange;
-use crate::pgdata::page::PageLayout;
+use crate::pgdata::page::{self, PageLayout, PageLook};
 use crate::pgdata::{BackupLabel, ControlFile};
 use crate::pgwire::{BaseBackupOptions, Checkpoint, ChecksumFailure, ConnInfo, Deadlines, TablespaceInfo};
 use crate::repo::manifest::ManifestHeader;
@@ -206,7 +206,9 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
     if summary.system_id.is_some_and(|system| system != server.identity.system_id) {
         return Err(Error::failed("backup_manifest names another cluster than the server"));
     }
-    let report = transfer.packed.pages.judge(transfer.stop.0);
+    let local = server.local.as_deref().zip(pages);
+    let again = |path: &[u8], block| local.and_then(|(dir, layout)| look_again(dir, layout, path, block));
+    let report = transfer.packed.pages.judge(transfer.stop.0, again);
     let mut warnings = transfer.warnings;
     warnings.extend(report.notes);
     Ok(Verified {
@@ -224,6 +226,16 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
             .map_err(|e| damaged("checkpoint time").source(e))?,
         warnings,
     })
+}
+
+/// A page as it is in its file now, if that can be read here.
+fn look_again(data_dir: &Path, layout: PageLayout, path: &[u8], block: u32) -> Option<PageLook> {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::FileExt as _;
+    let file = std::fs::File::open(data_dir.join(std::ffi::OsStr::from_bytes(path))).ok()?;
+    let mut page = vec![0; layout.block_bytes()];
+    file.read_exact_at(&mut page, layout.offset(block)).ok()?;
+    Some(page::look(&page, block))
 }
 
 /// Damaged pages by our own look; what the server said counts where we saw nothing, as in files that are no relation's.

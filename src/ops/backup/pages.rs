@@ -9,7 +9,8 @@
 //! server forces those while a backup runs. BASE_BACKUP therefore skips pages whose LSN is not below the start, and so passes over
 //! a page whose LSN is garbage. Here such a page waits for the stop: no page that was read before it can be newer. A page that is
 //! wrong with an LSN below the start was wrong twice in the server's hands (it reads a page again before it complains), or
-//! changed on the way. Pure. Source of truth: `basebackup.c` of PostgreSQL 13 to 18; RECOVERY.md 26.
+//! changed on the way. One that is new by its header and not empty was half written when it was read, or lost a sector: a second look at the
+//! file tells, on the server's host. Pure. Source of truth: `basebackup.c` of PostgreSQL 13 to 18; RECOVERY.md 26.
 
 use crate::pgdata::page::{self, PageLayout, PageLook, WrongPage};
 use crate::wal::Lsn;
@@ -76,6 +77,12 @@ pub(super) struct PageFindings {
     damage: Bounded,
     notes: Bounded,
     suspects: Vec<(Lsn, String)>,
+    /// Pages that look new and are not empty, by file and block, as many as are noted.
+    half_new: Vec<(Vec<u8>, u32)>,
+}
+
+fn half_new(place: &str) -> String {
+    format!("{place}: new by its header but not empty: half written just then, or damaged")
 }
 
 /// The first few, and how many there are.
@@ -116,9 +123,8 @@ impl PageFindings {
                 format!("{}: its header cannot be, though its checksum is right", place())
             }),
             What::Suspect(wrong) => self.suspect(wrong.lsn, || format!("{}: {}", place(), checksums(&wrong))),
-            What::HalfNew => self.notes.add(MOST_NOTES, || {
-                format!("{}: new by its header but not empty: half written just then, or damaged", place())
-            }),
+            What::HalfNew if self.half_new.len() < MOST_NOTES => self.half_new.push((path.to_vec(), block)),
+            What::HalfNew => self.notes.add(MOST_NOTES, || half_new(&place())),
             What::Cut(bytes) => self.notes.add(MOST_NOTES, || {
                 format!(
                     "{}: the file ends {bytes} bytes into it: it was growing just then, or is damaged",
@@ -136,12 +142,25 @@ impl PageFindings {
         }
     }
 
-    /// The judgement, now that it is known where the backup stops.
-    pub(super) fn judge(mut self, stop: Lsn) -> PageReport {
+    /// The judgement, now that it is known where the backup stops. `again` is a second look at a page of a file, if one can be had: a page
+    /// that was half written when it was read is whole by now.
+    pub(super) fn judge(mut self, stop: Lsn, again: impl Fn(&[u8], u32) -> Option<PageLook>) -> PageReport {
         for (lsn, line) in self.suspects {
             if lsn > stop {
                 let line = || format!("{line}, and its LSN {lsn} lies past the end of the backup, {stop}");
                 self.damage.add(MOST_NAMED, line);
+            }
+        }
+        for (path, block) in self.half_new {
+            let place = format!("{}, block {block}", String::from_utf8_lossy(&path));
+            match again(&path, block) {
+                Some(PageLook::HalfNew) => {
+                    let line =
+                        || format!("{place}: new by its header but not empty, also when it was read again");
+                    self.damage.add(MOST_NAMED, line);
+                }
+                Some(_) => {}
+                None => self.notes.add(MOST_NOTES, || half_new(&place)),
             }
         }
         PageReport { damage: self.damage.lines(), notes: self.notes.lines() }
@@ -189,7 +208,7 @@ mod tests {
         for finding in rule().examine(data, first) {
             findings.add(b"base/5/16384", finding);
         }
-        findings.judge(STOP)
+        findings.judge(STOP, |_, _| None)
     }
 
     #[test]
@@ -222,9 +241,24 @@ mod tests {
         half[..512].fill(0);
         let report = judged(&[half, page(1, 7), vec![1; 100]].concat(), 0);
         assert_eq!(report.damage, Vec::<String>::new());
-        let [half, cut] = report.notes.as_slice() else { panic!("{report:?}") };
+        let [cut, half] = report.notes.as_slice() else { panic!("{report:?}") };
         assert!(half.contains("block 0: new by its header"), "{half}");
         assert!(cut.contains("block 2: the file ends 100 bytes into it"), "{cut}");
+    }
+
+    #[test]
+    fn a_page_that_looks_half_written_twice_is_damage() {
+        let mut half = page(0, 7);
+        half[..512].fill(0);
+        let report = |again: PageLook| {
+            let mut findings = PageFindings::default();
+            findings.add(b"base/5/16384", rule().examine(&half, 0)[0]);
+            findings.judge(STOP, |path, block| (path == b"base/5/16384" && block == 0).then_some(again))
+        };
+        assert!(report(PageLook::HalfNew).damage[0].contains("also when it was read again"));
+        for whole in [PageLook::Right, PageLook::Empty] {
+            assert_eq!(report(whole), PageReport::default());
+        }
     }
 
     #[test]
@@ -254,7 +288,7 @@ mod tests {
             findings.add(b"wrong", wrong[0]);
         }
         assert!(findings.suspects.len() < 2 * MOST_SUSPECTS);
-        let report = findings.judge(STOP);
+        let report = findings.judge(STOP, |_, _| None);
         assert_eq!(report.damage.len(), MOST_NAMED + 1);
         assert_eq!(report.damage[MOST_NAMED], "and 4901 more");
     }
