@@ -130,4 +130,28 @@ mod tests {
             assert!(heard.created.is_err() && heard.listed.is_err() && heard.deleted.is_err());
         }
     }
+
+    /// object_store would take the number for an index, or its lack for a success.
+    #[tokio::test]
+    async fn an_answer_to_a_batch_is_about_the_one_object_in_it() {
+        let credentials = [("azure_storage_account_name", "a"), ("azure_storage_account_key", "c2VjcmV0")];
+        let credentials = credentials.into_iter().collect();
+        let options = StoreOptions { credentials, ..StoreOptions::default() };
+        let cloud = Cloud::open(&"az://container/prefix".parse().unwrap(), &options).unwrap();
+        let part = |id: &str, status: &str| format!("--b\r\n{id}\r\nHTTP/1.1 {status}\r\n\r\n");
+        let of = |id: &str, status: &str| part(&format!("Content-ID: {id}\r\n"), status);
+        for (parts, well) in [
+            (of("0", "202 Accepted"), true),
+            (of("0", "403 Forbidden"), false),
+            (of("5", "404 Not Found"), false),
+            (of("5", "202 Accepted"), false),
+            (of("0", "202 Accepted") + &of("1", "404 Not Found"), false),
+            (part("", "202 Accepted"), false),
+        ] {
+            let headers = vec![("content-type", b"multipart/mixed; boundary=b".to_vec())];
+            let answer = Answer { status: 202, headers, body: format!("{parts}--b--\r\n").into() };
+            let heard = cloud.hear("key", &answer).await;
+            assert_eq!(heard.deleted.is_ok(), well, "{parts} {heard:?}");
+        }
+    }
 }
