@@ -95,12 +95,8 @@ fn set_back(site: &Site) -> Result<()> {
     run(as_server("touch")?.args(["-d", "10 minutes ago"]).args(ready)).map(drop)
 }
 
-#[test]
-fn an_optional_repository_that_missed_something_is_told() -> Result<()> {
-    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
-    let site = site(&install)?;
-    settle(&site)?;
-    // It comes to be there after the newest segment was archived.
+/// Adds an optional repository `other`; its place.
+fn with_optional(site: &Site) -> Result<PathBuf> {
     let other = site.place().join("other");
     let section = |name: &str, more: &str, place: &Path| {
         format!("[[repository]]\nname = \"{name}\"\n{more}url = \"file://{}\"\n", place.display())
@@ -108,6 +104,16 @@ fn an_optional_repository_that_missed_something_is_told() -> Result<()> {
     let optional = section("other", "required = false\n", &other);
     site.write_config(&format!("{}{optional}", section("main", "", &site.repository)))?;
     site.json(&["init", "--superuser", &site.cluster.conninfo(), "--json"])?;
+    Ok(other)
+}
+
+#[test]
+fn an_optional_repository_that_missed_something_is_told() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = site(&install)?;
+    settle(&site)?;
+    // It comes to be there after the newest segment was archived.
+    with_optional(&site)?;
     let said = Said::of(&site)?;
     ensure!(said.code == 2, "{}", said.json);
     said.says("round trip", "at risk", &["comes back", "optional repository other does not have it"])?;
@@ -430,4 +436,64 @@ fn the_room_of_a_pg_wal_on_a_disk_of_its_own_is_what_counts() -> Result<()> {
         &["MiB free; neither the archiver nor a slot holds WAL back"],
     )?;
     site.cluster.stop(Stop::Fast)
+}
+
+/// Who can delete takes away the newest: what is left looks whole, and the server knows better.
+#[test]
+fn what_was_archived_and_is_gone_is_told() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let site = site(&install)?;
+    let what = "WAL in repository main";
+    settle(&site)?;
+    let none = Said::of(&site)?;
+    none.says(what, "ok", &["no complete backup is stored"])?;
+    let done = site.backup()?;
+    let id = done["id"].as_str().context("an id")?;
+    let ended = || -> Result<String> {
+        site.cluster.psql("SELECT pg_create_restore_point('r')")?;
+        site.switch()
+    };
+    let names = [ended()?, ended()?, ended()?];
+    let whole = Said::of(&site)?;
+    whole.says(what, "ok", &[id, &names[2]])?;
+
+    let away = site.place().join("away");
+    for (gone, words) in [(1, [names[1].as_str(), "is missing"]), (2, [names[2].as_str(), "is missing"])] {
+        let object = site.object(&names[gone])?;
+        std::fs::rename(&object, &away)?;
+        let said = Said::of(&site)?;
+        said.says(what, "FAILED", &words)?;
+        ensure!(said.code == 1, "{}", said.json);
+        std::fs::rename(&away, &object)?;
+    }
+    let (first, last) = (site.object(&names[0])?, site.object(&names[2])?);
+    std::fs::rename(&first, &away)?;
+    std::fs::remove_file(&last)?;
+    Said::of(&site)?.says(what, "FAILED", &[&names[0], "and 1 more"])?;
+    std::fs::rename(&away, &first)?;
+    // All since some day: backups too.
+    std::fs::remove_dir_all(site.folder()?.join("backups"))?;
+    Said::of(&site)?.says(what, "ok", &["no complete backup is stored"])
+}
+
+/// Behind the last segment that the server archived an agent stores ahead, in any order; an optional repository may be behind.
+#[test]
+fn what_is_stored_ahead_or_lacks_in_an_optional_repository_is_no_loss() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let site = site(&install)?;
+    let other = with_optional(&site)?;
+    site.ask(&["backup", "--repository", "other"])?.expect(0, &[])?;
+    site.backup()?;
+    let names = [finish_segments(&site, 1)?, finish_segments(&site, 1)?, finish_segments(&site, 1)?];
+    settle(&site)?;
+    Said::of(&site)?.says("WAL in repository other", "ok", &["are there"])?;
+    let lacks = other.join(site.object(&names[1])?.strip_prefix(&site.repository)?);
+    std::fs::remove_file(&lacks)?;
+    let last = site.switch()?;
+    let number = u64::from_str_radix(last.get(8..).context("a number")?, 16)?;
+    let ahead = format!("{}{:016X}", last.get(..8).context("a timeline")?, number + 2);
+    std::fs::copy(site.object(&last)?, site.object(&ahead)?)?;
+    let said = Said::of(&site)?;
+    said.says("WAL in repository main", "ok", &["are there"])?;
+    said.says("WAL in repository other", "at risk", &[&names[1], "is missing"])
 }

@@ -3,7 +3,8 @@
 //! ```text
 //!  settings     archive_mode, archive_command, archive_timeout against the RPO, and what else can undermine archiving
 //!  live         the archiver's own account of itself, its queue against the RPO, the room that pg_wal has left
-//!  repository   identity, format, a race of creates, gaps that were accepted and wait for a backup; wraps and age of its keys
+//!  repository   identity, format, a race of creates; wraps and age of its keys
+//!  stored       a complete backup, and every segment from it to the newest one that the server archived
 //!  round trip   one real segment: pushed by the server, fetched, compared with the server's file
 //! ```
 //! Every finding names the thing and the next command. "At risk" is what works now and will not for long; "failed" is what does not
@@ -14,6 +15,7 @@ mod keys;
 pub mod live;
 pub mod room;
 pub mod settings;
+mod stored;
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,9 +24,8 @@ use crate::clock::{self, Clock as _, SystemClock};
 use crate::error::{Error, Result};
 use crate::ops::init::{self, facts::ServerFacts, facts::failed};
 use crate::pgwire::Sql;
-use crate::repo::objects::Checksums;
 use crate::repo::{Repository, System};
-use crate::wal::{SegmentName, SegmentNo, WalFileName};
+use crate::wal::{SegmentName, WalFileName};
 
 /// How long a switched segment may take to be archived before that is a finding.
 const ARCHIVER_PATIENCE: Duration = Duration::from_secs(30);
@@ -117,16 +118,9 @@ pub async fn repository(repository: &Repository, facts: Option<&ServerFacts>) ->
     if system.seal_key().is_some() {
         found.extend(keys::repository(repository, SystemClock.now()).await);
     }
-    match open_gaps(&system).await {
-        Ok(gaps) => found.extend(gaps.first().map(|first| {
-            let text = format!(
-                "WAL has a gap at {first}, which was accepted as damaged after the newest backup began"
-            );
-            Finding::new(Grade::Risk, &what, text)
-                .hint("nothing that was committed after it can be restored: run `pitr backup`")
-        })),
-        Err(e) => found.push(Finding::failed(&what, &e)),
-    }
+    let archived =
+        facts.filter(|_| repository.is_required()).and_then(|facts| facts.archiver.newest_segment());
+    found.extend(stored::look(&system, archived).await);
     found
 }
 
@@ -137,21 +131,6 @@ async fn bucket(repository: &Repository) -> Option<Finding> {
         Err(e) => format!("versions and object lock are not known: {}", e.cause),
     };
     Some(Finding::new(Grade::Good, &format!("bucket of {}", repository.name()), text))
-}
-
-/// The segments that were accepted with damage in them, and behind which no backup begins: listings from the newest backup on.
-async fn open_gaps(system: &System) -> Result<Vec<SegmentName>> {
-    let (catalog, size) = (system.catalog().await?, system.identity().segment_size);
-    let sound = catalog.complete().filter(|backup| backup.checksums != Checksums::Corrupt);
-    let Some(newest) = sound.max_by_key(|backup| backup.start_lsn) else { return Ok(Vec::new()) };
-    let from = SegmentNo::containing(newest.start_lsn, size);
-    let mut gaps = Vec::new();
-    for (timeline, found) in system.timelines().await? {
-        if found.wal && timeline >= newest.timeline {
-            gaps.extend(system.gaps_from(SegmentName::new(timeline, from, size)).await?);
-        }
-    }
-    Ok(gaps)
 }
 
 async fn identity(repository: &Repository, facts: Option<&ServerFacts>) -> Result<System> {
@@ -245,7 +224,7 @@ async fn lacking(name: SegmentName, facts: &ServerFacts, repositories: &[Reposit
 }
 
 async fn archived_segment(sql: &mut Sql, facts: &ServerFacts) -> Result<Option<SegmentName>> {
-    let newest = facts.archiver.last_archived.as_deref().and_then(|n| SegmentName::parse(n).ok());
+    let newest = facts.archiver.newest_segment();
     if newest.is_some() || facts.in_recovery {
         return Ok(newest);
     }

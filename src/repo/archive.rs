@@ -535,24 +535,6 @@ impl System {
         Ok(gap.filter(|gap| gap.segment == name))
     }
 
-    /// The accepted segments of a timeline from `from` on whose longest copy is damaged still.
-    ///
-    /// # Errors
-    /// [`RepoError`].
-    pub async fn gaps_from(&self, from: SegmentName) -> Result<Vec<SegmentName>, RepoError> {
-        let dir = self.keys.timeline_dir(from.timeline());
-        let after = format!("{}{from}", self.keys.segment_dir(from));
-        let mut gaps = Vec::new();
-        for object in self.store().list_after(&dir, Some(&after), None).await? {
-            if let Some(SystemObject::Gap(name)) = self.keys.parse(&object.key)
-                && self.accepted_end(name).await?.is_some()
-            {
-                gaps.push(name);
-            }
-        }
-        Ok(gaps)
-    }
-
     async fn info_at(
         &self,
         key: &str,
@@ -654,7 +636,25 @@ impl System {
     /// # Errors
     /// [`RepoError::Store`].
     pub async fn segments(&self, timeline: TimelineId) -> Result<Vec<ListedSegment>, RepoError> {
-        let objects = self.store().list(&self.keys.timeline_dir(timeline)).await?;
+        self.segments_after(timeline, None).await
+    }
+
+    /// As [`Self::segments`], from `from` on.
+    ///
+    /// # Errors
+    /// [`RepoError::Store`].
+    pub async fn segments_from(&self, from: SegmentName) -> Result<Vec<ListedSegment>, RepoError> {
+        // All objects of the segment sort behind its bare name.
+        let after = format!("{}{from}", self.keys.segment_dir(from));
+        self.segments_after(from.timeline(), Some(&after)).await
+    }
+
+    async fn segments_after(
+        &self,
+        timeline: TimelineId,
+        after: Option<&str>,
+    ) -> Result<Vec<ListedSegment>, RepoError> {
+        let objects = self.store().list_after(&self.keys.timeline_dir(timeline), after, None).await?;
         let mut found: BTreeMap<SegmentName, ListedSegment> = BTreeMap::new();
         for object in objects {
             let none = |name| ListedSegment { name, copies: 0, stored: 0, accepted: false };

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Result};
 use crate::ops::failure;
 use crate::pgwire::{ConnError, Sql};
-use crate::wal::{PgMajor, SegmentSize, SystemId};
+use crate::wal::{PgMajor, SegmentName, SegmentSize, SystemId};
 
 /// One setting of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,13 @@ pub struct Archiver {
     pub failures: u64,
     /// The last thing that happened was a failure.
     pub failing: bool,
+}
+
+impl Archiver {
+    /// The last file that was archived, if that was a segment.
+    pub fn newest_segment(&self) -> Option<SegmentName> {
+        self.last_archived.as_deref().and_then(|name| SegmentName::parse(name).ok())
+    }
 }
 
 /// What a server says of itself.

@@ -1,0 +1,192 @@
+//! What a restore of the newest moment would find in a repository, by names alone.
+//!
+//! ```text
+//!  newest complete backup ──► every segment of the server's timeline and its parents ──► the newest one that the server archived
+//! ```
+//! Whoever can delete may take away the newest objects: what is left is genuine and complete in itself, and only the server knows how far
+//! it archived. So this is asked where the server is. Listings alone, from the backup on: `pitr verify` reads what is stored.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Finding, Grade};
+use crate::clock::{Clock as _, SystemClock};
+use crate::error::{Error, Result};
+use crate::repo::System;
+use crate::repo::archive::ListedSegment;
+use crate::repo::objects::{Backup, Checksums};
+use crate::wal::{Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId};
+
+/// How long a new cluster may be without a backup before that is a finding.
+const FIRST_BACKUP: SignedDuration = SignedDuration::from_hours(24);
+
+/// Checks one repository, up to `archived`; without it, up to what is stored.
+pub(super) async fn look(system: &System, archived: Option<SegmentName>) -> Vec<Finding> {
+    let what = format!("WAL in repository {}", system.repository().name());
+    match try_look(system, archived, &what).await {
+        Ok(found) => found,
+        Err(e) => vec![Finding::failed(&what, &e)],
+    }
+}
+
+async fn try_look(system: &System, archived: Option<SegmentName>, what: &str) -> Result<Vec<Finding>> {
+    let catalog = system.catalog().await?;
+    let sound: Vec<&Backup> = catalog.complete().filter(|b| b.checksums != Checksums::Corrupt).collect();
+    if sound.is_empty() {
+        return Ok(vec![no_backup(what, system.identity().created, SystemClock.now())]);
+    }
+    let Some(newest) = newest_timeline(system, archived).await? else {
+        let none = Finding::new(
+            Grade::Bad,
+            what,
+            "backups are stored and no WAL is, without which none can be restored",
+        );
+        return Ok(vec![
+            none.hint("somebody deleted it: `pitr verify` tells what still restores; then `pitr backup`"),
+        ]);
+    };
+    let Some(history) = system.history(newest).await? else {
+        let text = format!(
+            "{}.history is missing, without which timeline {} cannot be reached",
+            newest.hex(),
+            newest.get()
+        );
+        return Ok(vec![
+            Finding::new(Grade::Bad, what, text)
+                .hint("the server has it in pg_wal: `pitr archive-push` it, or run `pitr backup`"),
+        ]);
+    };
+    let leads = |backup: &&Backup| {
+        history.contains(backup.timeline)
+            && history.end(backup.timeline).is_none_or(|end| backup.stop_lsn <= end)
+    };
+    let Some(backup) = sound.into_iter().filter(leads).max_by_key(|backup| backup.start_lsn) else {
+        let text = format!("no complete backup leads to timeline {}, which is the newest", newest.get());
+        return Ok(vec![
+            Finding::new(Grade::Risk, what, text)
+                .hint("its newest moments cannot be restored: run `pitr backup`"),
+        ]);
+    };
+    let way = Way::list(system, &history, backup).await?;
+    way.judge(system, archived, what).await
+}
+
+/// Who has set it up a moment ago is about to take the first one.
+fn no_backup(what: &str, created: Timestamp, now: Timestamp) -> Finding {
+    let is_new = now.duration_since(created) < FIRST_BACKUP;
+    let grade = if is_new { Grade::Good } else { Grade::Risk };
+    Finding::new(grade, what, "no complete backup is stored: nothing can be restored")
+        .hint("run `pitr backup`; if there was one, `pitr verify` tells what is missing")
+}
+
+/// The timeline that the server archives, or the newest of which WAL is stored.
+async fn newest_timeline(system: &System, archived: Option<SegmentName>) -> Result<Option<TimelineId>> {
+    if let Some(archived) = archived {
+        return Ok(Some(archived.timeline()));
+    }
+    let timelines = system.timelines().await?;
+    Ok(timelines.into_iter().filter(|(_, found)| found.wal).map(|(timeline, _)| timeline).next_back())
+}
+
+/// From a backup along a timeline and its parents.
+struct Way<'a> {
+    backup: &'a Backup,
+    history: &'a TimelineHistory,
+    stored: BTreeMap<SegmentName, ListedSegment>,
+}
+
+impl<'a> Way<'a> {
+    async fn list(system: &System, history: &'a TimelineHistory, backup: &'a Backup) -> Result<Self> {
+        let size = system.identity().segment_size;
+        let from = SegmentNo::containing(backup.start_lsn, size);
+        let mut stored = BTreeMap::new();
+        for timeline in history.route().filter(|timeline| *timeline >= backup.timeline) {
+            let listed = system.segments_from(SegmentName::new(timeline, from, size)).await?;
+            stored.extend(listed.into_iter().map(|listed| (listed.name, listed)));
+        }
+        Ok(Self { backup, history, stored })
+    }
+
+    /// The segments that recovery asks for up to `last`, in order: where a timeline forks off inside of one, the newer one's.
+    fn needed(&self, system: &System, last: SegmentName) -> Result<impl Iterator<Item = SegmentName>> {
+        let size = system.identity().segment_size;
+        let end = last
+            .number(size)
+            .map_err(|e| Error::failed(format!("{last} is no segment of this cluster")).source(e))?;
+        let mut next = SegmentNo::containing(self.backup.start_lsn, size);
+        Ok(std::iter::from_fn(move || {
+            let number = (next <= end).then_some(next)?;
+            next = number.next();
+            let behind = Lsn::new(number.end(size).get().saturating_sub(1));
+            Some(SegmentName::new(self.history.owner(behind), number, size))
+        }))
+    }
+
+    async fn judge(
+        &self,
+        system: &System,
+        archived: Option<SegmentName>,
+        what: &str,
+    ) -> Result<Vec<Finding>> {
+        let newest = self.stored.keys().rfind(|name| name.timeline() == self.history.timeline()).copied();
+        // Behind what the server archived an agent stores ahead, in any order.
+        let Some(last) = archived.or(newest) else {
+            let text = format!("nothing of timeline {} is stored", self.history.timeline().get());
+            return Ok(vec![Finding::new(Grade::Good, what, text)]);
+        };
+        let (mut missing, mut count) = (Vec::new(), 0_u64);
+        for name in self.needed(system, last)? {
+            count = count.saturating_add(1);
+            if !self.stored.contains_key(&name) {
+                missing.push(name);
+            }
+        }
+        let id = &self.backup.id;
+        if let Some(first) = missing.first() {
+            let many = match missing.len() {
+                1 => String::new(),
+                n => format!(" and {} more up to {last} are", n.saturating_sub(1)),
+            };
+            let is = if many.is_empty() { " is" } else { "" };
+            let text =
+                format!("{first}{many}{is} missing: from backup {id}, nothing behind that can be restored");
+            return Ok(vec![match archived {
+                Some(_) => Finding::new(Grade::Bad, what, text).hint(
+                    "the server archived behind it: somebody deleted it, or a server that was promoted never archived it; `pitr verify` tells what still restores; run `pitr backup`, and find out who may delete there",
+                ),
+                // Of an optional repository, or where the server does not say how far it is, it may be under way.
+                None => Finding::new(Grade::Risk, what, text)
+                    .hint("it is not stored yet, or gone: `pitr agent` stores what it lacks; else run `pitr backup`"),
+            }]);
+        }
+        for listed in self.stored.values().filter(|listed| listed.accepted) {
+            if system.accepted_end(listed.name).await?.is_some() {
+                let text = format!(
+                    "it has a gap at {}, which was accepted as damaged after the newest backup began",
+                    listed.name
+                );
+                return Ok(vec![
+                    Finding::new(Grade::Risk, what, text)
+                        .hint("nothing that was committed after it can be restored: run `pitr backup`"),
+                ]);
+            }
+        }
+        let text = format!("all {count} segments from backup {id} to {last} are there");
+        Ok(vec![Finding::new(Grade::Good, what, text)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_without_a_backup_is_at_risk_after_a_day() {
+        let grade = |hours| {
+            let created = Timestamp::UNIX_EPOCH;
+            no_backup("x", created, created + SignedDuration::from_hours(hours)).grade
+        };
+        assert_eq!((grade(23), grade(24)), (Grade::Good, Grade::Risk));
+    }
+}
