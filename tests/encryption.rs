@@ -267,7 +267,17 @@ fn keys_rotate_recipients_come_and_go_and_check_compares_the_wraps() -> Result<(
     give_to_server(&keys.join("wrap-0099.age"))?;
     let check = site.ask(&["check"])?;
     ensure!(check.code == 2 && check.out.contains("wrap-0099.age"), "{check:?}");
-    site.ask(&["key", "test", "--identity", &daily])?.expect(0, &[])
+    site.ask(&["key", "test", "--identity", &daily])?.expect(0, &[])?;
+    fs::remove_file(keys.join("wrap-0099.age"))?;
+    let path = site.place().join("main.host");
+    let mut host: Value = serde_json::from_slice(&fs::read(&path)?)?;
+    let newest = host["epochs"].as_array_mut().and_then(|epochs| epochs.last_mut()).context("an epoch")?;
+    let made = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(335 * 24);
+    newest["created"] = made.to_string().into();
+    fs::write(&path, serde_json::to_vec(&host)?)?;
+    let check = site.ask(&["check"])?;
+    ensure!(check.code == 2 && check.out.contains("is 335 days old"), "{check:?}");
+    Ok(())
 }
 
 #[test]

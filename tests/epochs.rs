@@ -16,7 +16,7 @@ use serde_json::Value;
 use support::cluster::{Install, Stop, as_server, give_to_server};
 use support::keys;
 use support::office::{Office, sealed_here};
-use support::site::{Answer, Site};
+use support::site::{Answer, Site, until};
 
 /// Row 1 lies in an epoch that both recipients open, row 2 in one that `offline` does not.
 struct World {
@@ -112,6 +112,42 @@ fn an_identity_that_lacks_an_epoch_is_refused_what_needs_it_before_anything_is_w
     ensure!(said.out.contains(epoch) && said.out.contains("no identity at hand opens"), "{said:?}");
     ensure!(!world.with(&daily, &["info"])?.out.contains("no identity at hand opens"));
     Ok(())
+}
+
+/// The last segment that recovery needs is stored twice: unfinished in an epoch that both open, and longer in one that `offline` does not.
+#[test]
+fn the_longest_copy_of_a_segment_tells_which_key_it_takes() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    let sql = |sql: &str| site.cluster.psql(sql);
+    sql("CREATE TABLE t (n int)")?;
+    site.backup()?;
+    sql("INSERT INTO t VALUES (1)")?;
+    let segment = sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")?;
+    let unfinished = site.place().join(&segment);
+    fs::copy(site.cluster.data.join("pg_wal").join(&segment), &unfinished)?;
+    give_to_server(&unfinished)?;
+    site.ask(&["archive-push", &shown(&unfinished)])?.expect(0, &[])?;
+    let (daily, other) = (office.daily(), format!("other={}", Identity::generate().recipient()));
+    site.ask(&["key", "add", &other, "--identity", &shown(&daily)])?.expect(0, &[])?;
+    site.ask(&["key", "remove", "offline", "--identity", &shown(&daily)])?.expect(0, &[])?;
+    let within = sql("INSERT INTO t VALUES (2) RETURNING pg_current_wal_insert_lsn()")?;
+    sql("INSERT INTO t VALUES (3)")?;
+    sql("SELECT pg_switch_wal()")?;
+    let longer = site.object(&format!("{segment}.2"))?;
+    until(|| Ok(longer.exists()), || format!("{segment} has no longer copy"))?;
+
+    let epoch = newest(&site.folder()?.join("keys"))?;
+    let target = shown(&site.place().join("target"));
+    let restore = |identity: &Path, more: &[&str]| {
+        let args = ["restore", "--copy", "--target-dir", &target, "--identity", &shown(identity)];
+        site.ask(&[&args[..], more].concat())
+    };
+    for more in [&[][..], &["--to-lsn", &within]] {
+        restore(&office.offline(), more)?.expect(7, &[&segment, &epoch, "--identity"])?;
+        ensure!(!Path::new(&target).exists(), "something was written");
+    }
+    restore(&daily, &["--to-lsn", &within, "--dry-run"])?.expect(0, &[])
 }
 
 #[test]

@@ -68,6 +68,7 @@ fn bless() {
         key: EpochKey::generate(Epoch::FIRST),
         seal: SealKey::new(*Digest::of(b"the seal key of the fixtures").as_bytes()),
         created: "2025-10-17T10:30:00Z".parse::<Timestamp>().unwrap(),
+        recipients: Vec::new(),
     };
     let wrap = opened.wrap("main", &[&daily.recipient(), &offline.recipient()]).unwrap();
     let named = |name: &str, of: &Identity| NamedRecipient { name: name.into(), recipient: of.recipient() };

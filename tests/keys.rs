@@ -96,8 +96,15 @@ fn no_key_is_written_over_another() -> Result<()> {
     std::os::unix::fs::symlink(".", office.path().join("here"))?;
     let twice = ["--host-file", "main.host", "--generate", "daily=x.key", "--generate", "offline=here/x.key"];
     key_init(office.path(), &twice)?.expect(9, &["here/x.key is there already"])?;
+    // What was written before it went wrong opens nothing, and is not in the way of a repetition.
+    ensure!(inside()? == ["here"], "{:?}", inside()?);
+    let both = ["--generate", "daily=x.key", "--generate", "offline=y.key", "--host-file"];
+    let answer = key_init(office.path(), &[&both[..], &["/proc/main.host"]].concat())?;
+    answer.expect(1, &["cannot write /proc/main.host"])?;
+    ensure!(inside()? == ["here"], "{:?}", inside()?);
+    key_init(office.path(), &[&both[..], &["main.host"]].concat())?.expect(0, &[])?;
     let text = fs::read_to_string(office.path().join("x.key"))?;
-    ensure!(text.contains("recipient daily") && !office.path().join("main.host").exists(), "{text}");
+    ensure!(text.contains("recipient daily") && office.path().join("main.host").exists(), "{text}");
     Ok(())
 }
 
@@ -208,6 +215,59 @@ fn an_epoch_without_wraps_opens_nothing_and_every_missing_key_is_named_by_its_ep
     says(&again, 0, &["e0001: opens"])?;
     fs::rename(site.place().join("aside2"), world.wraps("e0002")?)?;
     says(&site.ask(&["key", "test", "--identity", &daily])?, 0, &["e0002: opens"])
+}
+
+/// SECURITY.md: the host file is the server's user's, and whoever becomes that user can write it.
+#[test]
+fn whoever_changes_the_host_file_gets_nothing_that_is_stored_and_is_found() -> Result<()> {
+    let Some(world) = World::new()? else { return Ok(()) };
+    let (site, daily) = (&world.site, world.daily());
+    let office = scratch("pitr-thief-")?;
+    keys::init(&office.path().join("host"), office.path(), &[])?;
+    let thief = keys::daily(office.path());
+    let text = fs::read_to_string(&thief)?;
+    let public = text.lines().find_map(|line| line.strip_prefix("# public key: ")).context("a public key")?;
+    let thief = thief.display().to_string();
+    let segment = site.switch()?;
+    site.backup()?;
+    let good = fs::read(world.host_file())?;
+    let change = |change: &dyn Fn(&mut serde_json::Value)| -> Result<()> {
+        let mut host = serde_json::from_slice(&good)?;
+        change(&mut host);
+        Ok(fs::write(world.host_file(), serde_json::to_vec_pretty(&host)?)?)
+    };
+
+    // Among the recipients: the next epoch is for him too, which is said; what is stored is not.
+    change(&|host| host["recipients"][1]["recipient"] = public.into())?;
+    let audit = format!("audit={}", world.somebody()?);
+    let refused = ["stands in the host file", public, "e0001"];
+    site.ask(&["key", "add", &audit, "--identity", &daily])?.expect(9, &refused)?;
+    let rotated = site.ask(&["key", "rotate"])?;
+    says(&rotated, 0, &["e0002", &format!("readable for   offline: {public}")])?;
+    site.ask(&["key", "add", &audit, "--identity", &daily])?.expect(9, &refused)?;
+    get(site, &segment, &thief)?.expect(207, &["e0001"])?;
+    fs::remove_dir_all(world.wraps("e0002")?)?;
+
+    // In the place of the epoch's key: nothing on the host tells, whoever has an identity is told.
+    change(&|host| host["epochs"][0]["recipient"] = public.into())?;
+    let stolen = self::segment(site)?;
+    site.backup()?;
+    get(site, &stolen, &daily)?.expect(207, &[])?;
+    let found = site.ask(&["key", "test", "--identity", &daily])?;
+    says(&found, 7, &["DOES NOT OPEN", "with another key than its wraps hold"])?;
+    site.ask(&["key", "rotate", "--identity", &daily])?.expect(7, &["another key"])?;
+    ensure!(!world.wraps("e0002")?.exists(), "it rotated");
+    // The right one is back: what was sealed by the other one is named still, also where there is no host file.
+    fs::write(world.host_file(), &good)?;
+    for bare in [false, true] {
+        if bare {
+            configure(site, &own_repository(site))?;
+        }
+        let found = site.ask(&["key", "test", "--identity", &daily])?;
+        says(&found, 7, &["opens by its wraps, and DOES NOT OPEN", "does not open main/"])?;
+        ensure!(found.out.contains("UNVERIFIED") == bare, "{found:?}");
+    }
+    Ok(())
 }
 
 #[test]

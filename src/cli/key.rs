@@ -103,11 +103,10 @@ fn init(common: &Common, args: &KeyArgs, wanted: &KeyInitArgs) -> Result<Ended> 
     if let Some(identities) = common.identity.as_deref().map(keyring::identity_file).transpose()? {
         key::prove(&host, &identities)?;
     }
-    write_identities(&made, &host)?;
     let owner =
         found.as_ref().and_then(|config| config.postgres.data_dir.as_deref()).and_then(Account::owner_of);
     let owner = owner.or_else(|| Account::named("postgres"));
-    write(&path, host.render().as_bytes(), owner.as_ref())?;
+    write_files(&made, &host, &path, owner.as_ref())?;
     show_init(common, &host, &path, &made);
     Ok(Ended::Well)
 }
@@ -128,10 +127,24 @@ fn who(wanted: &KeyInitArgs) -> Result<(Vec<NamedRecipient>, Vec<Made>)> {
     Ok((recipients, made))
 }
 
-fn write_identities(made: &[Made], host: &HostFile) -> Result<()> {
-    for (name, file, identity) in made {
+/// Writes the identities that were made, then the host file: one that seals for a lost identity would be worse than none. If one of them
+/// cannot be written and no host file is there, those before it go again: they open nothing, and would be in the way of a repetition.
+fn write_files(made: &[Made], host: &HostFile, path: &Path, owner: Option<&Account>) -> Result<()> {
+    let identities = made.iter().map(|(name, file, identity)| {
         let what = format!("pitr: recipient {name} of cluster {}", host.cluster);
-        write(file, identity.file(&what).as_bytes(), None)?;
+        write(file, identity.file(&what).as_bytes(), None)
+    });
+    let host_file = std::iter::once_with(|| write(path, host.render().as_bytes(), owner));
+    for (before, written) in identities.chain(host_file).enumerate() {
+        let Err(error) = written else { continue };
+        // A failed sync leaves it there, perhaps.
+        let sealing = !matches!(path.try_exists(), Ok(false));
+        for (_, file, _) in made.iter().take(before).filter(|_| !sealing) {
+            if durable::remove_durably(file).is_err() {
+                return Err(error.hint(format!("delete {} too: it opens nothing", file.display())));
+            }
+        }
+        return Err(error);
     }
     Ok(())
 }
@@ -288,14 +301,18 @@ impl Held {
                 "schema": schema,
                 "epoch": self.host.epoch,
                 "new_epoch": begun,
+                "recipients": recipients_json(&self.host),
                 "repositories": places_json(done),
             }));
             return;
         }
+        let recipients =
+            self.host.recipients.iter().map(|r| format!("readable for   {}: {}\n", r.name, r.recipient));
         say(&format!(
-            "{said}\nhost file      {}\nwraps stored   {}\n",
+            "{said}\nhost file      {}\nwraps stored   {}\n{}",
             self.path.display(),
-            places_text(done)
+            places_text(done),
+            recipients.collect::<String>()
         ));
     }
 }
@@ -314,6 +331,10 @@ async fn spread(context: &Context, host: &HostFile) -> Result<Vec<Stored>> {
     })
 }
 
+fn recipients_json(host: &HostFile) -> Vec<serde_json::Value> {
+    host.recipients.iter().map(|r| json!({ "name": r.name, "recipient": r.recipient.to_string() })).collect()
+}
+
 fn places_json(done: &[Stored]) -> Vec<serde_json::Value> {
     done.iter().map(|(name, system)| json!({ "repository": name, "system": system.to_string() })).collect()
 }
@@ -326,6 +347,7 @@ fn places_text(done: &[Stored]) -> String {
 async fn rotate(common: &Common, args: &KeyArgs) -> Result<Ended> {
     let (mut held, _lock) = Held::to_change(common, args).await?;
     let epoch = key::rotate(&mut held.host, SystemClock.now())?;
+    key::prove_recipients(&held.host, &held.identities())?;
     let done = held.store().await?;
     let said =
         format!("epoch {epoch} begins; nothing is rewritten. A running `pitr agent` takes it up by itself");
@@ -372,11 +394,6 @@ async fn list(common: &Common, args: &KeyArgs) -> Result<Ended> {
             .iter()
             .map(|e| json!({ "epoch": e.epoch, "created": e.created, "age_days": days(e.created), "current": e.epoch == host.epoch, "wraps": e.wraps.len() }))
             .collect();
-        let recipients: Vec<_> = host
-            .recipients
-            .iter()
-            .map(|r| json!({ "name": r.name, "recipient": r.recipient.to_string() }))
-            .collect();
         let places: Vec<_> = places
             .iter()
             .map(|p| json!({ "repository": p.repository, "system": p.system.to_string(), "missing": p.missing, "strange": p.strange }))
@@ -386,7 +403,7 @@ async fn list(common: &Common, args: &KeyArgs) -> Result<Ended> {
             "cluster": host.cluster,
             "seal_fingerprint": host.seal.fingerprint().to_string(),
             "epochs": epochs,
-            "recipients": recipients,
+            "recipients": recipients_json(host),
             "repositories": places,
         }));
         return Ok(Ended::Well);

@@ -9,7 +9,8 @@
 //! ```
 //! The host file is written first, the repositories follow; whoever dies in between has lost nothing, since a push puts what its folder
 //! lacks. What was made is opened again with every identity at hand before anything is written. Nothing that is stored is rewritten.
-//! Rules: REPOSITORY.md 5.
+//! The host file belongs to the server's user, so it is not believed about who may read what is stored already: an epoch is wrapped anew
+//! only for whom a wrap of it names, and for whom the operator names. Rules: REPOSITORY.md 5.
 
 mod recover;
 
@@ -60,7 +61,8 @@ pub fn rotate(host: &mut HostFile, now: Timestamp) -> Result<Epoch> {
 }
 
 fn begin(host: &mut HostFile, epoch: Epoch, now: Timestamp) -> Result<()> {
-    let opened = Opened { key: EpochKey::generate(epoch), seal: host.seal.clone(), created: now };
+    let (key, seal) = (EpochKey::generate(epoch), host.seal.clone());
+    let opened = Opened { key, seal, created: now, recipients: Vec::new() };
     let wrap = opened.wrap(&host.cluster, &for_all(host)).map_err(unwrappable)?;
     host.begin(&opened, wrap);
     Ok(())
@@ -97,9 +99,14 @@ fn enough(recipients: &[NamedRecipient]) -> Result<()> {
 /// Kind `Usage` for a name or a key that is there already; kind `Key` if no identity opens one of the epochs.
 pub fn add(host: &mut HostFile, new: NamedRecipient, identities: &[Identity]) -> Result<()> {
     let mut recipients = host.recipients.clone();
+    let public = new.recipient.clone();
     recipients.push(new);
     enough(&recipients)?;
-    rewrap(host, recipients, identities)
+    let mut changed = host.clone();
+    rewrap(&mut changed, recipients, Some(&public), identities)?;
+    prove_recipients(&changed, identities)?;
+    *host = changed;
+    Ok(())
 }
 
 /// Takes a recipient out, and begins the next epoch without him: of the present one he has the key, whatever it is wrapped for from now on.
@@ -119,19 +126,35 @@ pub fn remove(host: &mut HostFile, name: &str, identities: &[Identity], now: Tim
     }
     enough(&recipients)?;
     let mut changed = host.clone();
-    rewrap(&mut changed, recipients, identities)?;
+    rewrap(&mut changed, recipients, None, identities)?;
     let epoch = rotate(&mut changed, now)?;
+    prove_recipients(&changed, identities)?;
     *host = changed;
     Ok(epoch)
 }
 
-/// A new wrap of every epoch, for `recipients`. All of them or none.
+/// A new wrap of every epoch, for `recipients`, of whom the operator names `new`. All of them or none.
 ///
 /// # Errors
-/// Kind `Key` if no identity opens one of the epochs.
-fn rewrap(host: &mut HostFile, recipients: Vec<NamedRecipient>, identities: &[Identity]) -> Result<()> {
+/// Kind `Key` if no identity opens one of the epochs; kind `Refused` for a recipient for whom nothing but the host file speaks.
+fn rewrap(
+    host: &mut HostFile,
+    recipients: Vec<NamedRecipient>,
+    new: Option<&Recipient>,
+    identities: &[Identity],
+) -> Result<()> {
     let opened: Vec<Opened> =
         host.epochs.iter().map(|epoch| open(host, epoch, identities)).collect::<Result<_>>()?;
+    for epoch in &host.epochs {
+        let known = recipients.iter().filter(|r| Some(&r.recipient) != new);
+        if let Some(stranger) = stranger(host, epoch, known, identities) {
+            return Err(Error::refused(format!(
+                "recipient {} ({}) stands in the host file, but no wrap of epoch {} that opens was made for that key: nothing was changed",
+                stranger.name, stranger.recipient, epoch.epoch
+            ))
+            .hint("whoever can write the host file may have put it there: compare it with the recovery kit, restore a host file that you trust, and `pitr key add` the key if it is one of yours"));
+        }
+    }
     let cluster = host.cluster.clone();
     let keys: Vec<&Recipient> = recipients.iter().map(|r| &r.recipient).collect();
     let wraps = opened.iter().map(|opened| opened.wrap(&cluster, &keys)).collect::<Result<Vec<_>, _>>();
@@ -146,17 +169,44 @@ fn rewrap(host: &mut HostFile, recipients: Vec<NamedRecipient>, identities: &[Id
     Ok(())
 }
 
+/// One of `recipients` whom no wrap of `epoch` that opens was made for. Where none says for whom, as an older pitr made them, all are believed.
+fn stranger<'a>(
+    host: &HostFile,
+    epoch: &HostEpoch,
+    mut recipients: impl Iterator<Item = &'a NamedRecipient>,
+    identities: &[Identity],
+) -> Option<&'a NamedRecipient> {
+    let opened = epoch.wraps.iter().filter_map(|wrap| wrap.open(identities, &host.cluster, epoch.epoch).ok());
+    let genuine = opened.filter(|opened| opened.key.recipient() == epoch.recipient);
+    let named: Vec<Vec<Recipient>> =
+        genuine.map(|opened| opened.recipients).filter(|named| !named.is_empty()).collect();
+    if named.is_empty() {
+        return None;
+    }
+    recipients.find(|r| !named.iter().flatten().any(|known| *known == r.recipient))
+}
+
 /// An epoch's secret, by the newest wrap that one of `identities` opens.
 ///
 /// # Errors
 /// Kind `Key`, which names the epoch.
 pub fn open(host: &HostFile, epoch: &HostEpoch, identities: &[Identity]) -> Result<Opened> {
     let found = epoch.wraps.iter().rev().find_map(|w| w.open(identities, &host.cluster, epoch.epoch).ok());
-    let found = found.filter(|opened| opened.seal == host.seal && opened.key.recipient() == epoch.recipient);
-    found.ok_or_else(|| {
+    let found = found.ok_or_else(|| {
         Error::key(format!("no identity at hand opens a wrap of epoch {}", epoch.epoch))
             .hint("give one of the recipients' identities: --identity FILE, or PITR_IDENTITY; `pitr key list` names them")
-    })
+    })?;
+    if found.seal == host.seal && found.key.recipient() == epoch.recipient {
+        return Ok(found);
+    }
+    Err(another_key(epoch.epoch))
+}
+
+/// The host file seals for a key that is not the one in its wraps.
+pub fn another_key(epoch: Epoch) -> Error {
+    Error::key(format!("the host file seals epoch {epoch} with another key than its wraps hold")).hint(
+        "somebody changed the host file, and what was sealed by it since opens for him alone: bring back one that you trust, then `pitr key rotate` and `pitr backup --full`",
+    )
 }
 
 /// Proves that each identity opens every epoch, before anybody relies on it.
@@ -170,6 +220,15 @@ pub fn prove(host: &HostFile, identities: &[Identity]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// As [`prove`], with those of `identities` that belong to a recipient.
+///
+/// # Errors
+/// Kind `Key`.
+pub fn prove_recipients(host: &HostFile, identities: &[Identity]) -> Result<()> {
+    let is_one = |identity: &&Identity| host.recipients.iter().any(|r| r.recipient == identity.recipient());
+    prove(host, &identities.iter().filter(is_one).cloned().collect::<Vec<_>>())
 }
 
 /// A sealed folder, and how its wraps are.
@@ -289,5 +348,39 @@ mod tests {
         );
         let too_few = remove(&mut host, "late", &[offline], Timestamp::UNIX_EPOCH).unwrap_err();
         assert_eq!(too_few.kind(), Kind::Usage);
+    }
+
+    #[test]
+    fn a_host_file_that_was_changed_hands_nothing_on() {
+        let (daily, offline, thief) = (Identity::generate(), Identity::generate(), Identity::generate());
+        let recipients = vec![named("daily", &daily), named("offline", &offline)];
+        let host = init(&cluster(), recipients, Timestamp::UNIX_EPOCH).unwrap();
+        let (own, audit) = (std::slice::from_ref(&daily), Identity::generate());
+        let mut changed = host.clone();
+        changed.recipients[1].recipient = thief.recipient();
+        // An epoch that the changed file begins is the thief's to read; none before it becomes so.
+        rotate(&mut changed, Timestamp::UNIX_EPOCH).unwrap();
+        let before = changed.clone();
+        let error = add(&mut changed, named("audit", &audit), own).unwrap_err();
+        assert_eq!(error.kind(), Kind::Refused);
+        assert!(error.to_string().contains("offline") && error.to_string().contains("e0001"), "{error}");
+        changed.recipients.push(named("third", &audit));
+        assert_eq!(
+            remove(&mut changed, "third", own, Timestamp::UNIX_EPOCH).unwrap_err().kind(),
+            Kind::Refused
+        );
+        changed.recipients.pop();
+        assert_eq!(changed, before, "a failed change changes nothing");
+        // Whoever names the key himself vouches for it.
+        let mut one = host.clone();
+        one.recipients.pop();
+        add(&mut one, named("third", &thief), own).unwrap();
+        prove(&one, std::slice::from_ref(&thief)).unwrap();
+
+        let mut exchanged = host;
+        exchanged.epochs[0].recipient = EpochKey::generate(Epoch::FIRST).recipient();
+        let error = prove_recipients(&exchanged, own).unwrap_err();
+        assert!(error.to_string().contains("another key"), "{error}");
+        assert_eq!(error.kind(), Kind::Key);
     }
 }

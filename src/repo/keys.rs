@@ -494,11 +494,18 @@ impl System {
         }
     }
 
-    /// Checks that the folder has a wrap of the epoch, before an object that it sealed elsewhere is put here.
+    /// Checks that the folder has the wrap of the epoch, before an object that it sealed elsewhere is put here. Of an epoch that the host file
+    /// knows it is the host file's.
     pub(super) async fn has_wraps(&self, epoch: Option<Epoch>) -> Result<(), RepoError> {
         let Some(epoch) = epoch.filter(|_| self.seal.is_some()) else { return Ok(()) };
-        if self.repository.keys().and_then(Keyring::host).is_some_and(|host| host.epoch == epoch) {
+        let host = self.repository.keys().and_then(Keyring::host);
+        if host.is_some_and(|host| host.epoch == epoch) {
             return self.sealer().await.map(drop);
+        }
+        if let Some((host, known)) =
+            host.and_then(|host| Some((host, host.epochs.iter().find(|e| e.epoch == epoch)?)))
+        {
+            return self.make_sure_of_wraps(host, known).await;
         }
         let key = self.keys.key(&SystemObject::Wrap(epoch, 1));
         if self.store().head(&key).await?.is_some() {

@@ -204,7 +204,8 @@ mod tests {
         };
         for n in 1..=2 {
             let key = EpochKey::generate(Epoch::new(n).unwrap());
-            let opened = Opened { key, seal: seal.clone(), created: Timestamp::UNIX_EPOCH };
+            let (seal, created) = (seal.clone(), Timestamp::UNIX_EPOCH);
+            let opened = Opened { key, seal, created, recipients: Vec::new() };
             file.begin(&opened, opened.wrap("main", &[&daily.recipient()]).unwrap());
         }
         file

@@ -6,10 +6,11 @@
 //!  # cluster: main
 //!  # created: 2026-01-31T12:00:00Z
 //!  # seal key: 64 hexadecimal digits
+//!  # recipient: age1…                    one for each whom it was made for
 //!  AGE-SECRET-KEY-1…                     so this is an identity file: age -d -i it opens every body of the epoch
 //! ```
-//! A wrap says whose it is, and a reader compares: one taken from another cluster or put under another epoch is refused. Pure but for
-//! random numbers.
+//! A wrap says whose it is, and a reader compares: one taken from another cluster or put under another epoch is refused. Only who has the
+//! epoch's secret can make one, so its recipients are believed where a host file's are not. Pure but for random numbers.
 
 use std::fmt::Write as _;
 
@@ -26,6 +27,10 @@ use super::{Opener, SealError, body};
 pub const MAX_WRAP: u64 = 64 << 10;
 /// Room for a wrap's text besides the name of the cluster: a text that grows leaves copies of itself behind.
 const TEXT_ROOM: usize = 512;
+/// Room for a recipient's line.
+const LINE_ROOM: usize = 96;
+/// What a recipient's line begins with.
+const RECIPIENT: &str = "# recipient: ";
 /// Most wraps of one epoch: one for each change of its recipients.
 pub const MAX_WRAPS: u32 = 999;
 
@@ -42,21 +47,29 @@ pub struct Opened {
     pub seal: SealKey,
     /// When the epoch was made.
     pub created: Timestamp,
+    /// Whom the wrap says that it was made for; one of an older pitr says nothing.
+    pub recipients: Vec<Recipient>,
 }
 
 impl Opened {
     /// Its text: an identity file of age.
-    fn text(&self, cluster: &str) -> Zeroizing<String> {
-        let mut text = Zeroizing::new(String::with_capacity(TEXT_ROOM.saturating_add(cluster.len())));
+    fn text(&self, cluster: &str, recipients: &[&Recipient]) -> Zeroizing<String> {
+        let room = TEXT_ROOM.saturating_add(cluster.len());
+        let room = room.saturating_add(LINE_ROOM.saturating_mul(recipients.len()));
+        let mut text = Zeroizing::new(String::with_capacity(room));
         write!(
             text,
-            "# pitr epoch {}\n# cluster: {cluster}\n# created: {}\n# seal key: {}\n{}\n",
+            "# pitr epoch {}\n# cluster: {cluster}\n# created: {}\n# seal key: {}\n",
             self.key.epoch,
             self.created,
             self.seal.to_hex().as_str(),
-            self.key.identity.to_text().as_str()
         )
         .expect("text takes all that is written");
+        for recipient in recipients {
+            writeln!(text, "{RECIPIENT}{recipient}").expect("text takes all that is written");
+        }
+        text.push_str(&self.key.identity.to_text());
+        text.push('\n');
         text
     }
 
@@ -66,7 +79,7 @@ impl Opened {
     /// [`SealError::Encrypt`].
     pub fn wrap(&self, cluster: &str, recipients: &[&Recipient]) -> Result<Wrap, SealError> {
         // Handed over, not copied: wiped when the last one lets go of it.
-        let pieces = body::encrypt([Bytes::from_owner(self.text(cluster))], recipients)?;
+        let pieces = body::encrypt([Bytes::from_owner(self.text(cluster, recipients))], recipients)?;
         Ok(Wrap(pieces.concat().into()))
     }
 }
@@ -91,7 +104,8 @@ impl Wrap {
         let seal = SealKey::from_hex(line("# seal key: ").ok_or_else(|| bad.clone())?)?;
         let created = line("# created: ").and_then(|t| t.parse().ok()).ok_or_else(|| bad.clone())?;
         let identity = Identity::parse_file(text)?.pop().ok_or(bad)?;
-        Ok(Opened { key: EpochKey { epoch, identity }, seal, created })
+        let recipients = text.lines().filter_map(|line| line.strip_prefix(RECIPIENT)?.parse().ok()).collect();
+        Ok(Opened { key: EpochKey { epoch, identity }, seal, created, recipients })
     }
 }
 
@@ -106,12 +120,14 @@ mod tests {
             key: EpochKey::generate(Epoch::FIRST),
             seal: SealKey::new([3; 32]),
             created: Timestamp::UNIX_EPOCH,
+            recipients: Vec::new(),
         };
         let wrap = opened.wrap("main", &[&daily.recipient(), &offline.recipient()]).unwrap();
         for identity in [&daily, &offline] {
             let found = wrap.open(std::slice::from_ref(identity), "main", Epoch::FIRST).unwrap();
             assert_eq!((found.seal, found.created), (opened.seal.clone(), opened.created));
             assert_eq!(found.key.recipient(), opened.key.recipient());
+            assert_eq!(found.recipients, [daily.recipient(), offline.recipient()]);
         }
         let refused = |who: &Identity, cluster: &str, epoch: u32| {
             wrap.open(std::slice::from_ref(who), cluster, Epoch::new(epoch).unwrap()).unwrap_err()
@@ -137,7 +153,8 @@ mod tests {
         let key = EpochKey::generate(Epoch::FIRST);
         let masked = |text: &str| crate::codec::hex(&text.bytes().map(|b| b ^ MASK).collect::<Vec<_>>());
         let wanted = [masked(&key.identity.to_text()), masked(&"a7".repeat(32))];
-        let opened = Opened { key, seal: SealKey::new([0xa7; 32]), created: Timestamp::UNIX_EPOCH };
+        let (seal, created) = (SealKey::new([0xa7; 32]), Timestamp::UNIX_EPOCH);
+        let opened = Opened { key, seal, created, recipients: Vec::new() };
         let wrap = crate::codec::hex(&opened.wrap("main", &[&daily.recipient()]).unwrap().0);
         let task = [&wrap, daily.to_text().as_str(), &wanted[0], &wanted[1]].join(" ");
         // In a process of its own: this one has made the secrets.

@@ -18,7 +18,6 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::config::load::Caller;
 use crate::error::{Error, Result};
 use crate::ops::key::{self, Folders};
-use crate::repo::Keyring;
 use crate::seal::{Epoch, HostFile, Identity};
 
 use super::{Made, Stored};
@@ -46,9 +45,10 @@ pub(super) async fn run(common: &Common, args: &KeyArgs, wanted: &KeyRecoverArgs
     }
     let folders = Folders::read(&context.repositories()?).await?;
     let host = key::recover(&context.config.cluster, &folders, ring, recipients, SystemClock.now())?;
-    prove(&host, ring, &made)?;
-    super::write_identities(&made, &host)?;
-    super::write(&path, host.render().as_bytes(), context.owner().as_ref())?;
+    let made_now = made.iter().map(|(_, _, identity)| identity);
+    let at_hand: Vec<Identity> = ring.identities().iter().chain(made_now).cloned().collect();
+    key::prove_recipients(&host, &at_hand)?;
+    super::write_files(&made, &host, &path, context.owner().as_ref())?;
     let verified = !ring.is_unverified();
     let done = super::spread(&context, &host).await?;
     show(
@@ -56,13 +56,6 @@ pub(super) async fn run(common: &Common, args: &KeyArgs, wanted: &KeyRecoverArgs
         &Shown { host: &host, path: &path, made: &made, verified, lost: folders.without_wraps(), done },
     );
     Ok(Ended::Well)
-}
-
-/// Opens every epoch with each identity at hand that belongs to a recipient.
-fn prove(host: &HostFile, ring: &Keyring, made: &[Made]) -> Result<()> {
-    let at_hand = ring.identities().iter().chain(made.iter().map(|(_, _, identity)| identity));
-    let is_one = |identity: &&Identity| host.recipients.iter().any(|r| r.recipient == identity.recipient());
-    key::prove(host, &at_hand.filter(is_one).cloned().collect::<Vec<_>>())
 }
 
 struct Shown<'a> {

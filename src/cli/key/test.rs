@@ -1,19 +1,21 @@
 //! `pitr key test`: does the key in the safe still open everything?
 //!
 //! Every epoch there was is asked for, also one whose wraps are gone: those that the wraps, the backups' verdicts and the host file name, and
-//! all before them. A sealed folder without a single wrap is a lost key and no absence.
+//! all before them. A sealed folder without a single wrap is a lost key and no absence. A wrap that opens is not enough, since a host file that
+//! somebody changed seals for a key of his: of each epoch the manifest of its newest backup is opened, and of the folder its newest segment.
 
 use serde_json::json;
 
 use crate::cli::args::Common;
 use crate::cli::exit::Ended;
 use crate::cli::output::{self, say};
+use crate::cli::verify::UNVERIFIED;
 use crate::error::{Error, Result};
 use crate::ops::key;
-use crate::repo::path::Sealing;
+use crate::repo::path::{BackupObject, Sealing};
 use crate::repo::{Keyring, RepoError, Repository, System};
 use crate::seal::{Epoch, Identity, Wrap};
-use crate::wal::SystemId;
+use crate::wal::{SystemId, WalFileName};
 
 /// Whether the identities at hand open what is stored: each epoch's wraps, by reading them from the repositories.
 ///
@@ -34,13 +36,17 @@ pub(super) async fn run(common: &Common) -> Result<Ended> {
         return Err(Error::not_found("no repository holds an encrypted folder of this cluster")
             .hint("`pitr info` shows what there is"));
     }
+    let unverified = context.keys.as_deref().is_none_or(Keyring::is_unverified);
     if common.json {
         let rows: Vec<_> = shown
             .iter()
-            .map(|t| json!({ "repository": t.repository, "system": t.system.to_string(), "epoch": t.epoch, "wraps": t.wraps, "opens": t.opens }))
+            .map(|t| json!({ "repository": t.repository, "system": t.system.to_string(), "epoch": t.epoch, "wraps": t.wraps, "opens": t.is_good(), "opened": t.opened, "locked": t.locked }))
             .collect();
-        output::json(&json!({ "schema": "pitr.key-test.v1", "epochs": rows }));
+        output::json(&json!({ "schema": "pitr.key-test.v1", "unverified": unverified, "epochs": rows }));
     } else {
+        if unverified {
+            say(UNVERIFIED);
+        }
         for t in &shown {
             say(&format!(
                 "repository {}, system {}, epoch {}: {}",
@@ -51,7 +57,7 @@ pub(super) async fn run(common: &Common) -> Result<Ended> {
             ));
         }
     }
-    shown.iter().find(|t| !t.opens).map_or(Ok(Ended::Well), |locked| Err(locked.problem()))
+    shown.iter().find(|t| !t.is_good()).map_or(Ok(Ended::Well), |locked| Err(locked.problem()))
 }
 
 /// An epoch of a sealed folder.
@@ -61,20 +67,43 @@ struct Tested {
     epoch: Epoch,
     /// How many wraps of it are there.
     wraps: u32,
+    /// A wrap of it opens.
     opens: bool,
+    /// The host file at hand seals for another key.
+    exchanged: bool,
+    /// What was sealed with it and opened.
+    opened: Vec<String>,
+    /// What was sealed with it, as it says, and does not open.
+    locked: Option<String>,
 }
 
 impl Tested {
-    fn word(&self) -> &'static str {
-        match (self.wraps, self.opens) {
-            (_, true) => "opens",
-            (0, false) => "HAS NO WRAPS",
-            (_, false) => "DOES NOT OPEN",
+    fn is_good(&self) -> bool {
+        self.opens && !self.exchanged && self.locked.is_none()
+    }
+
+    fn word(&self) -> String {
+        match (self.wraps, self.opens, &self.locked) {
+            (0, false, _) => "HAS NO WRAPS".to_owned(),
+            (_, false, _) => "DOES NOT OPEN".to_owned(),
+            (_, true, Some(key)) => format!("opens by its wraps, and DOES NOT OPEN {key}"),
+            (_, true, None) if self.exchanged => "opens, and the host file SEALS FOR ANOTHER KEY".to_owned(),
+            (_, true, None) if self.opened.is_empty() => "opens".to_owned(),
+            (_, true, None) => format!("opens, and so does {}", self.opened.join(", ")),
         }
     }
 
     fn problem(&self) -> Error {
         let Self { repository, system, epoch, .. } = self;
+        if self.exchanged {
+            return key::another_key(*epoch);
+        }
+        if let Some(key) = &self.locked {
+            return Error::key(format!(
+                "the key in the wraps of epoch {epoch} does not open {key} in repository {repository}, which says that it was sealed with it"
+            ))
+            .hint("whoever sealed it had a host file with another key in it: bring back one that you trust, then `pitr key rotate` and `pitr backup --full`");
+        }
         if self.wraps == 0 {
             return Error::key(format!(
                 "repository {repository}, system {system}, has no wraps of epoch {epoch}: nothing that was sealed with it can be read"
@@ -104,18 +133,88 @@ async fn tested(repository: &Repository, identities: &[Identity]) -> Result<Vec<
             Err(RepoError::NoKeys { .. }) => None,
             Err(e) => return Err(e.into()),
         };
-        let trusted = opened.as_ref().and_then(System::seal_key);
+        let samples = match &opened {
+            Some(opened) => samples(opened).await?,
+            None => Vec::new(),
+        };
+        let host = repository.keys().and_then(Keyring::host);
         for epoch in epochs(repository, opened.as_ref(), &wraps).await? {
             let of_it = wraps.iter().filter(|(of, ..)| *of == epoch);
-            let opens = of_it.clone().any(|(_, _, wrap)| {
-                let opened = wrap.open(identities, repository.cluster().as_str(), epoch);
-                opened.is_ok_and(|opened| trusted == Some(&opened.seal))
+            let secrets = of_it
+                .clone()
+                .filter_map(|(_, _, wrap)| wrap.open(identities, repository.cluster().as_str(), epoch).ok());
+            let trusted = opened.as_ref().and_then(System::seal_key);
+            let public: Vec<_> = secrets
+                .filter(|found| trusted == Some(&found.seal))
+                .map(|found| found.key.recipient())
+                .collect();
+            let own = host.and_then(|host| host.epochs.iter().find(|known| known.epoch == epoch));
+            let (locked, opened): (Vec<&Sample>, _) =
+                samples.iter().filter(|s| s.epoch == epoch).partition(|s| s.locked);
+            shown.push(Tested {
+                repository: repository.name().to_owned(),
+                system,
+                epoch,
+                wraps: u32::try_from(of_it.count()).unwrap_or(u32::MAX),
+                opens: !public.is_empty(),
+                exchanged: !public.is_empty() && own.is_some_and(|own| !public.contains(&own.recipient)),
+                opened: opened.iter().map(|s| s.key.clone()).collect(),
+                locked: locked.first().filter(|_| !public.is_empty()).map(|s| s.key.clone()),
             });
-            let wraps = u32::try_from(of_it.count()).unwrap_or(u32::MAX);
-            shown.push(Tested { repository: repository.name().to_owned(), system, epoch, wraps, opens });
         }
     }
     Ok(shown)
+}
+
+/// Something that is stored, and whether it opens.
+struct Sample {
+    epoch: Epoch,
+    key: String,
+    locked: bool,
+}
+
+/// What is opened of a folder: of each epoch the manifest of the newest complete backup, and the newest segment of the newest timeline.
+async fn samples(system: &System) -> Result<Vec<Sample>> {
+    let mut samples: Vec<Sample> = Vec::new();
+    let catalog = system.catalog().await?;
+    let mut backups: Vec<_> = catalog.complete().collect();
+    backups.sort_by_key(|backup| std::cmp::Reverse((backup.timeline, backup.stop_lsn)));
+    for backup in backups {
+        let Some(epoch) = backup.key.filter(|epoch| !samples.iter().any(|s| s.epoch == *epoch)) else {
+            continue;
+        };
+        let key = system.keys().backup(&backup.id, BackupObject::Manifest);
+        match system.manifest(backup).await {
+            Ok(_) => samples.push(Sample { epoch, key, locked: false }),
+            Err(RepoError::Sealed { .. }) => samples.push(Sample { epoch, key, locked: true }),
+            Err(RepoError::NoKeys { .. } | RepoError::Expired { .. }) => {}
+            // `verify` finds it; what the keys open is asked here.
+            Err(e) if e.is_damage() => output::warn(&format!("warning: {key} was not opened: {e}")),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let timelines = system.timelines().await?;
+    let newest = match timelines.keys().next_back() {
+        Some(timeline) => system.segments(*timeline).await?.last().map(|listed| listed.name),
+        None => None,
+    };
+    if let Some(name) = newest
+        && let Some(fetched) = system.fetch_wal_to_check(WalFileName::Segment(name)).await?
+        && let Some(epoch) = fetched.header.key.filter(|_| fetched.can_open())
+    {
+        let opened = tokio::task::spawn_blocking(move || fetched.open(|_| {})).await;
+        let locked = match opened.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())) {
+            Ok(()) => false,
+            Err(RepoError::Sealed { .. }) => true,
+            Err(e) if e.is_damage() => {
+                output::warn(&format!("warning: {name} was not opened: {e}"));
+                return Ok(samples);
+            }
+            Err(e) => return Err(e.into()),
+        };
+        samples.push(Sample { epoch, key: name.to_string(), locked });
+    }
+    Ok(samples)
 }
 
 /// All epochs there were: none is ever left out.

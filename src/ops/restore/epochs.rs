@@ -25,9 +25,10 @@ pub async fn check(system: &System, segments: &[SegmentName]) -> Result<()> {
     while let Some((low, high)) = ranges.pop() {
         for at in [low, high] {
             if let (false, Some(name)) = (looked.contains_key(&at), segments.get(at)) {
-                let header = system.segment_header(*name).await?;
+                // Of its longest copy, which may be of a later epoch than the first: recovery gets that one.
+                let info = system.segment_info(*name).await?;
                 // One that is gone is what `archive-get` will say.
-                looked.insert(at, header.and_then(|header| header.key));
+                looked.insert(at, info.and_then(|info| info.header.key));
             }
         }
         let middle = low.midpoint(high);

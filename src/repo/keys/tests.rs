@@ -47,8 +47,12 @@ fn keys_of(cluster: &str) -> (HostFile, Identity, Identity) {
     (host, daily, offline)
 }
 
+fn opened(epoch: Epoch, seal: SealKey) -> Opened {
+    Opened { key: EpochKey::generate(epoch), seal, created: now(), recipients: Vec::new() }
+}
+
 fn rotate(host: &mut HostFile, epoch: Epoch) {
-    let opened = Opened { key: EpochKey::generate(epoch), seal: host.seal.clone(), created: now() };
+    let opened = opened(epoch, host.seal.clone());
     let recipients: Vec<_> = host.recipients.iter().map(|r| &r.recipient).collect();
     let wrap = opened.wrap(&host.cluster, &recipients).unwrap();
     host.begin(&opened, wrap);
@@ -500,8 +504,7 @@ async fn a_recipient_planted_in_the_bucket_is_given_nothing() {
     let system = world.system().await;
     let thief = Identity::generate();
     // All that an attacker can wrap is an epoch and a seal key of his own.
-    let planted =
-        Opened { key: EpochKey::generate(Epoch::FIRST), seal: SealKey::new([6; 32]), created: now() };
+    let planted = opened(Epoch::FIRST, SealKey::new([6; 32]));
     let both = [&thief.recipient(), &world.daily.recipient()];
     let newer = Opened { key: EpochKey::generate(Epoch::new(2).unwrap()), ..planted.clone() };
     let key = system.keys().key(&SystemObject::Wrap(Epoch::new(2).unwrap(), 1));

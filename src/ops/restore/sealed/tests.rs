@@ -92,7 +92,7 @@ impl World {
             epochs: Vec::new(),
             recipients: vec![NamedRecipient { name: "daily".to_owned(), recipient: daily.recipient() }],
         };
-        let opened = Opened { key, seal: host.seal.clone(), created: now };
+        let opened = Opened { key, seal: host.seal.clone(), created: now, recipients: Vec::new() };
         let wrap = opened.wrap("main", &[&daily.recipient()]).unwrap();
         host.begin(&opened, wrap);
         let ring = Keyring::new(Some(host), vec![daily.clone()], None).unwrap();
