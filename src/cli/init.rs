@@ -18,9 +18,9 @@ use crate::cli::keyring;
 use crate::cli::output::{self, say};
 use crate::cli::privilege::{self, Account};
 use crate::clock::SystemClock;
-use crate::config::Config;
 use crate::config::initial::Initial;
 use crate::config::load::{Caller, SYSTEM_FILE, load};
+use crate::config::{Config, holds_password};
 use crate::durable::{self, Owner};
 use crate::error::{Error, Result};
 use crate::ops::failure;
@@ -253,6 +253,12 @@ fn admin_conninfo(
     found: Option<&Config>,
     variables: &std::collections::BTreeMap<String, String>,
 ) -> Result<ConnInfo> {
+    for (flag, text) in [("--superuser", &args.superuser), ("--conninfo", &args.conninfo)] {
+        if text.as_deref().is_some_and(holds_password) {
+            return Err(Error::usage(format!("{flag} has a password in it: no secret is taken from the command line"))
+                .hint("whoever lists processes may have seen it: change it, and put it into ~/.pgpass, PGPASSWORD, or a file that passfile=FILE or service=NAME names"));
+        }
+    }
     let configured = found.and_then(|config| config.postgres.conninfo.as_deref());
     let text =
         args.superuser.as_deref().or(args.conninfo.as_deref()).or(configured).unwrap_or(DEFAULT_CONNINFO);

@@ -272,12 +272,34 @@ impl Config {
 }
 
 /// A password in a connection string: as a keyword, or between the user and the host of a URI.
-fn holds_password(conninfo: &str) -> bool {
+pub fn holds_password(conninfo: &str) -> bool {
     let in_authority = conninfo.split_once("://").is_some_and(|(_, rest)| {
         let authority = rest.split(['/', '?']).next().unwrap_or("");
         authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
     });
-    in_authority || conninfo.to_ascii_lowercase().contains("password")
+    let text = decoded(conninfo).to_ascii_lowercase();
+    // `require_auth=password` has none.
+    in_authority || text.split("password").skip(1).any(|rest| rest.trim_start().starts_with('='))
+}
+
+/// The text with all `%41` in it decoded, as in a URI.
+fn decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut decoded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match digits {
+            Some(byte) => {
+                decoded.push(char::from(byte));
+                decoded.push_str(part.get(2..).unwrap_or_default());
+            }
+            None => {
+                decoded.push('%');
+                decoded.push_str(part);
+            }
+        }
+    }
+    decoded
 }
 
 impl Default for ArchiveConfig {

@@ -243,6 +243,10 @@ fn passwords_in_connection_strings_are_noticed() {
         ("postgresql://user:pw@h/db", true),
         ("postgresql://h:5432/db", false),
         ("postgresql://h/db?password=x", true),
+        ("host=h sslpassword=x", true),
+        ("postgresql:///db?pass%77ord=x", true),
+        ("host=%41 application_name='100%'", false),
+        ("host=h require_auth=!password user=x", false),
     ] {
         assert_eq!(holds_password(conninfo), holds, "{conninfo}");
     }
