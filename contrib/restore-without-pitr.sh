@@ -8,7 +8,7 @@
 #     DIRECTORY      the data directory to make; DIRECTORY.restore/ beside it holds the restore_command and the unwrapped keys
 #     -i IDENTITY    a recipient's identity file (AGE-SECRET-KEY-1...), if the repository is encrypted
 #     -f FINGERPRINT of the seal key, as the recovery kit prints it; without it nothing tells this repository from a forged one
-#     -b BACKUP      which complete full backup; the newest otherwise
+#     -b BACKUP      which complete full backup; the newest that leads to the timeline otherwise
 #     -t TIMELINE    which timeline to follow, in decimal digits; the newest otherwise, from which on nothing of older ones is replayed
 #     -T OLD=NEW     where a tablespace goes: OLD is its place on the server, or its OID; NEW is an empty directory, or one to be
 #                    made. An equals sign in a path is written \=. Every tablespace needs one; those that WAL makes later go
@@ -83,11 +83,20 @@ case $sealed in true | false) ;; *) die 'identity.json does not say whether the 
 mkdir "$2"
 data=$(cd "$2" && pwd)
 work=$data.restore
-# What fails leaves no keys, and no data directory that is cut off. Places of tablespaces stay with what was written there.
+# What fails leaves no keys, no data directory that is cut off, and places of tablespaces as they were: each was empty.
+clean() {
+  rm -rf "$data" "$work/keys" "$work/seal"* "$work/opened"
+  while IFS= read -r place; do rm -rf "$place"/PG_[0-9]* || :; done <"$work/places"
+  # Of two that lie in each other the inner one first.
+  sort -r "$work/made" | while IFS= read -r place; do rmdir "$place" 2>/dev/null || :; done
+  rm -rf "$work"
+}
 trap 'code=$?; [ "$code" = 0 ] || rm -rf "$data"; exit "$code"' EXIT
 trap 'exit 130' HUP INT TERM
 mkdir "$work"
-trap 'code=$?; [ "$code" = 0 ] || rm -rf "$work" "$data"; exit "$code"' EXIT
+: >"$work/places"
+: >"$work/made"
+trap 'code=$?; [ "$code" = 0 ] || clean; exit "$code"' EXIT
 
 # --- Keys: every epoch that the identity opens, all with one seal key ---------------------------------
 if [ "$sealed" = true ]; then
@@ -144,145 +153,6 @@ check_json() {
   sound_json "$1" || die "$1 was changed, or is not this cluster's"
 }
 check_json identity.json
-
-# --- The backup ----------------------------------------------------------------------------------------
-# Says why nothing can be restored from backup $1, if that is so.
-unfit() {
-  place=backups/$1
-  verdict=$folder/$place/backup.json
-  [ -f "$verdict" ] || { echo 'it has no backup.json: it is not there, or was never finished'; return; }
-  check_json "$place/backup.json"
-  [ "$(member "$verdict" status)" = complete ] || { echo 'it was abandoned'; return; }
-  [ "$(member "$verdict" id)/$(member "$verdict" cluster)/$(member "$verdict" system)" = "$1/$cluster/$system" ] ||
-    { echo 'its backup.json is that of another one'; return; }
-  kind=$(member "$verdict" kind)
-  [ "$kind" = full ] || { echo "it is not a full backup but ${kind:-none}: FORMAT.md says how to put its files together"; return; }
-  [ "$(member "$verdict" checksums)" != corrupt ] || { echo 'it has damaged pages, which its backup.json names'; return; }
-  check_json "$place/intent.json"
-  [ "$(member "$verdict" nonce)" = "$(member "$folder/$place/intent.json" nonce)" ] ||
-    { echo 'its intent.json is that of another one'; return; }
-  [ -e "$folder/$place/expired.json" ] || return 0
-  # Whoever can write to the bucket can put a tombstone there, but not one with the right mac.
-  if [ "$sealed" = true ] && ! sound_json "$place/expired.json"; then
-    printf '%s is not believed: it was changed or forged\n' "$place/expired.json" >&2
-  else
-    echo 'it expired, and may be deleted in part'
-  fi
-}
-if [ -n "$backup" ]; then
-  why=$(unfit "$backup")
-  [ -z "$why" ] || die "backup $backup: $why"
-else
-  # The newest first: what is found damaged on the way is said, not passed over.
-  ids=$(ls "$folder/backups" | grep -Ex '[0-9]{8}-[0-9]{6}-[0-9a-f]{8}' | sort -r)
-  for id in $ids; do
-    why=$(unfit "$id")
-    [ -n "$why" ] || { backup=$id; break; }
-  done
-  [ -n "$backup" ] || die 'there is no complete full backup'
-fi
-place=backups/$backup
-verdict=$folder/$place/backup.json
-
-# --- Tablespaces: their links are there before the files, and PostgreSQL makes them anew from tablespace_map -------------
-# Their OIDs, and the places as they are: in JSON a quotation mark and a backslash have a backslash before them.
-sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "oid": \([0-9]\{1,\}\),$/\1/p' "$verdict" >"$work/oids"
-sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "location": "\(.*\)"$/\1/p' "$verdict" |
-  sed 's/\\\(["\\]\)/\1/g' >"$work/locations"
-[ "$(wc -l <"$work/oids")" -eq "$(wc -l <"$work/locations")" ] || die 'the tablespaces in backup.json cannot be read'
-major=$(member "$verdict" major)
-only 'major version' "$major" 0-9
-# OLD and NEW of each -T, a line each.
-equals=$(printf '\001')
-printf %s "$moves" | sed "s/\\\\=/$equals/g" | while IFS= read -r move; do
-  case $move in
-    *=*=* | =*) die "-T $move: it is not OLD=NEW" ;;
-    *=/*) printf '%s\n%s\n' "${move%%=*}" "${move#*=}" | tr "$equals" = ;;
-    *) die "-T $move: it is not OLD=NEW with NEW an absolute path" ;;
-  esac
-done >"$work/moves"
-: >"$work/map"
-: >"$work/places"
-wanting=''
-exec 3<"$work/locations"
-while IFS= read -r oid; do
-  IFS= read -r old <&3
-  case $old in
-    /*) ;;
-    *) printf '%s %s\n' "$oid" "$old" >>"$work/map"; continue ;; # it lies inside the data directory
-  esac
-  new=''
-  while IFS= read -r from && IFS= read -r to; do
-    if [ "$from" = "$oid" ] || [ "${from%/}" = "$old" ]; then new=$to; fi
-  done <"$work/moves"
-  if [ -z "$new" ]; then
-    wanting="$wanting -T '$old=/new/place'"
-    continue
-  fi
-  mkdir -p "$new"
-  new=$(cd "$new" && pwd -P)
-  [ -z "$(ls -A "$new")" ] || die "$new, for the tablespace at $old, is not empty"
-  case $new/ in "$(cd "$data" && pwd -P)"/*) die "$new lies inside the data directory" ;; esac
-  if grep -qxF -e "$new" "$work/places"; then die "two tablespaces would be at $new"; fi
-  case $major:$new in 13:*\\) die "PostgreSQL 13 reads no path with a backslash at its end: $new" ;; esac
-  chmod 700 "$new"
-  printf '%s\n' "$new" >>"$work/places"
-  mkdir -p "$data/pg_tblspc"
-  ln -s "$new" "$data/pg_tblspc/$oid"
-  # Since 14 a backslash protects itself there.
-  [ "$major" -lt 14 ] || new=$(printf '%s\n' "$new" | sed 's/\\/&&/g')
-  printf '%s %s\n' "$oid" "$new" >>"$work/map"
-done <"$work/oids"
-exec 3<&-
-[ -z "$wanting" ] || die "backup $backup has tablespaces; say where they go:$wanting"
-while IFS= read -r from && IFS= read -r to; do
-  grep -qxF -e "$from" -e "${from%/}" "$work/oids" "$work/locations" ||
-    die "-T $from=$to: the backup has no tablespace there"
-done <"$work/moves"
-
-suffix=''
-opened() { cat "$1"; }
-if [ "$sealed" = true ]; then
-  suffix=.age
-  epoch=$(member "$verdict" key)
-  only epoch "$epoch" e0-9
-  [ -f "$work/keys/$epoch.key" ] || die "the identity does not open epoch $epoch"
-  opened() { age -d -i "$work/keys/$epoch.key" "$1"; }
-fi
-manifest=$folder/$place/manifest.jsonl.zst$suffix
-[ "$(digest "$manifest")" = "$(member_of "$verdict" manifest digest)" ] || die 'the manifest is damaged'
-opened "$manifest" >"$work/manifest.zst"
-zstd -qdc "$work/manifest.zst" >"$work/manifest"
-
-count=$(member_of "$verdict" packs count)
-only 'number of packs' "$count" 0-9
-number=0
-while [ "$number" -lt "$count" ]; do
-  pack=$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix
-  line=$(sed -n "/\"backup\":\"$backup\",\"pack\":$number,/p" "$work/manifest" | head -n 1)
-  stated=$(printf %s "$line" | sed -n 's/.*"digest":"\([0-9a-f]*\)".*/\1/p')
-  [ -f "$pack" ] && [ "$(digest "$pack")" = "$stated" ] || die "$pack is missing or damaged"
-  number=$((number + 1))
-done
-printf 'backup %s: %s packs, all whole\n' "$backup" "$count"
-
-# One archive, cut into packs. A pipe tells only of its end, and tar takes what is cut off between two files for whole: who comes to an
-# end before it leaves a mark. A mark of failure could not be made on a full disk.
-{
-  number=0
-  while [ "$number" -lt "$count" ]; do
-    opened "$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix" || exit 1
-    number=$((number + 1))
-  done
-  touch "$work/read"
-} | { zstd -qdc && touch "$work/decoded"; } |
-  tar x -p -f - -C "$data" --keep-directory-symlink || die 'the files cannot be written'
-[ -e "$work/read" ] && [ -e "$work/decoded" ] || die 'a pack does not open'
-chmod 700 "$data"
-if [ -s "$work/map" ]; then
-  [ -f "$data/tablespace_map" ] || die 'the backup has tablespaces but no tablespace_map'
-  cat "$work/map" >"$data/tablespace_map"
-fi
 
 # --- WAL: what PostgreSQL calls for each file ------------------------------------------------------------
 cat >"$work/get.sh" <<END
@@ -470,6 +340,176 @@ case $?:$said in
 esac
 END
 chmod 700 "$work/get.sh"
+
+# --- The backup ----------------------------------------------------------------------------------------
+number_of() { echo $((0x${1%/*} << 32 | 0x${1#*/})); }
+# Says why recovery cannot go from the end of the backup with verdict $1 to the timeline that is to be followed, if that is so.
+off_route() {
+  begun=$(member "$1" timeline) stop=$(member "$1" stop_lsn)
+  only timeline "$begun" 0-9
+  only position "$stop" 0-9A-F/
+  newest=${goal:-$begun}
+  if [ -z "$goal" ]; then
+    # As PostgreSQL looks for the newest: to the first history that is not there.
+    while [ -e "$folder/wal/$(printf %08X $((newest + 1))).history" ]; do newest=$((newest + 1)); done
+  fi
+  [ "$newest" != "$begun" ] || return 0
+  [ "$newest" -gt "$begun" ] || { echo "it is of timeline $begun, which timeline $newest does not come from"; return; }
+  history=$(printf %08X "$newest").history
+  "$work/get.sh" "$history" "$work/history" || die "$history cannot be read"
+  left=$(sed -n "s|^[[:blank:]]*$begun[[:blank:]]\{1,\}\([0-9A-F]\{1,8\}/[0-9A-F]\{1,8\}\).*|\1|p" "$work/history")
+  if [ -z "$left" ]; then
+    echo "it is of timeline $begun, which timeline $newest does not come from"
+  elif [ "$(number_of "$stop")" -gt "$(number_of "$left")" ]; then
+    echo "it ended at $stop, and timeline $newest left its timeline $begun before, at $left"
+  fi
+}
+# Says why nothing can be restored from backup $1, if that is so.
+unfit() {
+  place=backups/$1
+  verdict=$folder/$place/backup.json
+  [ -f "$verdict" ] || { echo 'it has no backup.json: it is not there, or was never finished'; return; }
+  check_json "$place/backup.json"
+  [ "$(member "$verdict" status)" = complete ] || { echo 'it was abandoned'; return; }
+  [ "$(member "$verdict" id)/$(member "$verdict" cluster)/$(member "$verdict" system)" = "$1/$cluster/$system" ] ||
+    { echo 'its backup.json is that of another one'; return; }
+  kind=$(member "$verdict" kind)
+  [ "$kind" = full ] || { echo "it is not a full backup but ${kind:-none}: FORMAT.md says how to put its files together"; return; }
+  [ "$(member "$verdict" checksums)" != corrupt ] || { echo 'it has damaged pages, which its backup.json names'; return; }
+  check_json "$place/intent.json"
+  [ "$(member "$verdict" nonce)" = "$(member "$folder/$place/intent.json" nonce)" ] ||
+    { echo 'its intent.json is that of another one'; return; }
+  [ -e "$folder/$place/expired.json" ] || { off_route "$verdict"; return; }
+  # Whoever can write to the bucket can put a tombstone there, but not one with the right mac.
+  if [ "$sealed" = true ] && ! sound_json "$place/expired.json"; then
+    printf '%s is not believed: it was changed or forged\n' "$place/expired.json" >&2
+    off_route "$verdict"
+  else
+    echo 'it expired, and may be deleted in part'
+  fi
+}
+if [ -n "$backup" ]; then
+  why=$(unfit "$backup")
+  [ -z "$why" ] || die "backup $backup: $why"
+else
+  # The newest first: what is found damaged on the way is said, not passed over.
+  ids=$(ls "$folder/backups" | grep -Ex '[0-9]{8}-[0-9]{6}-[0-9a-f]{8}' | sort -r)
+  for id in $ids; do
+    why=$(unfit "$id")
+    [ -n "$why" ] || { backup=$id; break; }
+    printf 'backup %s is passed over: %s\n' "$id" "$why" >&2
+  done
+  [ -n "$backup" ] || die 'there is no complete full backup'
+fi
+place=backups/$backup
+verdict=$folder/$place/backup.json
+
+# --- Tablespaces: their links are there before the files, and PostgreSQL makes them anew from tablespace_map -------------
+# Their OIDs, and the places as they are: in JSON a quotation mark and a backslash have a backslash before them.
+sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "oid": \([0-9]\{1,\}\),$/\1/p' "$verdict" >"$work/oids"
+sed -n '/^  "tablespaces": \[$/,/^  \]/s/^      "location": "\(.*\)"$/\1/p' "$verdict" |
+  sed 's/\\\(["\\]\)/\1/g' >"$work/locations"
+[ "$(wc -l <"$work/oids")" -eq "$(wc -l <"$work/locations")" ] || die 'the tablespaces in backup.json cannot be read'
+major=$(member "$verdict" major)
+only 'major version' "$major" 0-9
+# OLD and NEW of each -T, a line each.
+equals=$(printf '\001')
+printf %s "$moves" | sed "s/\\\\=/$equals/g" | while IFS= read -r move; do
+  case $move in
+    *=*=* | =*) die "-T $move: it is not OLD=NEW" ;;
+    *=/*) printf '%s\n%s\n' "${move%%=*}" "${move#*=}" | tr "$equals" = ;;
+    *) die "-T $move: it is not OLD=NEW with NEW an absolute path" ;;
+  esac
+done >"$work/moves"
+: >"$work/map"
+wanting=''
+exec 3<"$work/locations"
+while IFS= read -r oid; do
+  IFS= read -r old <&3
+  case $old in
+    /*) ;;
+    *) printf '%s %s\n' "$oid" "$old" >>"$work/map"; continue ;; # it lies inside the data directory
+  esac
+  new=''
+  while IFS= read -r from && IFS= read -r to; do
+    if [ "$from" = "$oid" ] || [ "${from%/}" = "$old" ]; then new=$to; fi
+  done <"$work/moves"
+  if [ -z "$new" ]; then
+    wanting="$wanting -T '$old=/new/place'"
+    continue
+  fi
+  # Its innermost directory alone goes if something fails.
+  [ -d "$new" ] || { mkdir -p "$new"; (cd "$new" && pwd -P) >>"$work/made"; }
+  new=$(cd "$new" && pwd -P)
+  [ -z "$(ls -A "$new")" ] || die "$new, for the tablespace at $old, is not empty"
+  case $new/ in "$(cd "$data" && pwd -P)"/*) die "$new lies inside the data directory" ;; esac
+  if grep -qxF -e "$new" "$work/places"; then die "two tablespaces would be at $new"; fi
+  # PostgreSQL would take the outer one's directory for not empty.
+  while IFS= read -r other; do
+    case $new/ in "$other"/*) die "$new lies inside $other, the place of another tablespace" ;; esac
+    case $other/ in "$new"/*) die "$other, the place of another tablespace, lies inside $new" ;; esac
+  done <"$work/places"
+  case $major:$new in 13:*\\) die "PostgreSQL 13 reads no path with a backslash at its end: $new" ;; esac
+  chmod 700 "$new"
+  printf '%s\n' "$new" >>"$work/places"
+  mkdir -p "$data/pg_tblspc"
+  ln -s "$new" "$data/pg_tblspc/$oid"
+  # Since 14 a backslash protects itself there.
+  [ "$major" -lt 14 ] || new=$(printf '%s\n' "$new" | sed 's/\\/&&/g')
+  printf '%s %s\n' "$oid" "$new" >>"$work/map"
+done <"$work/oids"
+exec 3<&-
+[ -z "$wanting" ] || die "backup $backup has tablespaces; say where they go:$wanting"
+while IFS= read -r from && IFS= read -r to; do
+  grep -qxF -e "$from" -e "${from%/}" "$work/oids" "$work/locations" ||
+    die "-T $from=$to: the backup has no tablespace there"
+done <"$work/moves"
+
+suffix=''
+opened() { cat "$1"; }
+if [ "$sealed" = true ]; then
+  suffix=.age
+  epoch=$(member "$verdict" key)
+  only epoch "$epoch" e0-9
+  [ -f "$work/keys/$epoch.key" ] || die "the identity does not open epoch $epoch"
+  opened() { age -d -i "$work/keys/$epoch.key" "$1"; }
+fi
+manifest=$folder/$place/manifest.jsonl.zst$suffix
+[ "$(digest "$manifest")" = "$(member_of "$verdict" manifest digest)" ] || die 'the manifest is damaged'
+opened "$manifest" >"$work/manifest.zst"
+zstd -qdc "$work/manifest.zst" >"$work/manifest"
+
+count=$(member_of "$verdict" packs count)
+only 'number of packs' "$count" 0-9
+number=0
+while [ "$number" -lt "$count" ]; do
+  pack=$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix
+  line=$(sed -n "/\"backup\":\"$backup\",\"pack\":$number,/p" "$work/manifest" | head -n 1)
+  stated=$(printf %s "$line" | sed -n 's/.*"digest":"\([0-9a-f]*\)".*/\1/p')
+  [ -f "$pack" ] && [ "$(digest "$pack")" = "$stated" ] || die "$pack is missing or damaged"
+  number=$((number + 1))
+done
+printf 'backup %s: %s packs, all whole\n' "$backup" "$count"
+
+# One archive, cut into packs. A pipe tells only of its end, and tar takes what is cut off between two files for whole: who comes to an
+# end before it leaves a mark. A mark of failure could not be made on a full disk.
+{
+  number=0
+  while [ "$number" -lt "$count" ]; do
+    opened "$folder/$place/pack-$(printf %05d "$number").tar.zst$suffix" || exit 1
+    number=$((number + 1))
+  done
+  touch "$work/read"
+} | { zstd -qdc && touch "$work/decoded"; } |
+  tar x -p -f - -C "$data" --keep-directory-symlink || die 'the files cannot be written'
+[ -e "$work/read" ] && [ -e "$work/decoded" ] || die 'a pack does not open'
+chmod 700 "$data"
+if [ -s "$work/map" ]; then
+  [ -f "$data/tablespace_map" ] || die 'the backup has tablespaces but no tablespace_map'
+  cat "$work/map" >"$data/tablespace_map"
+fi
+
+# --- Recovery ------------------------------------------------------------------------------------------
 # What the source was doing is not what its copy does. A backup of a standby has the signal that goes before recovery's own and never
 # ends; a target or a command that was left over would stop early or run, and the copy would take WAL from the source's primary.
 # PostgreSQL reads this file last, and of two values of one setting takes the later.

@@ -13,6 +13,7 @@ mod state;
 mod wal;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -251,6 +252,22 @@ fn an_encrypted_repository_is_restored_without_pitr() -> Result<()> {
     stops(&copy, "forged")
 }
 
+/// The places of tablespaces are as they were: `old` was there, and `new` was not.
+fn fails_behind_the_last_file(rescue: &Rescue, moves: [&str; 2], [new, old]: [&Path; 2]) -> Result<()> {
+    let (bin, target) = (rescue.fresh("bin"), rescue.fresh("fails"));
+    fs::create_dir(&bin)?;
+    let tar = "#!/bin/sh\n/bin/tar \"$@\"\nfind \"$6/pg_tblspc/\" -follow -name 'PG_*' >&2\nexit 1\n";
+    fs::write(bin.join("tar"), tar)?;
+    fs::set_permissions(bin.join("tar"), fs::Permissions::from_mode(0o755))?;
+    ensure!(old.exists() && !new.exists(), "the places before");
+    let mut script = rescue.script(&target, &["-T", moves[0], "-T", moves[1]])?;
+    script.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+    Answer::of(&mut script)?.expect(1, &["/PG_", "the files cannot be written"])?;
+    ensure!(!target.exists() && !new.exists(), "something was left");
+    ensure!(fs::read_dir(old)?.count() == 0, "something was left in {}", old.display());
+    Ok(())
+}
+
 #[test]
 fn tablespaces_go_where_they_are_told_to_and_nowhere_else() -> Result<()> {
     for (version, sealed) in [(13, false), (14, true), (17, true)] {
@@ -270,16 +287,23 @@ fn tablespaces_go_where_they_are_told_to_and_nowhere_else() -> Result<()> {
         let refused = |more: &[&str], says: &str| -> Result<()> {
             rescue.restore(&target, more)?.expect(1, &[says])?;
             ensure!(!target.exists(), "{more:?} left a directory");
+            ensure!(!rescue.fresh("refused.restore").exists(), "{more:?} left keys");
             Ok(())
         };
         refused(&["-T", first], &equals.display().to_string())?;
         refused(&["-T", first, "-T", &format!("{}={}", escaped(equals), escaped(&new))], "two tablespaces")?;
+        let inner = format!("{}={}", escaped(equals), escaped(&new.join("inner")));
+        refused(&["-T", first, "-T", &inner], "the place of another tablespace")?;
         refused(&["-T", first, "-T", second, "-T", "/none=/x"], "no tablespace there")?;
         refused(&["-T", first, "-T", "a=b=/c"], "not OLD=NEW")?;
         refused(&["-T", first, "-T", &format!("{}=c", escaped(equals))], "absolute")?;
+        ensure!(!new.exists() && !other.exists(), "{version}: what was refused made directories");
+        fs::create_dir(&other)?;
+        give_to_server(&other)?;
         fs::write(other.join("taken"), b"x")?;
         refused(&["-T", first, "-T", second], "not empty")?;
         fs::remove_file(other.join("taken"))?;
+        fails_behind_the_last_file(&rescue, [first, second], [&new, &other])?;
 
         let copy = rescue.restored(&install, &["-T", first, "-T", second])?;
         ensure!(copy.psql(ROWS)? == rescue.rows, "{version}: other rows came back");

@@ -12,7 +12,7 @@ use pitr::wal::Lsn;
 
 use super::support::cluster::{Cluster, Install, as_server, give_to_server, run};
 use super::support::site::{Answer, settle, until};
-use super::{Rescue, Source, stops, tools};
+use super::{ROWS, Rescue, Source, stops, tools};
 
 /// What PostgreSQL takes as fatal: everything above 125.
 const FATAL: i32 = 200;
@@ -301,6 +301,47 @@ fn nothing_of_a_timeline_is_replayed_past_the_fork_to_the_one_that_recovery_foll
         push(&archive.source, "00000003.history", format!("1\t{}\tx\n", Lsn::new(start)).as_bytes())?;
         archive.rescue = archive.source.rescue()?;
         archive.restored(install)?.answers(second, 1).map(drop)
+    })
+}
+
+/// PostgreSQL would refuse any other only when it is started, and name no better one.
+#[test]
+fn the_backup_that_is_chosen_leads_to_the_timeline_that_recovery_follows() -> Result<()> {
+    each(|install, sealed| {
+        let source = Source::new(install, sealed)?;
+        let site = &source.site;
+        let id = |done: serde_json::Value| done["id"].as_str().map(str::to_owned).context("an id");
+        let position = || site.cluster.psql("SELECT pg_current_wal_insert_lsn()");
+        let early = position()?;
+        source.table()?;
+        site.switch()?;
+        let older = id(site.backup()?)?;
+        site.switch()?;
+        let (fork, rows) = (position()?, site.cluster.psql(ROWS)?);
+        site.cluster.psql("DELETE FROM t WHERE n > 100")?;
+        site.switch()?;
+        // Of backups of one second the names decide which is the newer one.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        let newer = id(site.backup()?)?;
+        site.switch()?;
+
+        push(&source, "00000002.history", format!("1\t{fork}\tx\n").as_bytes())?;
+        let rescue = source.rescue()?;
+        let target = rescue.fresh("target");
+        let left = format!("timeline 2 left its timeline 1 before, at {fork}");
+        rescue.restore(&target, &["-b", &newer])?.expect(1, &[&newer, &left])?;
+        ensure!(!target.exists(), "something was left");
+        let done = rescue.restore(&target, &["-t", "2"])?;
+        done.expect(0, &[&newer, "passed over", &left])?;
+        ensure!(done.out.contains(&older), "{done:?}");
+        let done = rescue.restore(&rescue.fresh("parent"), &["-t", "1"])?;
+        ensure!(done.code == 0 && done.out.contains(&newer) && !done.err.contains(&older), "{done:?}");
+        ensure!(rescue.restored(install, &[])?.psql(ROWS)? == rows, "other rows came back");
+
+        push(&source, "00000003.history", format!("1\t{early}\tx\n").as_bytes())?;
+        let rescue = source.rescue()?;
+        let none = rescue.restore(&rescue.fresh("none"), &[])?;
+        none.expect(1, &[&older, &newer, &early, "no complete full backup"])
     })
 }
 

@@ -4,6 +4,7 @@ umask 077
 export LC_ALL=C
 unset CDPATH
 R=$(cd "$R" && pwd)
+rm -f opened.all decoded map route
 # Where of the newest timeline nothing but its history is stored, PostgreSQL would replay its parent past the fork.
 history=$(ls "$R"/wal/*.history 2>/dev/null | tail -n 1)
 history=${history%.history}
@@ -19,13 +20,27 @@ for wrap in "$R"/keys/e*/wrap-*.age; do
   [ "$(b3sum --no-names seal)" != @fingerprint@ ] || mv opened "$(sed -n 's/^# pitr epoch //p' opened).key"
 done
 ls e*.key
-# The backup: the newest that is whole, or B=ID in the environment. Its verdict says which epoch it takes.
+# Where the newest timeline left the older ones.
+if [ -n "$history" ]; then
+  epoch=$(head -c 512 "$history.history" | sed -n 's/^key=//p')
+  tail -c +513 "$history.history" | age -d -i "$epoch.key" | zstd -dc > route
+fi
+bytes() { echo $((0x${1%/*} << 32 | 0x${1#*/})); }
+# Whether backup $1 leads to the newest timeline: PostgreSQL refuses one that ended behind the place where that left the backup's own.
+leads() {
+  line=$(sed -n 's/^  "timeline": \([0-9]*\),$/\1/p' "$1/backup.json") stop=$(sed -n 's|^  "stop_lsn": "\([0-9A-F/]*\)",$|\1|p' "$1/backup.json")
+  [ -n "$history" ] && [ "$((0x${history##*/}))" -gt "$line" ] || return 0
+  left=$(sed -n "s|^[[:blank:]]*$line[[:blank:]]\{1,\}\([0-9A-F]*/[0-9A-F]*\).*|\1|p" route)
+  [ -n "$left" ] && [ "$(bytes "$stop")" -le "$(bytes "$left")" ]
+}
+# The backup: the newest that is whole and leads there, or B=ID in the environment. Its verdict says which epoch it takes.
 for b in "$R"/backups/*/; do
   [ -z "${B:-}" ] || break
   if [ ! -e "$b/expired.json" ] && grep -qs '^  "status": "complete"' "$b/backup.json" &&
-    ! grep -q '^  "checksums": "corrupt"' "$b/backup.json"; then newest=${b%/}; fi
+    ! grep -q '^  "checksums": "corrupt"' "$b/backup.json" && leads "$b"; then newest=${b%/}; fi
 done
-B=${B:+$R/backups/$B} B=${B:-${newest:?no backup is whole}}
+B=${B:+$R/backups/$B} B=${B:-${newest:?no backup is whole and leads to the newest timeline}}
+leads "$B" || { echo "from backup $B timeline ${history##*/} cannot be reached"; exit 1; }
 epoch=$(sed -n 's/^  "key": "\(e[0-9]*\)",$/\1/p' "$B/backup.json")
 echo "backup $B, epoch $epoch"
 # Tablespaces, if it has any, go below S=DIRECTORY, each by its OID.
@@ -38,8 +53,8 @@ done
 count=$(sed -n '/^  "packs": {/,/^  }/s/^    "count": \([0-9]*\),$/\1/p' "$B/backup.json")
 [ "$(ls "$B" | grep -c '^pack-.*\.age$')" = "$count" ] || { echo "not $count packs"; exit 1; }
 { for pack in "$B"/pack-*.age; do age -d -i "$epoch.key" "$pack" || exit 1; done; touch opened.all; } |
-  zstd -dc | tar x -p --keep-directory-symlink -C data
-[ -e opened.all ] || { echo 'a pack does not open'; exit 1; }
+  { zstd -dc && touch decoded; } | tar x -p --keep-directory-symlink -C data
+[ -e opened.all ] && [ -e decoded ] || { echo 'a pack does not open'; exit 1; }
 chmod 700 data
 [ ! -e map ] || cp map data/tablespace_map
 cat > get.sh <<'END'
