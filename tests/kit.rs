@@ -139,6 +139,7 @@ fn a_lost_host_comes_back_from_the_kit_and_the_bucket() -> Result<()> {
     // The host, its configuration and its host file are gone, and so is the office: a page of paper is left. What it says is done to the
     // letter, as root.
     site.cluster.crash()?;
+    let lost = site.cluster.conninfo();
     drop((site, office));
     let (began, desk) = (Instant::now(), Desk::new(&kit.out)?);
     desk.write_files()?;
@@ -155,13 +156,16 @@ fn a_lost_host_comes_back_from_the_kit_and_the_bucket() -> Result<()> {
     // It archives again, with a host file that was made anew from the key.
     let (host, config) = (desk.etc().join("main.host"), fs::read_to_string(desk.config())?);
     desk.printed("key recover")?.expect(0, &[])?;
-    fs::write(desk.config(), config.replace("# host_file", "host_file"))?;
-    ensure!(host.exists() && fs::read_to_string(desk.config())?.contains("\n  host_file"));
+    // The new server is reached by another socket than the lost one, and says so in the place of that.
+    let reached = format!("conninfo = \"{}\"", server.conninfo());
+    let config =
+        config.replace("# host_file", "host_file").replace(&format!("# conninfo = \"{lost}\""), &reached);
+    ensure!(host.exists() && config.contains("\n  host_file") && config.contains(&reached), "{config}");
+    fs::write(desk.config(), config)?;
     desk.ask(&["init", "--apply", "--superuser", &server.conninfo()])?.expect(0, &[])?;
     server.psql("INSERT INTO t VALUES (7000, 'after the loss')")?;
     switch(&server, stored)?;
-    let mut backup = desk.pitr(&["backup", "--full", "--json"]);
-    let backup = Answer::of(backup.env("PGHOST", &server.socket).env("PGPORT", "5432"))?;
+    let backup = desk.ask(&["backup", "--full", "--json"])?;
     backup.expect(0, &[])?;
     let new: Value = serde_json::from_str(&backup.out)?;
     let rows = server.psql(ROWS)?;
@@ -220,15 +224,65 @@ fn awkward(site: &Site, office: &Office, late: &Office) -> Result<()> {
     Ok(())
 }
 
+/// The tools that the page asks for are there.
+fn tools() -> bool {
+    let missing = ["age", "zstd", "tar", "b3sum"].into_iter().find(|tool| {
+        !Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
+    });
+    if let Some(tool) = missing {
+        eprintln!("SKIPPED: {tool} is not installed; run tests/setup.sh");
+    }
+    missing.is_none()
+}
+
+/// The commands on the page, between the lines where it is to be cut.
+fn by_hand(page: &str) -> Result<&str> {
+    let line = "# - - - - - - - - 8< - - - - - - - -\n";
+    let (_, rest) = page.split_once(line).context("no commands")?;
+    Ok(rest.split_once(line).context("no end of them")?.0)
+}
+
+#[test]
+fn by_hand_takes_a_backup_that_leads_to_the_newest_timeline() -> Result<()> {
+    let Some(install) = Install::find_or_skip(17).filter(|_| tools()) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    fill(&site)?;
+    let id = |done: Value| done["id"].as_str().map(str::to_owned).context("an id");
+    let older = id(site.backup()?)?;
+    let fork = site.cluster.psql("SELECT pg_current_wal_insert_lsn()")?;
+    site.switch()?;
+    // Of backups of one second the names decide which is the newer one.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let newer = id(site.backup()?)?;
+    site.switch()?;
+    let history = site.place().join("00000002.history");
+    fs::write(&history, format!("1\t{fork}\tx\n"))?;
+    give_to_server(&history)?;
+    site.ask(&["archive-push", &history.display().to_string()])?.expect(0, &[])?;
+    let kit = site.ask(&["key", "kit"])?;
+    kit.expect(0, &[])?;
+
+    let desk = scratch("pitr-desk-")?;
+    run(as_server("cp")?.arg(office.daily()).arg(desk.path().join("recovery.key")))?;
+    fs::write(desk.path().join("by-hand.sh"), by_hand(&kit.out)?)?;
+    let folder = site.folder()?;
+    let run = |backup: Option<&str>| {
+        let mut command = as_server("sh")?;
+        command.current_dir(desk.path()).env("R", &folder).env("FORKED", "1").arg("by-hand.sh");
+        backup.map(|id| command.env("B", id));
+        Answer::of(&mut command)
+    };
+    let refused = run(Some(&newer))?;
+    ensure!(refused.code == 1 && refused.out.contains("timeline 00000002 cannot be reached"), "{refused:?}");
+    ensure!(!desk.path().join("data").exists(), "something was written");
+    let done = run(None)?;
+    ensure!(done.code == 0 && done.out.contains(&format!("/{older}, epoch e0001")), "{done:?}");
+    Ok(())
+}
+
 #[test]
 fn the_page_alone_restores_without_pitr() -> Result<()> {
-    let Some(install) = Install::find_or_skip(17) else { return Ok(()) };
-    for tool in ["age", "zstd", "tar", "b3sum"] {
-        if !Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: {tool} is not installed; run tests/setup.sh");
-            return Ok(());
-        }
-    }
+    let Some(install) = Install::find_or_skip(17).filter(|_| tools()) else { return Ok(()) };
     let (site, office) = sealed_here(&install)?;
     let late = Office::new(&site.place().join("late.host"))?;
     awkward(&site, &office, &late)?;
@@ -243,9 +297,7 @@ fn the_page_alone_restores_without_pitr() -> Result<()> {
     run(as_server("cp")?.arg(late.daily()).arg(copy.root().join("recovery.key")))?;
     site.cluster.crash()?;
     drop((site, office, late));
-    let line = "# - - - - - - - - 8< - - - - - - - -\n";
-    let (_, rest) = kit.out.split_once(line).context("no commands")?;
-    let (commands, _) = rest.split_once(line).context("no end of them")?;
+    let commands = by_hand(&kit.out)?;
     let pitr =
         |line: &str| line.split(['|', ';', ' ']).any(|word| word == "pitr") && !line.contains("# pitr epoch");
     ensure!(!commands.lines().any(pitr) && commands.starts_with("# by-hand.sh"), "{commands}");
@@ -313,7 +365,7 @@ fn the_page_has_no_dead_key_on_it_and_says_what_it_does_not_know() -> Result<()>
     ] {
         ensure!(page.contains(&words), "{words}: {page}");
     }
-    ensure!(page.matches("credentials_file = ").count() == 2, "{page}");
+    ensure!(page.matches("credentials_file = ").count() == 3, "{page}");
     ensure!(kit["unknown"][0]["repository"] == "cloud" && kit["unknown"][1]["repository"] == "role", "{kit}");
     ensure!(!page.contains("bm90LXNv") && !page.contains("= who"), "{page}");
     Ok(())

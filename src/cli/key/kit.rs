@@ -1,7 +1,7 @@
 //! The recovery kit: one page that a person prints and keeps where the host is not.
 //!
-//! It says where the bytes are, whose they are, how to restore with pitr and archive again, and how to restore without it; with
-//! `--with-identity` also the key. What else it takes, the credentials of the stores, it says in words, file by file. Whoever finds a kit with the key in it and reaches the repository can read everything: it is kept like one.
+//! It says where the bytes are, whose they are, how to restore with pitr and archive again, how to restore without it, and how the host was
+//! configured; with `--with-identity` also the key. What else it takes, the credentials of the stores, it says in words, file by file. Whoever finds a kit with the key in it and reaches the repository can read everything: it is kept like one.
 
 use std::path::Path;
 
@@ -13,12 +13,14 @@ use crate::cli::context::read_credentials;
 use crate::cli::exit::Ended;
 use crate::cli::output::{self, say};
 use crate::clock::{Clock as _, SystemClock};
-use crate::config::RepositoryConfig;
+use crate::config::initial::quoted;
+use crate::config::{Config, RepositoryConfig};
 use crate::error::{Error, Result};
 use crate::ops::key::{self, Place};
 use crate::pgdata::conf::quote_shell;
 use crate::repo::Keyring;
 use crate::seal::{HostFile, Identity};
+use crate::wal::PgMajor;
 
 use super::Held;
 
@@ -45,7 +47,8 @@ pub(super) async fn run(common: &Common, args: &KeyArgs, with_identity: bool) ->
     text.push_str(&folders.text(&held));
     text.push_str(&with_pitr(&held));
     text.push_str(&again(&held)?);
-    text.push_str(&without_pitr(&held));
+    text.push_str(&without_pitr(&held, &folders));
+    text.push_str(&configuration_text(&held.context.config));
     text.push_str("\nIDENTITY\n");
     // A text that grows leaves copies of itself behind.
     text.reserve(identities.len().saturating_mul(256).saturating_add(256));
@@ -95,7 +98,7 @@ fn check_printed(host: &HostFile, identities: &[Identity]) -> Result<()> {
 /// Where the bytes are, as far as the stores say.
 #[derive(Default)]
 struct Folders {
-    places: Vec<Place>,
+    places: Vec<(Place, Option<PgMajor>)>,
     /// Repositories that did not say, and why: a kit is useful without, and says what it lacks.
     unknown: Vec<(String, String)>,
 }
@@ -111,7 +114,13 @@ impl Folders {
                         .unknown
                         .push((name, "it holds no encrypted folder of this cluster yet".to_owned()));
                 }
-                Ok(places) => folders.places.extend(places),
+                Ok(places) => {
+                    for place in places {
+                        let major =
+                            repository.open(place.system).await.ok().map(|open| open.identity().major);
+                        folders.places.push((place, major));
+                    }
+                }
                 Err(e) => folders.unknown.push((name, e.to_string())),
             }
         }
@@ -120,9 +129,10 @@ impl Folders {
 
     fn text(&self, held: &Held) -> String {
         let mut text = String::new();
-        for place in &self.places {
+        for (place, major) in &self.places {
             let (cluster, system) = (&held.host.cluster, place.system);
-            text.push_str(&format!("  repository {}: folder {cluster}/{system}\n", place.repository));
+            let of = major.map_or_else(String::new, |major| format!(", of PostgreSQL {major}"));
+            text.push_str(&format!("  repository {}: folder {cluster}/{system}{of}\n", place.repository));
         }
         for (name, why) in &self.unknown {
             let cluster = &held.host.cluster;
@@ -132,8 +142,21 @@ impl Folders {
     }
 
     fn json(&self) -> Vec<serde_json::Value> {
-        let place = |p: &Place| json!({ "repository": p.repository, "system": p.system.to_string() });
+        let place = |(p, major): &(Place, Option<PgMajor>)| json!({ "repository": p.repository, "system": p.system.to_string(), "major": major.map(PgMajor::number) });
         self.places.iter().map(place).collect()
+    }
+
+    /// Commands that copy each folder to a local disk, by the tools of its store.
+    fn copy_text(&self, held: &Held) -> String {
+        let mut text = String::new();
+        for config in &held.context.config.repositories {
+            for (place, _) in self.places.iter().filter(|(place, _)| place.repository == config.name) {
+                let folder =
+                    format!("{}/{}/{}", config.url.trim_end_matches('/'), held.host.cluster, place.system);
+                text.push_str(&format!("  {}\n", copy_command(&folder, config.endpoint.as_deref())));
+            }
+        }
+        text
     }
 }
 
@@ -161,6 +184,42 @@ fn head(held: &Held) -> String {
     text
 }
 
+fn copy_command(folder: &str, endpoint: Option<&str>) -> String {
+    // What cannot be said to a shell has no place in a URL either.
+    let word = |text: &str| quote_shell(text).unwrap_or_else(|_| "...".to_owned());
+    let (scheme, rest) = folder.split_once("://").unwrap_or(("file", folder));
+    match scheme {
+        "s3" => {
+            let endpoint =
+                endpoint.map_or_else(String::new, |endpoint| format!(" --endpoint-url {}", word(endpoint)));
+            format!("aws s3 cp --recursive{endpoint} {} FOLDER", word(folder))
+        }
+        "gs" => format!("gcloud storage cp --recursive {} FOLDER", word(&format!("{folder}/*"))),
+        "az" => {
+            let url = format!("https://ACCOUNT.blob.core.windows.net/{rest}");
+            format!("azcopy copy --recursive --as-subdir=false {} FOLDER", word(&url))
+        }
+        _ => format!("cp -a {} FOLDER", word(rest)),
+    }
+}
+
+/// The configuration that the host had, for the one that takes its place: without comments, and without a password.
+fn configuration_text(config: &Config) -> String {
+    let text = config.path.as_deref().and_then(|path| std::fs::read_to_string(path).ok());
+    let Some(mut table) = text.and_then(|text| text.parse::<toml::Table>().ok()) else {
+        return String::new();
+    };
+    if config.holds_secret()
+        && let Some(postgres) = table.get_mut("postgres").and_then(toml::Value::as_table_mut)
+    {
+        postgres.remove("conninfo");
+    }
+    let lines: String = table.to_string().lines().map(|line| format!("  {line}\n")).collect();
+    format!(
+        "\nHOW THE LOST HOST WAS CONFIGURED (take over what still holds: retention, promise, time zone, agent)\n{lines}"
+    )
+}
+
 fn credentials_file(config: &RepositoryConfig) -> String {
     format!("/etc/pitr/{}.credentials", config.name)
 }
@@ -170,10 +229,11 @@ fn ca_file(config: &RepositoryConfig) -> String {
 }
 
 fn repository_text(config: &RepositoryConfig) -> String {
-    let mut text = format!("  [[repository]]\n  name = {:?}\n  url  = {:?}\n", config.name, config.url);
+    let (name, url) = (quoted(&config.name), quoted(&config.url));
+    let mut text = format!("  [[repository]]\n  name = {name}\n  url  = {url}\n");
     let mut line = |key: &str, value: Option<&str>| {
         if let Some(value) = value {
-            text.push_str(&format!("  {key} = {value:?}\n"));
+            text.push_str(&format!("  {key} = {}\n", quoted(value)));
         }
     };
     line("endpoint", config.endpoint.as_deref());
@@ -209,7 +269,7 @@ fn files_text(config: &RepositoryConfig) -> String {
         }
     } else if !config.url.starts_with("file:") {
         text.push_str(&format!(
-            "  {} has no credentials file: the lost host had its own from its environment, ~/.aws or its machine's role. Where there is\n                 no such thing, add credentials_file = {:?}, with these lines:\n",
+            "  {} has no credentials file: the lost host had its own from its environment, ~/.aws or its machine's role. Where there is\n  no such thing, add credentials_file = {:?}, with these lines:\n",
             config.name,
             credentials_file(config)
         ));
@@ -246,6 +306,15 @@ fn usual_lines(url: &str) -> Vec<String> {
     lines.iter().map(|line| (*line).to_owned()).collect()
 }
 
+/// How the lost host reached its server, for the one that takes its place. A password is not on the page.
+fn server_text(config: &Config) -> String {
+    let Some(conninfo) = &config.postgres.conninfo else { return String::new() };
+    if config.holds_secret() {
+        return "  [postgres]\n  # conninfo = \"...\"   (it has a password in it, and is kept at: ____________)\n".to_owned();
+    }
+    format!("  [postgres]\n  # conninfo = {}\n", quoted(conninfo))
+}
+
 fn host_file(held: &Held) -> String {
     format!("/etc/pitr/{}.host", held.host.cluster)
 }
@@ -258,6 +327,7 @@ fn with_pitr(held: &Held) -> String {
         held.host.seal.fingerprint(),
         host_file(held)
     );
+    text.push_str(&server_text(&held.context.config));
     for repository in &held.context.config.repositories {
         text.push_str(&repository_text(repository));
     }
@@ -292,8 +362,8 @@ fn again(held: &Held) -> Result<String> {
         "\nTO ARCHIVE AGAIN (after restore --replace: what the host seals with is made anew from the key and the repository)\n  \
          pitr --config /etc/pitr/restore.toml key recover --host-file {}{recipients}\n  \
          Leave out a key that is lost or that somebody may have, and name another. Of several repositories, name those that are left by\n  \
-         --repository NAME, and take the others out of restore.toml, if one is lost for good. Take away the # before host_file in restore.toml, and when\n  \
-         the server is open:\n  \
+         --repository NAME, and take the others out of restore.toml, if one is lost for good. Take away the # before host_file in restore.toml, and that\n  \
+         before conninfo, if there is one, once it says how the new server is reached. Take over from below what the host promised. When the\n  server is open:\n  \
          pitr --config /etc/pitr/restore.toml init --apply\n  \
          pitr --config /etc/pitr/restore.toml backup --full\n  \
          Then print a new page, and take the identity off that host.\n",
@@ -301,12 +371,19 @@ fn again(held: &Held) -> Result<String> {
     ))
 }
 
-fn without_pitr(held: &Held) -> String {
+fn without_pitr(held: &Held, folders: &Folders) -> String {
     let fingerprint = held.host.seal.fingerprint().to_string();
     format!(
-        "\nTO RESTORE WITHOUT PITR, with age, zstd, tar, b3sum and a shell. FOLDER is a copy of the folder above on a local disk.\n         By pitr's own script, of which a copy belongs beside this page: it checks every digest and mac, moves tablespaces, and names what is wrong.\n  \
-         sh restore-without-pitr.sh -i recovery.key -f {fingerprint} FOLDER data\n         By hand, which checks only that what age opens was not changed, and that each key is the one with the fingerprint:\n{CUT}{}{CUT}\
-         Then start PostgreSQL of the same major version on data. If there is no postgresql.conf in it (Debian has it below /etc), make one, and\n         pg_hba.conf. To stop earlier, add recovery_target_time = '2025-10-17 10:30:00+00' to data/postgresql.auto.conf before that.\n         When it is open, delete the e*.key files, recovery.key and seal: they open everything, and make what looks genuine.\n",
+        "\nTO RESTORE WITHOUT PITR, with age, zstd, tar, b3sum and a shell. FOLDER is a copy of the folder above on a local disk:\n\
+         {}  \
+         By pitr's own script, of which a copy belongs beside this page: it checks every digest and mac, moves tablespaces, and names what is wrong.\n  \
+         sh restore-without-pitr.sh -i recovery.key -f {fingerprint} FOLDER data\n  \
+         By hand, which checks only that what age opens was not changed, and that each key is the one with the fingerprint:\n\
+         {CUT}{}{CUT}  \
+         Then start PostgreSQL of the same major version on data. If there is no postgresql.conf in it (Debian has it below /etc), make one, and\n  \
+         pg_hba.conf. To stop earlier, add recovery_target_time = '2025-10-17 10:30:00+00' to data/postgresql.auto.conf before that.\n  \
+         When it is open, delete the e*.key files, recovery.key and seal: they open everything, and make what looks genuine.\n",
+        folders.copy_text(held),
         BY_HAND.replace("@fingerprint@", &fingerprint)
     )
 }
@@ -314,7 +391,6 @@ fn without_pitr(held: &Held) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
 
     #[test]
     fn the_way_without_pitr_is_no_way_with_it() {
@@ -322,6 +398,66 @@ mod tests {
             !BY_HAND.contains("pitr restore") && BY_HAND.contains("age -d") && BY_HAND.contains("zstd -dc")
         );
         assert_eq!(BY_HAND.matches("@fingerprint@").count(), 1);
+    }
+
+    #[test]
+    fn each_store_has_a_command_that_copies_a_folder() {
+        let command = |folder: &str| copy_command(folder, Some("http://h:9000"));
+        let s3 = command("s3://b/p/main/7");
+        assert!(
+            s3.starts_with("aws s3 cp --recursive --endpoint-url ") && s3.contains("s3://b/p/main/7"),
+            "{s3}"
+        );
+        let out = |folder: &str| {
+            let text = command(folder).replacen("cp -a", "printf %s,", 1);
+            let done = std::process::Command::new("sh").args(["-c", &text]).output().unwrap();
+            String::from_utf8(done.stdout).unwrap()
+        };
+        assert_eq!(out("file:///it's here/main/7"), "/it's here/main/7,FOLDER,");
+        assert!(command("gs://b/main/7").contains("gs://b/main/7/*"));
+        assert!(command("az://c/main/7").contains("blob.core.windows.net/c/main/7"));
+    }
+
+    #[test]
+    fn the_configuration_is_on_the_page_without_comments_and_passwords() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("pitr.toml");
+        let said = |conninfo: &str| {
+            let text = format!(
+                "cluster = \"main\" # secret remark\n[postgres]\nconninfo = \"{conninfo}\"\ndata_dir = \"/d\"\n\
+                 [[repository]]\nname = \"one\"\nurl = \"file:///r\"\nretention = {{ window = \"7d\" }}\n"
+            );
+            #[expect(clippy::disallowed_methods, reason = "a scratch file of a test needs no durability")]
+            std::fs::write(&path, &text).unwrap();
+            let config = Config::parse(&text, &path).unwrap();
+            configuration_text(&Config { path: Some(path.clone()), ..config })
+        };
+        let plain = said("host=/tmp");
+        for words in ["conninfo = \"host=/tmp\"", "data_dir = \"/d\"", "window = \"7d\""] {
+            assert!(plain.contains(words), "{plain}");
+        }
+        let secret = said("host=h password=hunter2");
+        assert!(
+            !secret.contains("hunter2") && !secret.contains("conninfo") && secret.contains("/d"),
+            "{secret}"
+        );
+        assert!(!plain.contains("remark"), "{plain}");
+    }
+
+    #[test]
+    fn how_the_server_is_reached_is_on_the_page_but_for_a_password() {
+        let said = |conninfo: &str| {
+            let text = format!(
+                "cluster = \"main\"\n[postgres]\nconninfo = {}\n[[repository]]\nname = \"one\"\nurl = \"file:///r\"\n",
+                quoted(conninfo)
+            );
+            server_text(&Config::parse(&text, Path::new("/pitr.toml")).unwrap())
+        };
+        assert_eq!(said("host='/a b' port=5433"), "  [postgres]\n  # conninfo = \"host='/a b' port=5433\"\n");
+        for secret in ["host=h password=hunter2", "postgres://bob:hunter2@h/"] {
+            let said = said(secret);
+            assert!(said.contains("kept at") && !said.contains("hunter2") && !said.contains("bob"), "{said}");
+        }
     }
 
     #[test]
