@@ -218,7 +218,7 @@ pub fn policy(name: &str) -> Result<String> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("contrib/policies/s3-{name}.json"));
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     ensure!(text.contains("BUCKET/PREFIX/"), "{name}");
-    Ok(text.replace("BUCKET", "bucket").replace("PREFIX", "pitr"))
+    Ok(text.replace("BUCKET", "bucket").replace("PREFIX", "pitr/main"))
 }
 
 /// Who may do everything, as no role of pitr's may.
