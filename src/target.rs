@@ -229,6 +229,11 @@ fn with_offset(text: &str, local: DateTime, seconds: i32) -> Result<Timestamp, T
     offset.to_timestamp(local).map_err(|_| unreadable(text))
 }
 
+/// Files beside the zones that are none: this host's own zone, what POSIX rules follow, what no administrator has set yet.
+const NO_ZONES: [&str; 3] = ["localtime", "posixrules", "Factory"];
+/// The same zones again, with and without leap seconds: `right/UTC` is half a minute off.
+const COPIES: [&str; 2] = ["posix/", "right/"];
+
 /// The zone called `name` in the IANA database.
 ///
 /// # Errors
@@ -236,6 +241,13 @@ fn with_offset(text: &str, local: DateTime, seconds: i32) -> Result<Timestamp, T
 pub fn named(name: &str) -> Result<TimeZone, TargetError> {
     if name.eq_ignore_ascii_case("UTC") || name.eq_ignore_ascii_case("GMT") {
         return Ok(TimeZone::UTC);
+    }
+    let is_none = NO_ZONES.iter().any(|other| name.eq_ignore_ascii_case(other));
+    if is_none || COPIES.iter().any(|start| name.to_ascii_lowercase().starts_with(start)) {
+        return Err(TargetError::new(
+            format!("{name:?} is no place's time zone"),
+            "names are those of the IANA database, such as Asia/Jakarta",
+        ));
     }
     let zone = TimeZone::get(name);
     // CET, EST5EDT and the like are in the database; Japan and Singapore are, too, and mean one place.

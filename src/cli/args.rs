@@ -361,11 +361,11 @@ pub struct TargetArgs {
     /// Everything that ends at or before this position
     #[arg(long, value_name = "X/X")]
     pub to_lsn: Option<String>,
-    /// Up to and with this transaction
-    #[arg(long, value_name = "XID")]
+    /// Up to and with this transaction (of a number as pg_current_xact_id() shows it, the lower half)
+    #[arg(long, value_name = "XID", value_parser = xid)]
     pub to_xid: Option<u32>,
     /// Up to, without this transaction
-    #[arg(long, value_name = "XID")]
+    #[arg(long, value_name = "XID", value_parser = xid)]
     pub to_before_xid: Option<u32>,
     /// A named restore point
     #[arg(long, value_name = "POINT")]
@@ -373,6 +373,12 @@ pub struct TargetArgs {
     /// The end of the backup: the earliest consistent moment
     #[arg(long)]
     pub immediate: bool,
+}
+
+/// WAL has the lower 32 bits of a transaction's number; the server's functions show all 64.
+fn xid(text: &str) -> Result<u32, String> {
+    let number: u64 = text.parse().map_err(|_| "a transaction's number, such as 4711".to_owned())?;
+    u32::try_from(number & u64::from(u32::MAX)).map_err(|e| e.to_string())
 }
 
 /// `--action` of `restore`.
@@ -460,4 +466,16 @@ pub struct DemoArgs {
     /// Keep the throw-away cluster and repository
     #[arg(long)]
     pub keep: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_is_its_lower_half() {
+        assert_eq!(xid("4711"), Ok(4711));
+        assert_eq!(xid("8589934600"), Ok(8));
+        assert!(xid("").is_err() && xid("-1").is_err() && xid("0x10").is_err());
+    }
 }

@@ -160,6 +160,13 @@ fn a_server_may_call_its_zone_by_any_name_of_postgresql() {
 }
 
 #[test]
+fn what_lies_beside_the_zones_is_none() {
+    for name in ["localtime", "posixrules", "Factory", "LOCALTIME", "right/UTC", "posix/Asia/Jakarta"] {
+        assert!(named(name).is_err_and(|e| e.to_string().contains("no place's time zone")), "{name}");
+    }
+}
+
+#[test]
 fn an_offset_must_agree_with_its_zone() {
     let refused = read("2025-10-17T10:30+08:00[Asia/Jakarta]", None);
     assert!(refused.starts_with(
