@@ -130,6 +130,10 @@ impl<'a> Way<'a> {
         what: &str,
     ) -> Result<Vec<Finding>> {
         let newest = self.stored.keys().rfind(|name| name.timeline() == self.history.timeline()).copied();
+        let size = system.identity().segment_size;
+        let start = SegmentNo::containing(self.backup.start_lsn, size);
+        // What lies before the backup says nothing of it: its WAL may have been stored by `pitr backup` itself.
+        let archived = archived.filter(|name| name.number(size).is_ok_and(|number| number >= start));
         // Behind what the server archived an agent stores ahead, in any order.
         let Some(last) = archived.or(newest) else {
             let text = format!("nothing of timeline {} is stored", self.history.timeline().get());
