@@ -16,6 +16,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use support::cluster::{Cluster, Install, as_server, give_to_server, run, scratch};
+use support::keys::{self, tools};
 use support::office::{IN_ROWS, Office, ROWS, fill, is_in_clear, sealed, sealed_here};
 use support::s3::S3;
 use support::site::{Answer, Site, SiteOptions, open, settle, switch};
@@ -183,7 +184,7 @@ fn a_lost_host_comes_back_from_the_kit_and_the_bucket() -> Result<()> {
 fn forged_wrap(public: &str) -> Result<Vec<u8>> {
     let place = scratch("pitr-forger-")?;
     let host = place.path().join("host");
-    support::keys::init(&host, place.path(), &["--recipient", &format!("late={public}")])?;
+    keys::init(&host, place.path(), &["--recipient", &format!("late={public}")])?;
     let host: Value = serde_json::from_str(&fs::read_to_string(&host)?)?;
     let hex = host["epochs"][0]["wraps"][0].as_str().context("a wrap")?;
     let byte = |at| Ok(u8::from_str_radix(hex.get(at..at + 2).context("two digits")?, 16)?);
@@ -222,17 +223,6 @@ fn awkward(site: &Site, office: &Office, late: &Office) -> Result<()> {
     let id = unfinished["id"].as_str().context("an id")?;
     fs::remove_file(site.folder()?.join("backups").join(id).join("backup.json"))?;
     Ok(())
-}
-
-/// The tools that the page asks for are there.
-fn tools() -> bool {
-    let missing = ["age", "zstd", "tar", "b3sum"].into_iter().find(|tool| {
-        !Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
-    });
-    if let Some(tool) = missing {
-        eprintln!("SKIPPED: {tool} is not installed; run tests/setup.sh");
-    }
-    missing.is_none()
 }
 
 /// The commands on the page, between the lines where it is to be cut.

@@ -19,21 +19,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use support::cluster::{Cluster, Install, as_server, give_to_server, run, scratch};
-use support::keys;
+use support::keys::{self, tools};
 use support::site::{Answer, Site, SiteOptions, open, settle, until};
 
 const ROWS: &str = "SELECT count(*) || ' ' || md5(string_agg(said, ',' ORDER BY n)) FROM t";
-
-/// The tools that the script asks for, or a word about the one that is missing.
-fn tools() -> bool {
-    let missing = ["age", "zstd", "tar", "b3sum"].into_iter().find(|tool| {
-        !Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
-    });
-    if let Some(tool) = missing {
-        eprintln!("SKIPPED: {tool} is not installed; run tests/setup.sh");
-    }
-    missing.is_none()
-}
 
 /// A server with its repository, whose folder will be all that is left.
 struct Source {

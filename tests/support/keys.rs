@@ -4,8 +4,10 @@
 //! machine: what is in it a database host does not have.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
+#![allow(clippy::print_stderr, reason = "a skipped test says so")]
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 
@@ -32,4 +34,15 @@ pub fn init(host_file: &Path, office: &Path, more: &[&str]) -> Result<Answer> {
     let answer = Answer::of(command.args(more))?;
     answer.expect(0, &[])?;
     Ok(answer)
+}
+
+/// The programs that restore without pitr are there, or a word about the one that is missing.
+pub fn tools() -> bool {
+    let missing = ["age", "zstd", "tar", "b3sum"].into_iter().find(|tool| {
+        !Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success())
+    });
+    if let Some(tool) = missing {
+        eprintln!("SKIPPED: {tool} is not installed; run tests/setup.sh");
+    }
+    missing.is_none()
 }
