@@ -34,7 +34,8 @@ async fn try_look(system: &System, archived: Option<SegmentName>, what: &str) ->
     let catalog = system.catalog().await?;
     let sound: Vec<&Backup> = catalog.complete().filter(|b| b.checksums != Checksums::Corrupt).collect();
     if sound.is_empty() {
-        return Ok(vec![no_backup(what, system.identity().created, SystemClock.now())]);
+        let damaged = catalog.complete().next().is_some();
+        return Ok(vec![no_backup(what, damaged, system.identity().created, SystemClock.now())]);
     }
     let Some(newest) = newest_timeline(system, archived).await? else {
         let none = Finding::new(
@@ -72,8 +73,12 @@ async fn try_look(system: &System, archived: Option<SegmentName>, what: &str) ->
     way.judge(system, archived, what).await
 }
 
-/// Who has set it up a moment ago is about to take the first one.
-fn no_backup(what: &str, created: Timestamp, now: Timestamp) -> Finding {
+/// Who has set it up a moment ago is about to take the first one. `damaged`: there are some, and the server's pages were damaged.
+fn no_backup(what: &str, damaged: bool, created: Timestamp, now: Timestamp) -> Finding {
+    if damaged {
+        return Finding::new(Grade::Risk, what, "every backup that is stored holds damaged pages")
+            .hint("`pitr info` names them: mend the server's relations, then run `pitr backup`");
+    }
     let is_new = now.duration_since(created) < FIRST_BACKUP;
     let grade = if is_new { Grade::Good } else { Grade::Risk };
     Finding::new(grade, what, "no complete backup is stored: nothing can be restored")
@@ -186,11 +191,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cluster_without_a_backup_is_at_risk_after_a_day() {
-        let grade = |hours| {
+    fn a_cluster_without_a_sound_backup_is_at_risk_after_a_day_or_at_once_if_there_are_damaged_ones() {
+        let found = |damaged, hours| {
             let created = Timestamp::UNIX_EPOCH;
-            no_backup("x", created, created + SignedDuration::from_hours(hours)).grade
+            no_backup("x", damaged, created, created + SignedDuration::from_hours(hours))
         };
-        assert_eq!((grade(23), grade(24)), (Grade::Good, Grade::Risk));
+        assert_eq!((found(false, 23).grade, found(false, 24).grade), (Grade::Good, Grade::Risk));
+        let damaged = found(true, 1);
+        assert!(damaged.grade == Grade::Risk && damaged.found.contains("damaged pages"), "{damaged:?}");
     }
 }
