@@ -3,7 +3,6 @@
 //! PostgreSQL is started on what it makes, and its rows are compared; what is damaged or forged must stop it.
 
 #![expect(clippy::disallowed_methods, reason = "scratch files of tests need no durability")]
-#![expect(clippy::print_stderr, reason = "a skipped test says so")]
 
 mod support;
 
