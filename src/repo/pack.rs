@@ -14,14 +14,17 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::binary::{FRAME_HEAD, FrameKind, Reader, Writer, skippable, skippable_len};
+use super::path::MAX_PACKS;
 use crate::codec::{CodecError, Compression, Digest, FrameEncoder, FrameOpener, Hasher, len_u64};
 
 /// Plain bytes of a frame, unless the stream ends earlier.
 pub const FRAME_BYTES: usize = 4 << 20;
 /// Most plain bytes of a frame that a reader accepts.
 pub const MAX_FRAME: usize = 16 << 20;
-/// Stored bytes at which a pack is closed, by default.
+/// Stored bytes at which the packs of a backup of usual size are closed.
 pub const TARGET: u64 = 32 << 20;
+/// From this number on packs are larger ([`target_of`]): 1.5 TiB are stored by then.
+const LARGER_FROM: u32 = MAX_PACKS / 2;
 /// Smallest and largest such bound. What one more frame adds stays below [`MAX_PACK`].
 pub const TARGET_RANGE: Range<u64> = 8 << 20..96 << 20;
 /// Largest pack.
@@ -32,6 +35,11 @@ pub const MAX_FRAMES: usize = 1 << 16;
 const ENTRY: usize = 8 + 4 + 8 + 4 + 32;
 /// Bytes after the entries: count and checksum.
 pub const TRAILER: usize = 8;
+
+/// Stored bytes at which pack `number` is closed: [`MAX_PACKS`] of them hold 6 TiB as stored.
+pub const fn target_of(number: u32) -> u64 {
+    if number < LARGER_FROM { TARGET } else { TARGET_RANGE.end }
+}
 
 /// A pack or a frame that cannot be used, or one that would break a bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -398,6 +406,14 @@ mod tests {
         }
         let pack = builder.finish().unwrap();
         (pack.chunks.concat(), pack.info)
+    }
+
+    #[test]
+    fn all_packs_together_hold_six_tebibytes_and_none_is_too_large() {
+        let all: u64 = (0..MAX_PACKS).map(target_of).sum();
+        assert!(all >= 6 << 40, "{all}");
+        assert!((0..MAX_PACKS).all(|n| target_of(n) <= TARGET_RANGE.end));
+        assert_eq!(target_of(0), TARGET);
     }
 
     #[test]

@@ -49,7 +49,7 @@ use crate::pgwire::{BaseBackupOptions, Checkpoint, ChecksumFailure, ConnInfo, De
 use crate::repo::manifest::ManifestHeader;
 use crate::repo::objects::{Backup, BackupKind, Checksums, ObjectRef, PackTotals, Status, Tablespace};
 use crate::repo::pack::PackInfo;
-use crate::repo::path::BackupObject;
+use crate::repo::path::{BackupObject, MAX_PACKS};
 use crate::repo::{Repository, this_process};
 use crate::seal::Epoch;
 use crate::wal::{PgTime, SegmentName, SegmentNo};
@@ -206,6 +206,8 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
     if summary.system_id.is_some_and(|system| system != server.identity.system_id) {
         return Err(Error::failed("backup_manifest names another cluster than the server"));
     }
+    let ranges = needed::from_start(summary.wal_ranges, start);
+    needed::check_ranges(&ranges, (start, transfer.stop.0), server.segment_size)?;
     let local = server.local.as_deref().zip(pages);
     let again = |path: &[u8], block| local.and_then(|(dir, layout)| look_again(dir, layout, path, block));
     let report = transfer.packed.pages.judge(transfer.stop.0, again);
@@ -213,7 +215,7 @@ fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
     warnings.extend(report.notes);
     Ok(Verified {
         sent: sealed,
-        ranges: summary.wal_ranges,
+        ranges,
         packs: transfer.packed.packs,
         manifest: transfer.manifest,
         start: transfer.start,
@@ -383,7 +385,8 @@ fn verdict(
 }
 
 fn pack_totals(packs: &[PackInfo]) -> Result<PackTotals> {
-    let count = u32::try_from(packs.len()).map_err(|_| Error::failed("the backup has too many packs"))?;
+    let count = u32::try_from(packs.len()).ok().filter(|count| *count <= MAX_PACKS);
+    let count = count.ok_or_else(packer::too_many)?;
     let sum = |part: fn(&PackInfo) -> u64| packs.iter().map(part).fold(0_u64, u64::saturating_add);
     Ok(PackTotals { count, stored: sum(|pack| pack.stored), plain: sum(|pack| pack.plain) })
 }

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::{Error, Result};
 use crate::pgdata::backup_manifest::WalRange;
 use crate::repo::annex::{self, Annex};
 use crate::repo::walobject::WalHeader;
@@ -29,6 +30,40 @@ pub(super) fn segments(ranges: &[WalRange], size: SegmentSize) -> Vec<SegmentNam
         }
     }
     newest.into_iter().map(|(number, line)| SegmentName::new(line, SegmentNo::new(number), size)).collect()
+}
+
+/// Most segments that one backup can need: 16 TiB of WAL in the smallest segments.
+const MOST_SEGMENTS: u64 = 1 << 24;
+
+/// The ranges from the backup's start on. PostgreSQL 13.0 to 13.4 let the oldest one begin where its timeline does
+/// (`AddWALInfoToBackupManifest`), although nothing before the start is needed.
+pub(super) fn from_start(ranges: Vec<WalRange>, start: Lsn) -> Vec<WalRange> {
+    let later = ranges.into_iter().filter(|range| range.end >= start);
+    later.map(|range| WalRange { start: range.start.max(start), ..range }).collect()
+}
+
+/// Holds the manifest's ranges against start and stop, which the server told beside it: what they leave out nobody would wait for.
+///
+/// # Errors
+/// Where they differ, and for more WAL than was ever written during a backup.
+pub(super) fn check_ranges(ranges: &[WalRange], (start, stop): (Lsn, Lsn), size: SegmentSize) -> Result<()> {
+    let first = ranges.iter().map(|range| range.start).min().unwrap_or(Lsn::MAX);
+    let last = ranges.iter().map(|range| range.end).max().unwrap_or(Lsn::ZERO);
+    let mut sorted: Vec<&WalRange> = ranges.iter().collect();
+    sorted.sort_by_key(|range| (range.start, range.end));
+    let whole = sorted.iter().zip(sorted.iter().skip(1)).all(|(one, next)| one.end == next.start);
+    if (first, last) != (start, stop) || !whole {
+        let holes = if whole { "" } else { " with holes" };
+        return Err(Error::failed(format!(
+            "backup_manifest names WAL from {first} to {last}{holes}, but the server made the backup from {start} to {stop}"
+        )));
+    }
+    if stop.bytes_since(start) / size.bytes() >= MOST_SEGMENTS {
+        return Err(Error::failed(format!(
+            "the server made the backup from {start} to {stop}, which is more WAL than any backup needs"
+        )));
+    }
+    Ok(())
 }
 
 /// Whether the stored copy described by `header` holds what is needed of it: all of the segment, or everything below `stop`.
@@ -120,6 +155,33 @@ mod tests {
 
     fn names(ranges: &[WalRange]) -> Vec<String> {
         segments(ranges, SIZE).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_manifest_that_names_other_wal_than_the_backups_is_refused() {
+        let (start, fork, stop) = (0x0200_0028, 0x0350_0000, 0x0400_0100);
+        let said = |ranges: &[WalRange], stop: u64| {
+            let found = check_ranges(ranges, (Lsn::new(start), Lsn::new(stop)), SIZE);
+            found.map_err(|error| error.message().to_owned()).err().unwrap_or_default()
+        };
+        let both = [range(2, fork, stop), range(1, start, fork)];
+        // As 13.4 says it of a server that was promoted twice.
+        let from_the_fork = vec![range(3, 0x0100_0000, stop), range(2, 0x0080_0000, 0x0100_0000)];
+        let clipped = from_start(from_the_fork.clone(), Lsn::new(start));
+        assert_eq!(clipped, [range(3, start, stop)]);
+        assert_eq!(said(&clipped, stop), "");
+        assert!(said(&from_the_fork, stop).contains("names WAL from 0/800000 "));
+        assert_eq!(said(&both, stop), "");
+        for (wrong, words) in [
+            (&both[..1], "names WAL from 0/3500000"),
+            (&both[1..], "to 0/3500000, but"),
+            (&[], "names WAL from FFFFFFFF/FFFFFFFF"),
+            (&[range(2, fork + 1, stop), both[1]], "with holes"),
+            (&[range(1, start, u64::MAX)], "to FFFFFFFF/FFFFFFFF, but"),
+        ] {
+            assert!(said(wrong, stop).contains(words), "{wrong:?}: {}", said(wrong, stop));
+        }
+        assert!(said(&[range(1, start, u64::MAX)], u64::MAX).contains("more WAL than any"));
     }
 
     #[test]

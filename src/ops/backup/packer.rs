@@ -6,7 +6,7 @@
 //! ```
 //! The packer is a task of its own, so that nothing of this slows the
 //! one that reads the socket. What is in memory at one time: a few frames, one open pack and the packs under way, 256 MiB in the worst case. A pack is closed
-//! once it has 32 MiB. Nothing here knows what the bytes mean, but for the pages of relations, which are checked on the way. If it is dropped, uploads end where they are: packs
+//! once it has 32 MiB, of very large backups 96 MiB, which then go one at a time. Nothing here knows what the bytes mean, but for the pages of relations, which are checked on the way. If it is dropped, uploads end where they are: packs
 //! without a verdict are garbage that the next run and `expire` recognise.
 
 use std::num::NonZeroUsize;
@@ -23,10 +23,15 @@ use crate::codec::Compression;
 use crate::error::{Error, Result};
 use crate::repo::objects::ObjectRef;
 use crate::repo::pack::{self, CompressedFrame, PackBuilder, PackInfo, compress_frame};
-use crate::repo::path::BackupObject;
+use crate::repo::path::{BackupObject, MAX_PACKS};
 
-/// Packs under way to the repositories at one time.
+/// Packs of usual size under way to the repositories at one time.
 const PUTS_IN_FLIGHT: usize = 3;
+
+/// Packs as large as this one under way at one time.
+fn puts_in_flight(number: u32) -> usize {
+    if pack::target_of(number) > pack::TARGET { 1 } else { PUTS_IN_FLIGHT }
+}
 /// Most threads that compress: more than a server should spare, and their frames would not fit the memory.
 const MOST_WORKERS: usize = 8;
 /// Of the fastest levels the best for table data; the one pg_basebackup is compared with.
@@ -120,7 +125,7 @@ impl Packer {
             listing: Listing::default(),
             path: Vec::new(),
             pages: PageFindings::default(),
-            open: PackBuilder::new(pack::TARGET),
+            open: PackBuilder::new(pack::target_of(0)),
             next: 0,
             puts: JoinSet::new(),
             packs: Vec::new(),
@@ -184,14 +189,17 @@ impl Packer {
         if self.open.is_empty() {
             return Ok(());
         }
-        while self.puts.len() >= PUTS_IN_FLIGHT {
+        let number = self.next;
+        if number >= MAX_PACKS {
+            return Err(too_many());
+        }
+        while self.puts.len() >= puts_in_flight(number) {
             if let Some(done) = self.puts.join_next().await {
                 self.stored(done)?;
             }
         }
-        let pack = std::mem::replace(&mut self.open, PackBuilder::new(pack::TARGET));
-        let number = self.next;
         self.next = number.saturating_add(1);
+        let pack = std::mem::replace(&mut self.open, PackBuilder::new(pack::target_of(self.next)));
         let targets = self.targets.clone();
         let mut pack = pack.finish().map_err(unpackable)?;
         self.puts.spawn(async move {
@@ -209,6 +217,12 @@ impl Packer {
         self.packs.push(done.map_err(|error| Error::failed("an upload ended").source(error))??);
         Ok(())
     }
+}
+
+/// More could be stored, and never be read.
+pub(super) fn too_many() -> Error {
+    Error::failed(format!("the backup takes more than {MAX_PACKS} packs"))
+        .hint("it has more than 6 TiB as stored, which pitr cannot hold yet: please report it")
 }
 
 fn not_a_backup(error: Error) -> Error {
