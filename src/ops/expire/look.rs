@@ -24,14 +24,17 @@ use crate::wal::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineI
 /// A backup without a verdict and without a new object for this long has no writer any more.
 pub(super) const SILENT_AFTER: SignedDuration = SignedDuration::from_hours(24);
 
+/// Most timelines that are named one by one.
+const MOST_TOLD: usize = 10;
+
 /// The WAL of a system folder.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stored {
     pub(super) wal: StoredWal,
     /// Segments that were accepted with damage, and that these credentials may not read.
     pub(super) unread: StoredWal,
-    /// What a person should know of them.
-    pub(super) note: Option<String>,
+    /// What a person should know of all that.
+    pub(super) notes: Vec<String>,
     /// How many copies there are of a segment, if more than one.
     pub(super) copies: BTreeMap<(TimelineId, u64), usize>,
     pub(super) last_stored: BTreeMap<TimelineId, Timestamp>,
@@ -63,8 +66,26 @@ impl Stored {
                 stored.read_folder(system, &folder, timeline).await?;
             }
         }
-        stored.note = note(&stored.unread, size);
+        stored.notes.extend(note(&stored.unread, size));
         Ok(stored)
+    }
+
+    /// Sets aside the WAL of timelines that no restore can follow: neither a history nor a backup leads to them. It is neither counted on nor
+    /// given up. A name alone could else make one the newest, or raise a floor for a timeline that is still to come.
+    pub(super) fn set_aside(&mut self, backups: impl Iterator<Item = TimelineId>) {
+        let led_to: BTreeSet<TimelineId> =
+            self.histories.keys().copied().chain([TimelineId::FIRST]).chain(backups).collect();
+        for timeline in self.last_stored.keys().filter(|timeline| !led_to.contains(timeline)).take(MOST_TOLD)
+        {
+            self.notes.push(format!(
+                "WAL of timeline {timeline} is neither counted on nor given up: neither {}.history nor a backup is stored that leads to it",
+                timeline.hex()
+            ));
+        }
+        for wal in [&mut self.wal, &mut self.unread] {
+            wal.retain(|timeline, _| led_to.contains(timeline));
+        }
+        self.last_stored.retain(|timeline, _| led_to.contains(timeline));
     }
 
     async fn read_folder(&mut self, system: &System, folder: &str, timeline: TimelineId) -> Result<()> {
@@ -188,6 +209,14 @@ impl Look {
             }
         }
         holdings
+    }
+
+    /// The timelines of backups, finished or not.
+    pub(super) fn timelines(&self) -> impl Iterator<Item = TimelineId> + '_ {
+        self.catalog.backups.iter().filter_map(|info| match &info.verdict {
+            Some(Verdict::Complete(backup)) => Some(backup.timeline),
+            Some(Verdict::Abandoned(_)) | None => info.intent.as_ref().map(|intent| intent.timeline),
+        })
     }
 
     /// Refuses to go on if an intent or a verdict that might speak for others' packs cannot be read. Those of the dead do not matter.

@@ -158,8 +158,9 @@ struct Run<'a> {
 impl Run<'_> {
     async fn run(&self, progress: &dyn Progress) -> Result<SystemReport> {
         progress.begin("listing WAL and backups", None);
-        let stored = Stored::read(self.system).await?;
+        let mut stored = Stored::read(self.system).await?;
         let look = Look::read(self.system, self.store_now, self.grace()).await?;
+        stored.set_aside(look.timelines());
         let marks: Vec<Mark> = look.marks().collect();
         let dead = self.dead(&marks);
         look.check_readable(&dead)?;
@@ -176,7 +177,7 @@ impl Run<'_> {
             waiting: self.waiting(&marks, &dead),
             wal_waiting: None,
             deleted: Deleted::default(),
-            notes: stored.note.clone().into_iter().collect(),
+            notes: stored.notes.clone(),
         };
         self.mark(&look, &mut report).await?;
         let floor = self.floor(&stored, &look, &mut report).await?;

@@ -72,7 +72,8 @@ fn not_found(id: &BackupId, repository: &str) -> Error {
 }
 
 async fn mark(system: &System, look: &Look, request: &OneRequest, store_now: Timestamp) -> Result<One> {
-    let stored = Stored::read(system).await?;
+    let mut stored = Stored::read(system).await?;
+    stored.set_aside(look.timelines());
     // As for a whole run: neither clock alone makes a moment of the window old.
     let now = request.now.min(store_now);
     let holdings = look.holdings(system, &stored, &BTreeSet::new(), store_now, false);

@@ -205,6 +205,32 @@ async fn a_corrupt_backup_can_be_pinned_and_stays() {
     assert_eq!(world.backups().await, BTreeSet::from([sound, newest]));
 }
 
+/// Whoever may write can make names, of encrypted repositories too. Without a window only the newest timeline tells what is behind a backup.
+#[tokio::test]
+async fn a_name_of_a_timeline_that_nothing_leads_to_gives_nothing_up_and_raises_no_floor() {
+    let world = World::new("local").await;
+    world.backup(1, 30, 3, Checksums::Ok).await;
+    world.backup(2, 20, 5, Checksums::Ok).await;
+    world.wal(6..=9).await;
+    let size = SegmentSize::new(MIB).unwrap();
+    for (timeline, number) in [(u32::MAX, 0), (2, SegmentNo::containing(Lsn::MAX, size).get())] {
+        let name = SegmentName::new(TimelineId::new(timeline).unwrap(), SegmentNo::new(number), size);
+        world.create(&world.system.keys().wal(WalFileName::Segment(name)), "no WAL").await;
+    }
+    let daily = Duration::from_secs(30 * 86_400);
+    let policy = Policy { daily, grace: Duration::ZERO, ..Policy::default() };
+    for _ in 0..3 {
+        let report = world.run(policy, &[]).await;
+        let told = report.notes.iter().filter(|note| note.contains("neither counted on nor given up"));
+        assert_eq!(told.count(), 2, "{:?}", report.notes);
+    }
+    let left = world.left().await;
+    assert!(["05.wal", "06.wal", "09.wal"].iter().all(|name| left.contains(&(*name).to_owned())), "{left:?}");
+    let floor = world.system.floor().await.unwrap();
+    let lines = floor.iter().flat_map(|floor| &floor.timelines);
+    assert!(lines.clone().all(|line| line.timeline == TimelineId::FIRST), "{floor:?}");
+}
+
 /// A repository that gives up segments 3 to 7, of which all that another has goes.
 async fn giving_up() -> World {
     let world = World::new("here").await;

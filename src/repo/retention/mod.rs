@@ -251,10 +251,12 @@ impl Holdings {
         backups.chain(stored).max().unwrap_or(TimelineId::FIRST)
     }
 
-    /// The newest timeline, and those of which WAL was stored at or after `start`: a moment of theirs may be promised.
+    /// The newest timeline, that of the newest sound backup, and those of which WAL was stored at or after `start`: a moment of theirs may
+    /// be promised.
     fn alive(&self, start: Timestamp) -> BTreeSet<TimelineId> {
         let recent = self.last_stored.iter().filter(|(_, at)| **at >= start).map(|(timeline, _)| *timeline);
-        recent.chain([self.newest_timeline()]).collect()
+        let backed_up = self.sound().last().map(|backup| backup.timeline);
+        recent.chain([self.newest_timeline()]).chain(backed_up).collect()
     }
 
     /// Backups on a route that an older one contradicts: it was made before, by its position, and is dated after. The clock of the server
