@@ -118,8 +118,9 @@ impl SegmentName {
     /// The name of segment `number` on `timeline` in a cluster with segments of `size`. Segments beyond the last LSN are held at it.
     pub fn new(timeline: TimelineId, number: SegmentNo, size: SegmentSize) -> Self {
         let per_log = size.segments_per_log();
-        let log = u32::try_from(number.get() / per_log).unwrap_or(u32::MAX);
-        let seg = u32::try_from(number.get() % per_log).unwrap_or(u32::MAX);
+        let number = number.get().min(SegmentNo::containing(Lsn::MAX, size).get());
+        let log = u32::try_from(number / per_log).unwrap_or(u32::MAX);
+        let seg = u32::try_from(number % per_log).unwrap_or(u32::MAX);
         Self { timeline, log, seg }
     }
 
@@ -364,6 +365,13 @@ mod tests {
             let name = |n| SegmentName::new(TimelineId::FIRST, SegmentNo::new(n % (size.segments_per_log() << 32)), size);
             let numbers = (name(a).number(size).unwrap(), name(b).number(size).unwrap());
             prop_assert_eq!(numbers.0.cmp(&numbers.1), name(a).to_string().cmp(&name(b).to_string()));
+        }
+
+        #[test]
+        fn no_name_lies_behind_the_last_segment(size in sizes(), beyond in any::<u64>()) {
+            let last = SegmentNo::containing(Lsn::MAX, size);
+            let name = SegmentName::new(TimelineId::FIRST, SegmentNo::new(last.get().saturating_add(beyond)), size);
+            prop_assert_eq!(name.number(size), Ok(last));
         }
 
         #[test]

@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::repo::System;
 use crate::repo::archive::ListedSegment;
 use crate::repo::objects::{Backup, Checksums};
-use crate::wal::{Lsn, SegmentName, SegmentNo, TimelineHistory, TimelineId};
+use crate::repo::retention::{Route, StoredWal};
+use crate::wal::{SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 /// How long a new cluster may be without a backup before that is a finding.
 const FIRST_BACKUP: SignedDuration = SignedDuration::from_hours(24);
@@ -113,19 +114,14 @@ impl<'a> Way<'a> {
         Ok(Self { backup, history, stored })
     }
 
-    /// The segments that recovery asks for up to `last`, in order: where a timeline forks off inside of one, the newer one's.
-    fn needed(&self, system: &System, last: SegmentName) -> Result<impl Iterator<Item = SegmentName>> {
-        let size = system.identity().segment_size;
-        let end = last
-            .number(size)
-            .map_err(|e| Error::failed(format!("{last} is no segment of this cluster")).source(e))?;
-        let mut next = SegmentNo::containing(self.backup.start_lsn, size);
-        Ok(std::iter::from_fn(move || {
-            let number = (next <= end).then_some(next)?;
-            next = number.next();
-            let behind = Lsn::new(number.end(size).get().saturating_sub(1));
-            Some(SegmentName::new(self.history.owner(behind), number, size))
-        }))
+    fn by_number(&self, size: SegmentSize) -> StoredWal {
+        let mut wal = StoredWal::new();
+        for name in self.stored.keys() {
+            if let Ok(number) = name.number(size) {
+                wal.entry(name.timeline()).or_default().add(number.get(), number.get());
+            }
+        }
+        wal
     }
 
     async fn judge(
@@ -144,16 +140,17 @@ impl<'a> Way<'a> {
             let text = format!("nothing of timeline {} is stored", self.history.timeline().get());
             return Ok(vec![Finding::new(Grade::Good, what, text)]);
         };
-        let (mut missing, mut count) = (Vec::new(), 0_u64);
-        for name in self.needed(system, last)? {
-            count = count.saturating_add(1);
-            if !self.stored.contains_key(&name) {
-                missing.push(name);
-            }
-        }
+        let end = last
+            .number(size)
+            .map_err(|e| Error::failed(format!("{last} is no segment of this cluster")).source(e))?;
+        let route = Route::new(self.history.clone(), size);
+        let missing = route.missing(&self.by_number(size), self.backup.start_lsn, end);
         let id = &self.backup.id;
-        if let Some(first) = missing.first() {
-            let many = match missing.len() {
+        if let Some((timeline, first)) = missing.iter().find_map(|(tli, spans)| Some((*tli, spans.first()?)))
+        {
+            let first = SegmentName::new(timeline, SegmentNo::new(first), size);
+            let many = match missing.iter().fold(0, |sum: u64, (_, spans)| sum.saturating_add(spans.count()))
+            {
                 1 => String::new(),
                 n => format!(" and {} more up to {last} are", n.saturating_sub(1)),
             };
@@ -181,6 +178,7 @@ impl<'a> Way<'a> {
                 ]);
             }
         }
+        let count = end.get().saturating_sub(start.get()).saturating_add(1);
         let text = format!("all {count} segments from backup {id} to {last} are there");
         Ok(vec![Finding::new(Grade::Good, what, text)])
     }

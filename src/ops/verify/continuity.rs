@@ -10,7 +10,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::repo::objects::Floor;
-use crate::wal::{Lsn, SegmentName, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
+use crate::repo::retention::{Spans, StoredWal, above};
+use crate::wal::{Lsn, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 
 /// Where a backup lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,32 +46,26 @@ pub(super) struct Missing {
 }
 
 impl Ground<'_> {
-    /// What is missing of what these backups need.
+    /// What is missing of what these backups need. The work is that of the holes and the stored segments, whatever a wrong LSN asks for.
     pub(super) fn missing(&self, backups: &[Place]) -> Vec<Missing> {
-        let mut found: BTreeSet<(TimelineId, SegmentNo)> = BTreeSet::new();
+        let spans = |numbers: &BTreeSet<SegmentNo>| numbers.iter().map(|number| number.get()).collect();
+        let stored: StoredWal = self.stored.iter().map(|(timeline, n)| (*timeline, spans(n))).collect();
+        let mut lacked = StoredWal::new();
         for (timeline, first, last) in self.needed(backups) {
-            let empty = BTreeSet::new();
-            let stored = self.stored.get(&timeline).unwrap_or(&empty);
-            let mut number = first;
-            // Jumps over what is stored: the work is that of the holes and the stored segments, whatever a wrong LSN asks for.
-            for there in stored.range(first..=last).copied().chain([last.next()]) {
-                while number < there && found.len() < MOST_MISSING {
-                    if self.keeps(timeline, number) {
-                        found.insert((timeline, number));
-                    }
-                    number = number.next();
-                }
-                number = there.next();
-            }
+            let wanted = Spans::one(first.get(), last.get());
+            let holes = stored.get(&timeline).map_or_else(|| wanted.clone(), |stored| wanted.without(stored));
+            lacked.entry(timeline).or_default().add_all(&holes);
         }
-        let mut gaps: Vec<Missing> = Vec::new();
-        for (timeline, number) in found {
-            match gaps.last_mut() {
-                Some(gap) if gap.timeline == timeline && gap.last.next() == number => gap.last = number,
-                _ => gaps.push(Missing { timeline, first: number, last: number }),
-            }
-        }
-        gaps
+        let kept = above(self.floor.map_or(&[][..], |floor| &floor.timelines), &lacked, self.size);
+        let of = |(timeline, spans): (TimelineId, Spans)| {
+            let missing = |(first, last)| Missing {
+                timeline,
+                first: SegmentNo::new(first),
+                last: SegmentNo::new(last),
+            };
+            spans.iter().map(missing).collect::<Vec<_>>()
+        };
+        kept.into_iter().flat_map(of).collect()
     }
 
     /// Ranges of segments, both ends included.
@@ -120,21 +115,13 @@ impl Ground<'_> {
     fn newest(&self, timeline: TimelineId) -> Option<SegmentNo> {
         self.stored.get(&timeline)?.last().copied()
     }
-
-    /// Whether the floor keeps the segment.
-    pub(super) fn keeps(&self, timeline: TimelineId, number: SegmentNo) -> bool {
-        let name = SegmentName::new(timeline, number, self.size);
-        self.floor.is_none_or(|floor| floor.keeps(name))
-    }
 }
-
-/// Missing segments that are counted at most: a hole of 16 TiB is as bad as a larger one.
-const MOST_MISSING: usize = 1_000_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::repo::objects::{KeptRange, Nonce, TimelineFloor};
+    use crate::wal::SegmentName;
 
     const MIB: u64 = 1 << 20;
 
@@ -218,5 +205,17 @@ mod tests {
         let backups = [(1, 2, 3), (1, 8, 8)];
         assert_eq!(missing(&[(1, &[2, 3, 8, 9])], &[], Some(&floor), &backups), "");
         assert_eq!(missing(&[(1, &[2, 9])], &[], Some(&floor), &backups), "1:3-3 1:8-8");
+    }
+
+    /// A floor, a name or a position may say any number.
+    #[test]
+    fn a_hole_of_any_size_is_no_more_work_than_a_small_one() {
+        let far = 1 << 40;
+        let line = TimelineFloor { timeline: tli(1), first: name(1, far), keep: Vec::new() };
+        let floor =
+            Floor { nonce: Nonce::new([0; 16]), created: jiff::Timestamp::UNIX_EPOCH, timelines: vec![line] };
+        let stored: &[(u32, &[u64])] = &[(1, &[2, 3, far])];
+        assert_eq!(missing(stored, &[], Some(&floor), &[(1, 2, 3)]), "");
+        assert_eq!(missing(stored, &[], None, &[(1, 2, 3)]), format!("1:4-{}", far - 1));
     }
 }

@@ -170,8 +170,8 @@ fn kept_of(line: &TimelineFloor, size: SegmentSize) -> Spans {
 /// What the lines of a floor keep of the stored WAL.
 pub fn above(lines: &[TimelineFloor], wal: &StoredWal, size: SegmentSize) -> StoredWal {
     let of = |(timeline, spans): (&TimelineId, &Spans)| {
-        let line = lines.iter().find(|line| line.timeline == *timeline);
-        (*timeline, line.map_or_else(|| spans.clone(), |line| spans.and(&kept_of(line, size))))
+        let own = lines.iter().filter(|line| line.timeline == *timeline);
+        (*timeline, own.fold(spans.clone(), |kept, line| kept.and(&kept_of(line, size))))
     };
     wal.iter().map(of).collect()
 }
