@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes};
 
-use super::message::{Message, Row, ServerNotice, WireError};
+use super::message::{Message, Row, ServerNotice, WireError, memory_of};
 use super::replication::Cells;
 use crate::wal::{Lsn, TimelineId};
 
@@ -29,6 +29,8 @@ const SINGLE_COPY_VERSION: u32 = 150_000;
 const MAX_LABEL: usize = 1024;
 /// More tablespaces than any server has; a bound for the list held in memory.
 const MAX_TABLESPACES: usize = 100_000;
+/// The same bound for their bytes: the longest names and places there can be are some KiB.
+const MAX_ROW_BYTES: usize = 64 << 20;
 /// Warnings kept for [`BackupFailure::Checksums`]; the server itself says at most five per file.
 const MAX_WARNINGS: usize = 200;
 
@@ -248,6 +250,8 @@ pub struct BaseBackup {
     manifest: Manifest,
     step: Step,
     rows: Vec<Row>,
+    /// Bytes of all rows so far.
+    row_bytes: usize,
     /// Oids of the list, in order; `None` is the data directory.
     archives: Vec<Option<u32>>,
     begun: usize,
@@ -273,6 +277,7 @@ impl BaseBackup {
             manifest: if options.manifest { Manifest::Awaited } else { Manifest::NotAsked },
             step: Step::Start,
             rows: Vec::new(),
+            row_bytes: 0,
             archives: Vec::new(),
             begun: 0,
             end: None,
@@ -352,8 +357,9 @@ impl BaseBackup {
         match (self.step, message) {
             (Step::Start | Step::Tablespaces | Step::End, Message::RowDescription) => {}
             (Step::Start | Step::Tablespaces | Step::End, Message::DataRow(row)) => {
-                if self.rows.len() >= MAX_TABLESPACES {
-                    return Err(wrong(format!("more than {MAX_TABLESPACES} rows")));
+                self.row_bytes = self.row_bytes.saturating_add(memory_of(&row));
+                if self.rows.len() >= MAX_TABLESPACES || self.row_bytes > MAX_ROW_BYTES {
+                    return Err(wrong(format!("more than {MAX_TABLESPACES} rows, or {MAX_ROW_BYTES} bytes")));
                 }
                 self.rows.push(row);
             }

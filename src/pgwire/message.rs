@@ -95,6 +95,13 @@ impl std::fmt::Display for ServerNotice {
     }
 }
 
+/// Bytes that a row takes in memory, NULLs included.
+pub fn memory_of(row: &Row) -> usize {
+    let cells =
+        row.iter().map(|cell| size_of::<Option<Bytes>>().saturating_add(cell.as_ref().map_or(0, Bytes::len)));
+    cells.fold(size_of::<Row>(), usize::saturating_add)
+}
+
 /// What the server asks for before it lets us in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Authentication {
@@ -274,6 +281,9 @@ fn row(body: &backend::DataRowBody) -> std::io::Result<Row> {
     body.ranges().map(cell).collect()
 }
 
+/// Most bytes of each text of a notice: hundreds of them are kept.
+const MAX_TEXT: usize = 16 << 10;
+
 /// Before authentication the server may speak the encoding of its own locale, so text is read leniently.
 fn notice(mut fields: backend::ErrorFields<'_>) -> std::io::Result<ServerNotice> {
     let mut said = ServerNotice {
@@ -284,7 +294,8 @@ fn notice(mut fields: backend::ErrorFields<'_>) -> std::io::Result<ServerNotice>
         hint: None,
     };
     while let Some(field) = fields.next()? {
-        let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
+        let bytes = field.value_bytes();
+        let text = String::from_utf8_lossy(bytes.get(..MAX_TEXT).unwrap_or(bytes)).into_owned();
         match field.type_() {
             b'V' => said.severity = text,
             b'S' if said.severity.is_empty() => said.severity = text,

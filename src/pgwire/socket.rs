@@ -216,9 +216,9 @@ impl Wire {
                 Message::Error(said) => failure = failure.or(Some(said)),
                 Message::Notice(said) => self.note(*said),
                 Message::DataRow(row) => {
-                    size = row.iter().flatten().fold(size, |sum, cell| sum.saturating_add(cell.len()));
+                    size = size.saturating_add(message::memory_of(&row));
                     rows.push(row);
-                    if size.max(rows.len()) > MAX_ANSWER {
+                    if size > MAX_ANSWER {
                         let reason = format!("it has more than {MAX_ANSWER} bytes");
                         return Err(WireError::Answer { command: "a statement", reason }.into());
                     }

@@ -52,6 +52,13 @@ impl System {
         bytes.map(|bytes| self.document(key, &bytes)).transpose()
     }
 
+    /// The number of the next one after `key`, which has `number`. There is none after the last: pitr never gets there, others can.
+    pub(super) fn after(&self, number: u32, key: &str) -> Result<u32, RepoError> {
+        let last =
+            || self.repository.corrupt(key, &"its number is the last there is, which pitr never reaches");
+        number.checked_add(1).ok_or_else(last)
+    }
+
     /// The document that `bytes`, read at `key`, are.
     pub(super) fn document<D: Document>(&self, key: &str, bytes: &[u8]) -> Result<D, RepoError> {
         decode_as(bytes, self.closing(key)).map_err(|e| self.repository.document_error(key, &e))
@@ -84,6 +91,12 @@ impl Repository {
 
     /// Creates a small object; `Some` are the bytes of another one that is there instead.
     pub(super) async fn put_bytes(&self, key: &str, bytes: Bytes) -> Result<Option<Bytes>, RepoError> {
+        if crate::codec::len_u64(&bytes) > MAX_DOCUMENT {
+            return Err(RepoError::Unwritable {
+                key: key.to_owned(),
+                what: format!("it would have {} bytes, and nobody could read it", bytes.len()),
+            });
+        }
         for _ in 0..ATTEMPTS {
             if self.store().create(key, bytes.clone()).await? == Created::New {
                 return Ok(None);

@@ -109,7 +109,7 @@ impl System {
             };
             let Some(timelines) = lines(before.as_ref()) else { return Ok(before) };
             let floor = Floor { nonce: nonce()?, created: now, timelines };
-            key = self.keys.key(&SystemObject::Floor(number.unwrap_or(0).saturating_add(1)));
+            key = self.keys.key(&SystemObject::Floor(self.after(number.unwrap_or(0), &key)?));
             match self.put_document(&key, &floor).await? {
                 Put::Ours => return Ok(Some(floor)),
                 Put::Theirs(_) => {}

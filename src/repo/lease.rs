@@ -48,7 +48,7 @@ impl System {
         let leases = self.store().list(&self.keys.lease_dir()).await?;
         let newest = leases.iter().filter_map(|o| Some((self.lease_number(o)?, o))).max_by_key(|(n, _)| *n);
         let Some((n, object)) = newest else { return Ok(LeaseState::Free { next: 1 }) };
-        let next = n.saturating_add(1);
+        let next = self.after(n, &object.key)?;
         let lease = self.get_document::<Lease>(&object.key).await?;
         let lease = lease.ok_or_else(|| self.repository.missing(&object.key))?;
         let verdict = self.has_verdict(&lease.backup).await;

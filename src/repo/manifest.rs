@@ -364,16 +364,11 @@ impl Manifest {
     pub fn open(object: Bytes) -> Result<Self, ManifestError> {
         let index = FrameIndex::parse(&object)?;
         let first_file_frame = index.entries.partition_point(|e| e.first.is_empty());
-        let mut lines = Vec::new();
+        let mut head = Head::default();
         for entry in index.entries.iter().take(first_file_frame) {
-            lines.extend(open_frame(&object, entry)?);
+            head.read(&open_frame(&object, entry)?)?;
         }
-        let mut lines = lines.split(|b| *b == b'\n').filter(|l| !l.is_empty());
-        let (header, count) = line::parse_header(lines.next().unwrap_or_default())?;
-        let packs = lines.map(line::parse_pack).collect::<Result<Vec<_>, _>>()?;
-        if u32::try_from(packs.len()) != Ok(count) {
-            return Err(ManifestError::Line(format!("{count} packs are announced, {} listed", packs.len())));
-        }
+        let (header, packs) = head.finish()?;
         Ok(Self { object, index, header, packs, first_file_frame })
     }
 
@@ -463,6 +458,40 @@ impl Iterator for Entries<'_> {
         let step = self.step().transpose();
         self.ended = !matches!(step, Some(Ok(_)));
         step
+    }
+}
+
+/// The lines before the files. A frame is let go before the next one is opened, and no more packs are kept than were announced.
+#[derive(Default)]
+struct Head {
+    header: Option<(ManifestHeader, u32)>,
+    packs: Vec<PackLine>,
+}
+
+impl Head {
+    fn read(&mut self, frame: &[u8]) -> Result<(), ManifestError> {
+        for line in frame.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let Some((_, count)) = &self.header else {
+                self.header = Some(line::parse_header(line)?);
+                continue;
+            };
+            if u32::try_from(self.packs.len()).is_ok_and(|listed| listed >= *count) {
+                return Err(ManifestError::Line(format!("{count} packs are announced, and more are listed")));
+            }
+            self.packs.push(line::parse_pack(line)?);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(ManifestHeader, Vec<PackLine>), ManifestError> {
+        let Some((header, count)) = self.header else {
+            return line::parse_header(&[]).map(|(header, _)| (header, Vec::new()));
+        };
+        if u32::try_from(self.packs.len()) != Ok(count) {
+            let listed = self.packs.len();
+            return Err(ManifestError::Line(format!("{count} packs are announced, {listed} listed")));
+        }
+        Ok((header, self.packs))
     }
 }
 

@@ -251,6 +251,19 @@ impl PackSet {
         }
     }
 
+    /// Adds all of `other`: as much work as both have ranges.
+    pub fn add_all(&mut self, other: &Self) {
+        let mut ranges = std::mem::take(&mut self.0);
+        ranges.extend(&other.0);
+        ranges.sort_unstable();
+        for (first, last) in ranges {
+            match self.0.last_mut().filter(|range| first <= range.1.saturating_add(1)) {
+                Some(range) => range.1 = range.1.max(last),
+                None => self.0.push((first, last)),
+            }
+        }
+    }
+
     /// Whether the set holds `pack`.
     pub fn contains(&self, pack: u32) -> bool {
         let at = self.0.partition_point(|range| range.0 <= pack);
@@ -500,12 +513,20 @@ pub struct Tablespace {
 /// All packs of one backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PackTotals {
-    /// How many.
+    /// How many: at most [`MAX_PACKS`].
+    #[serde(deserialize_with = "pack_count")]
     pub count: u32,
     /// Bytes of the objects.
     pub stored: u64,
     /// Bytes of the tar stream in them.
     pub plain: u64,
+}
+
+/// Readers count up to it.
+fn pack_count<'de, D: serde::Deserializer<'de>>(from: D) -> Result<u32, D::Error> {
+    let count = u32::deserialize(from)?;
+    let bound = || serde::de::Error::custom(format!("{count} packs are more than {MAX_PACKS}"));
+    if count <= MAX_PACKS { Ok(count) } else { Err(bound()) }
 }
 
 /// An object another one vouches for.

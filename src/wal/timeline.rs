@@ -20,6 +20,8 @@ use super::lsn::Lsn;
 
 /// Upper bound of a history file in bytes: more is refused before it is parsed.
 pub const MAX_HISTORY_BYTES: usize = 1024 * 1024;
+/// Most parents of a timeline: a promotion a day for a quarter of a century.
+pub const MAX_PARENTS: usize = 10_000;
 
 /// A timeline number, 1 or above. Prints in decimal, as PostgreSQL's messages do; file names use [`TimelineId::hex`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +103,9 @@ pub enum HistoryError {
     /// Larger than [`MAX_HISTORY_BYTES`].
     #[error("the history file has {0} bytes, more than any real one")]
     TooLarge(usize),
+    /// More than [`MAX_PARENTS`].
+    #[error("the history file names more than {MAX_PARENTS} timelines, more than any real one")]
+    TooMany,
 }
 
 impl TimelineHistory {
@@ -138,6 +143,9 @@ impl TimelineHistory {
             let switch = lsn.parse::<Lsn>().map_err(|_| HistoryError::Syntax(number))?;
             if parents.last().is_some_and(|p| p.timeline >= parent) || parent >= timeline {
                 return Err(HistoryError::Order(number));
+            }
+            if parents.len() >= MAX_PARENTS {
+                return Err(HistoryError::TooMany);
             }
             for earlier in parents.iter_mut().rev().take_while(|p| p.switch > switch) {
                 earlier.switch = switch;
@@ -210,6 +218,13 @@ mod tests {
 
     fn parse(timeline: u32, text: &str) -> Result<TimelineHistory, HistoryError> {
         TimelineHistory::parse(tli(timeline), text.as_bytes())
+    }
+
+    #[test]
+    fn no_more_parents_are_read_than_any_real_timeline_has() {
+        let text = |n: usize| (1..=n).map(|tli| format!("{tli}\t0/{:X}\n", n - tli + 1)).collect::<String>();
+        assert!(parse(u32::MAX, &text(MAX_PARENTS)).is_ok());
+        assert_eq!(parse(u32::MAX, &text(MAX_PARENTS + 1)), Err(HistoryError::TooMany));
     }
 
     #[test]

@@ -217,8 +217,7 @@ fn references(look: &Look, dead: &BTreeSet<BackupId>) -> BTreeMap<BackupId, Pack
         };
         let intent = info.intent.as_ref().map_or(&[][..], |intent| &intent.references);
         for refs in verdict.iter().chain(intent).filter(|refs| dead.contains(&refs.backup)) {
-            let set = needed.entry(refs.backup.clone()).or_default();
-            refs.packs.iter().for_each(|pack| set.insert(pack));
+            needed.entry(refs.backup.clone()).or_default().add_all(&refs.packs);
         }
     }
     needed

@@ -7,12 +7,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Extent, FileEntry, FileKind, MAX_PATH, ManifestError, ManifestHeader, PackLine, Path, bytes_of,
-    text_or_hex,
+    Extent, FileEntry, FileKind, MAX_PACK_LINES, MAX_PATH, ManifestError, ManifestHeader, PackLine, Path,
+    bytes_of, text_or_hex,
 };
 use crate::codec::Digest;
-use crate::repo::pack::PackInfo;
-use crate::repo::path::BackupId;
+use crate::repo::pack::{MAX_FRAMES, MAX_PACK, PackInfo};
+use crate::repo::path::{BackupId, MAX_PACKS};
 use crate::wal::SystemId;
 
 #[derive(Serialize, Deserialize)]
@@ -111,6 +111,9 @@ pub(super) fn parse_header(line: &[u8]) -> Result<(ManifestHeader, u32), Manifes
         _ => return Err(ManifestError::Line("the first line is no manifest's".to_owned())),
     }
     let line: HeaderLine = read(line)?;
+    if line.packs > MAX_PACK_LINES {
+        return Err(ManifestError::Line(format!("{} packs are more than {MAX_PACK_LINES}", line.packs)));
+    }
     Ok((ManifestHeader { backup: line.backup, system: line.system }, line.packs))
 }
 
@@ -125,6 +128,15 @@ pub(super) fn parse_pack(line: &[u8]) -> Result<PackLine, ManifestError> {
     let info = PackInfo { stored, plain, frames, digest, table };
     if info.table_range().is_none() {
         return Err(ManifestError::Line(format!("pack {} is smaller than its table", line.pack)));
+    }
+    let possible = stored <= MAX_PACK
+        && line.pack < MAX_PACKS
+        && usize::try_from(frames).is_ok_and(|frames| frames <= MAX_FRAMES);
+    if !possible {
+        return Err(ManifestError::Line(format!(
+            "pack {} is larger than any, or beyond the last",
+            line.pack
+        )));
     }
     Ok(PackLine { backup: line.backup, number: line.pack, info })
 }

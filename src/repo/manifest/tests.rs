@@ -123,6 +123,41 @@ fn a_pack_without_the_digest_of_its_table_is_refused_by_name() {
 }
 
 #[test]
+fn packs_that_no_backup_has_are_refused_by_number() {
+    let first = packs().remove(0);
+    let refused = |change: fn(&mut PackLine)| {
+        let mut pack = first.clone();
+        change(&mut pack);
+        line::parse_pack(line::pack(&pack).as_bytes()).is_err()
+    };
+    assert!(!refused(|_| {}));
+    assert!(refused(|pack| pack.number = 100_000));
+    assert!(refused(|pack| pack.info.stored = (128 << 20) + 1));
+    assert!(refused(|pack| pack.info.frames = (1 << 16) + 1));
+}
+
+#[test]
+fn lines_before_the_files_are_bounded_by_what_was_announced() {
+    let lines = |announced: u32| {
+        let mut head = Head::default();
+        let mut read = |text: String| head.read(text.as_bytes());
+        read(line::header(&header(), announced) + "\n")?;
+        for pack in packs() {
+            read(line::pack(&pack) + "\n\n\n")?;
+        }
+        head.finish().map(|(_, packs)| packs.len())
+    };
+    assert_eq!(lines(2), Ok(2));
+    for (announced, said) in
+        [(1, "1 packs are announced, and more"), (3, "2 listed"), (1_000_001, "more than")]
+    {
+        let error = lines(announced).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    assert!(Head::default().finish().is_err(), "no header at all");
+}
+
+#[test]
 fn a_large_manifest_is_read_frame_by_frame_and_searched_by_opening_one() {
     let entries: Vec<_> =
         (0..30_000).map(|n| file(format!("base/16384/{n:08}").as_bytes(), &[(0, n * 8192, 8192)])).collect();

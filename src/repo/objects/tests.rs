@@ -104,6 +104,18 @@ fn digests_of_the_most_packs_there_can_be_leave_room_in_a_verdict() {
     assert_eq!(Verdict::decode(&bytes), Ok(Verdict::Complete(verdict)));
 }
 
+/// Readers ask for each of them.
+#[test]
+fn a_verdict_with_more_packs_than_there_can_be_is_refused() {
+    let text = include_str!("../../../tests/fixtures/format/backup.json");
+    let Ok(Verdict::Complete(mut verdict)) = Verdict::decode(text.as_bytes()) else { panic!("{text}") };
+    verdict.packs.count = MAX_PACKS;
+    assert!(Verdict::decode(&encode(&*verdict)).is_ok());
+    verdict.packs.count = MAX_PACKS + 1;
+    let refused = Verdict::decode(&encode(&*verdict)).unwrap_err().to_string();
+    assert!(refused.contains("100001 packs are more than 100000"), "{refused}");
+}
+
 proptest! {
     #[test]
     fn a_pack_set_is_a_set(packs in proptest::collection::vec(0u32..60, 0..60)) {
@@ -112,6 +124,15 @@ proptest! {
         prop_assert_eq!(set.iter().collect::<Vec<_>>(), plain.iter().copied().collect::<Vec<_>>());
         prop_assert!((0..62).all(|n| set.contains(n) == plain.contains(&n)));
         prop_assert_eq!(set.to_string().parse::<PackSet>().unwrap(), set);
+    }
+
+    #[test]
+    fn a_pack_set_grows_by_another_as_by_its_numbers(
+        one in proptest::collection::vec(0u32..60, 0..40), other in proptest::collection::vec(0u32..60, 0..40),
+    ) {
+        let mut set: PackSet = one.iter().copied().collect();
+        set.add_all(&other.iter().copied().collect());
+        prop_assert_eq!(set, one.into_iter().chain(other).collect::<PackSet>());
     }
 
     #[test]

@@ -109,6 +109,28 @@ async fn the_tombstone_of_a_backup_that_is_there_is_missed() {
     assert!(!system.went(&id(1)).await.unwrap());
 }
 
+/// Nobody can follow them; whoever put them there is named by the key.
+#[tokio::test]
+async fn the_last_number_there_is_is_named_and_not_written_again() {
+    let (system, _) = versioned().await;
+    store_backup(&system, 1).await;
+    let lease = Lease { backup: id(1), nonce: Nonce::new([2; 16]), created: now(), process: this_process() };
+    let last = SystemObject::Lease(u32::MAX);
+    system.put_document(&system.keys().key(&last), &lease).await.unwrap();
+    let error = system.lease_state().await.unwrap_err().to_string();
+    assert!(error.contains("4294967295") && error.contains("the last there is"), "{error}");
+    let floor = Floor { nonce: Nonce::new([1; 16]), created: now(), timelines: Vec::new() };
+    system.put_document(&system.keys().key(&SystemObject::Floor(u32::MAX)), &floor).await.unwrap();
+    let error = system.raise_floor(|_| Some(Vec::new()), now()).await.unwrap_err().to_string();
+    assert!(error.contains("4294967295") && error.contains("the last there is"), "{error}");
+    // Its readers would have to refuse it.
+    let keep = vec![KeptRange { first: segment(), last: segment() }; 200_000];
+    let line = TimelineFloor { timeline: segment().timeline(), first: segment(), keep };
+    let floor = Floor { timelines: vec![line], ..floor };
+    let error = system.put_document(&system.keys().key(&SystemObject::Floor(7)), &floor).await.unwrap_err();
+    assert!(matches!(&error, RepoError::Unwritable { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn the_lease_of_a_backup_that_expired_is_free() {
     let (system, _) = versioned().await;
