@@ -20,6 +20,8 @@ mod archive;
 mod backup;
 #[path = "anomalies/program.rs"]
 mod program;
+#[path = "anomalies/replace.rs"]
+mod replace;
 #[path = "anomalies/restore.rs"]
 mod restore;
 #[path = "anomalies/upkeep.rs"]
