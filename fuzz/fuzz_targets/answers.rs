@@ -90,6 +90,20 @@ fn judge(answer: &Answer, heard: &Heard) {
     };
     if matches!(heard.read, Ok(None)) || matches!(heard.size, Ok(None)) {
         assert!(answer.status == 404 && (says("NoSuchKey") || says("BlobNotFound")), "{answer:?} {heard:?}");
-        assert!(!answer.headers.contains(&("x-amz-delete-marker", b"true".to_vec())), "{answer:?} {heard:?}");
+        assert!(!answer.headers.contains(&marker()), "{answer:?} {heard:?}");
     }
+    let Some(versions) = &heard.versions else { return };
+    assert!(success || versions.current.is_err() && versions.marked.is_err(), "{heard:?}");
+    assert!(success || versions.deleted.is_err() && versions.shortened.is_err(), "{heard:?}");
+    assert!(success || versions.protection.is_err(), "a refusal promises something: {heard:?}");
+    assert!(success || !matches!(versions.read, Ok(Some(_))), "{heard:?}");
+    assert!(answer.status == 404 || !matches!(versions.read, Ok(None)), "{heard:?}");
+    if matches!(versions.marked, Ok(Some(_))) {
+        assert!(answer.headers.contains(&marker()), "{answer:?} {heard:?}");
+    }
+}
+
+/// What says that a marker lies over an object.
+fn marker() -> (&'static str, Vec<u8>) {
+    ("x-amz-delete-marker", b"true".to_vec())
 }

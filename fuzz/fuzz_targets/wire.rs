@@ -3,6 +3,7 @@
 //! The first byte chooses the version, the second the size of the pieces; the rest is the stream. Nothing but CommandComplete at its
 //! place ends a backup, and nothing arrives after its end. Every row is also read as the answer to each small command. With the second bit
 //! of the first byte, the stream is what a server says from the log-in on, and then closes: each call ends, and no password is sent in clear.
+//! With the fourth it is text: an answer a line, made into rows of cells as those of a server that says what it is.
 #![no_main]
 
 use std::os::linux::net::SocketAddrExt as _;
@@ -10,6 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixListener as Listener};
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
+use pitr::ops::init::facts::ServerFacts;
 use pitr::pgwire::basebackup::BaseBackup;
 use pitr::pgwire::message::{Message, Phase, Row, WireError, split};
 use pitr::pgwire::{
@@ -22,6 +24,9 @@ use tokio::runtime::{Builder, Runtime};
 
 fuzz_target!(|data: &[u8]| {
     let Some(([version, piece], stream)) = data.split_first_chunk() else { return };
+    if version & 8 == 8 {
+        return SERVER.with(|server| server.tell(stream));
+    }
     if version & 2 == 2 {
         return SERVER.with(|server| server.hear(stream, version & 4 == 4));
     }
@@ -96,17 +101,51 @@ impl Server {
 
     fn hear(&self, stream: &[u8], sql: bool) {
         self.runtime.block_on(async {
-            let serve = async {
-                let (mut socket, _) = self.listener.accept().await.expect("the client comes");
-                let _ = socket.write_all(stream).await;
-                let _ = socket.shutdown().await;
-                // Until the client closes: it is never told of a broken pipe instead of what was said.
-                let mut heard = Vec::new();
-                let _ = socket.read_to_end(&mut heard).await;
-                heard
-            };
-            let ((), heard) = tokio::join!(self.client(sql), serve);
+            let ((), heard) = tokio::join!(self.client(sql), self.serve(stream));
             assert!(!heard.windows(6).any(|part| part == b"secret"), "the password was sent in clear");
+        });
+    }
+
+    /// Says all of it at once, and closes; what it was told.
+    async fn serve(&self, stream: &[u8]) -> Vec<u8> {
+        let (mut socket, _) = self.listener.accept().await.expect("the client comes");
+        let _ = socket.write_all(stream).await;
+        let _ = socket.shutdown().await;
+        // Until the client closes: it is never told of a broken pipe instead of what was said.
+        let mut heard = Vec::new();
+        let _ = socket.read_to_end(&mut heard).await;
+        heard
+    }
+
+    /// A server that lets everybody in and answers each statement with a line: rows end with a semicolon, cells with a comma.
+    fn tell(&self, lines: &[u8]) {
+        let mut stream = said(b'R', &[0; 4]);
+        stream.extend(said(b'S', b"server_version\x0015.18\0"));
+        stream.extend(said(b'Z', b"I"));
+        // The first is to the client's own question about the encoding.
+        for line in std::iter::once(&b""[..]).chain(lines.split(|&byte| byte == b'\n')) {
+            stream.extend([said(b'1', b""), said(b'2', b"")].concat());
+            for row in line.split(|&byte| byte == b';').filter(|row| !row.is_empty()) {
+                let cells: Vec<&[u8]> = row.split(|&byte| byte == b',').take(64).collect();
+                let mut body = (cells.len() as u16).to_be_bytes().to_vec();
+                for cell in cells {
+                    let null = cell == b"-";
+                    body.extend(if null { -1 } else { cell.len() as i32 }.to_be_bytes());
+                    body.extend_from_slice(if null { b"" } else { cell });
+                }
+                stream.extend(said(b'D', &body));
+            }
+            stream.extend([said(b'C', b"SELECT 1\0"), said(b'Z', b"I")].concat());
+        }
+        self.runtime.block_on(async {
+            let ask = async {
+                let mut sql = Sql::connect(&self.info, &Deadlines::default()).await.expect("it lets us in");
+                if let Ok(facts) = ServerFacts::read(&mut sql).await {
+                    assert!((13..=18).contains(&facts.major.number()));
+                }
+                sql.close().await;
+            };
+            tokio::join!(ask, self.serve(&stream));
         });
     }
 
@@ -126,6 +165,11 @@ impl Server {
         }
         server.close().await;
     }
+}
+
+/// A message of a server.
+fn said(kind: u8, body: &[u8]) -> Vec<u8> {
+    [&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
 }
 
 fn messages(stream: &[u8], piece: usize, phase: Phase) -> (Vec<Message>, Option<WireError>) {

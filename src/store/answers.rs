@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use object_store::HeaderValue;
 use object_store::client::{HttpError, HttpErrorKind, HttpResponse};
 
@@ -13,7 +14,7 @@ use super::backend::{Backend as _, Created, Listing, Payload};
 use super::error::{Fault, StoreError};
 use super::options::StoreOptions;
 use super::remote::Remote;
-use super::s3::retention;
+use super::s3::{Bucket, Protection, retention};
 use super::url::StoreUrl;
 
 thread_local! {
@@ -67,6 +68,25 @@ pub struct Heard {
     pub deleted: Result<(), String>,
     /// The retention that new objects get, if the body is the settings of a bucket.
     pub retention: Option<String>,
+    /// What only S3 has.
+    pub versions: Option<HeardVersions>,
+}
+
+/// What each call about versions and locks came to. An error is its text.
+#[derive(Debug, Clone)]
+pub struct HeardVersions {
+    /// The version of the current object.
+    pub current: Result<Option<String>, String>,
+    /// The bytes of a version; `None`: there is none.
+    pub read: Result<Option<Bytes>, String>,
+    /// A deletion by name: the version of the marker.
+    pub marked: Result<Option<String>, String>,
+    /// A deletion of a version.
+    pub deleted: Result<(), String>,
+    /// The end of a retention was moved.
+    pub shortened: Result<(), String>,
+    /// What the bucket does with what is overwritten or deleted.
+    pub protection: Result<Protection, String>,
 }
 
 /// A store in a cloud that is never asked.
@@ -101,6 +121,10 @@ impl Cloud {
             listed: page.map(|page| page.objects.into_iter().map(|info| info.key).chain(page.dirs).collect()),
             deleted: self.0.delete(key).await.map_err(text),
             retention: retention(&String::from_utf8_lossy(&answer.body)),
+            versions: match self.0.bucket() {
+                Some(bucket) => Some(of_versions(bucket, key).await),
+                None => None,
+            },
         }
     }
 
@@ -109,6 +133,18 @@ impl Cloud {
         let Some(opened) = self.0.open(key, None).await? else { return Ok(None) };
         let pieces: Vec<Bytes> = opened.body.try_collect().await?;
         Ok(Some(pieces.concat().into()))
+    }
+}
+
+async fn of_versions(bucket: &Bucket, key: &str) -> HeardVersions {
+    let text = |fault: Fault| fault.cause;
+    HeardVersions {
+        current: bucket.version(key).await.map_err(text),
+        read: bucket.read(key, "1").await.map_err(text),
+        marked: bucket.delete_by_name(key).await.map_err(text),
+        deleted: bucket.delete_past_retention(key, "1").await.map_err(text),
+        shortened: bucket.shorten(key, "1", Timestamp::UNIX_EPOCH).await.map_err(text),
+        protection: bucket.protection().await.map_err(text),
     }
 }
 

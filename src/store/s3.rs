@@ -7,7 +7,7 @@
 //! ([`super::attack`]); at most a few KiB of an answer are read.
 //! Source of truth: the S3 API, `DeleteObject`, `PutObjectRetention`, `GetBucketVersioning`, `GetObjectLockConfiguration`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -15,7 +15,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use jiff::Timestamp;
 use object_store::aws::{AmazonS3, AwsAuthorizer};
-use object_store::client::{HttpConnector as _, HttpError, HttpRequest, HttpResponse};
+use object_store::client::{HttpClient, HttpConnector as _, HttpError, HttpRequest, HttpResponse};
 use object_store::path::Path;
 use object_store::signer::{HeaderValue, Method, Signer as _, Url};
 use object_store::{ClientOptions, GetOptions, ObjectStore as _, ObjectStoreExt as _};
@@ -66,6 +66,8 @@ pub(super) struct Bucket {
     region: String,
     name: String,
     options: ClientOptions,
+    /// Opened by the first request.
+    client: OnceLock<HttpClient>,
     /// Empty, or ends with `/`.
     prefix: String,
 }
@@ -79,7 +81,7 @@ impl Bucket {
         prefix: &str,
     ) -> Self {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Self { s3, region, name: name.to_owned(), options, prefix }
+        Self { s3, region, name: name.to_owned(), options, client: OnceLock::new(), prefix }
     }
 
     fn path(&self, key: &str) -> Result<Path, Fault> {
@@ -205,8 +207,15 @@ impl Bucket {
         let credentials = self.s3.credentials().get_credential().await.map_err(|error| judge(&error))?;
         let signer = AwsAuthorizer::new(&credentials, "s3", &self.region);
         signer.try_authorize(&mut request, None).map_err(|error| judge(&error))?;
+        self.client()?.execute(request).await.map_err(judged)
+    }
+
+    fn client(&self) -> Result<&HttpClient, Fault> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
         let client = Connector::new(&self.name).connect(&self.options).map_err(|error| judge(&error))?;
-        client.execute(request).await.map_err(judged)
+        Ok(self.client.get_or_init(|| client))
     }
 }
 

@@ -175,6 +175,27 @@ fn refused(fault: CertificateFault) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(fault))).into()
 }
 
+/// What a log-in makes of a server's certificates, its own first, for tests: who is trusted, as whom it was reached (`None`: any host will do),
+/// and the second since 1970.
+///
+/// # Errors
+/// As a log-in.
+#[cfg(feature = "testing")]
+pub fn judge(
+    roots: Vec<Vec<u8>>,
+    host: Option<&str>,
+    (own, intermediates): (&[u8], &[&[u8]]),
+    second: u64,
+) -> Result<(), CertificateFault> {
+    let roots = roots.into_iter().map(CertificateDer::from).collect();
+    let trust = Trust { roots, revoked: Vec::new(), source: "the input".to_owned() };
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    let verifier = Verifier { trust: Some(trust), host: host.map(str::to_owned), algorithms };
+    let intermediates: Vec<_> = intermediates.iter().map(|der| CertificateDer::from(*der)).collect();
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(second));
+    verifier.check(&CertificateDer::from(own), &intermediates, now)
+}
+
 fn in_time(certificate: &Certificate, now: UnixTime) -> Result<(), CertificateFault> {
     match now.as_secs() {
         now if now > certificate.not_after => Err(CertificateFault::Expired(shown(certificate.not_after))),
