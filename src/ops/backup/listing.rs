@@ -63,9 +63,15 @@ pub(super) struct Listing {
     coming: Option<Coming>,
     members: u64,
     bytes: u64,
+    extents: u64,
 }
 
 impl Listing {
+    /// Pieces of files so far, of which a manifest has room for [`MAX_EXTENTS`](crate::repo::manifest::MAX_EXTENTS).
+    pub(super) fn extents(&self) -> u64 {
+        self.extents
+    }
+
     /// The next member begins.
     pub(super) fn begin(&mut self, member: Member) {
         self.coming = Some(Coming { member, crc: 0, got: 0, extents: Vec::new() });
@@ -110,6 +116,7 @@ impl Listing {
         for part in &extents {
             row.u32(part.pack).u64(part.offset).u64(part.len);
         }
+        self.extents = self.extents.saturating_add(u64::try_from(extents.len()).unwrap_or(u64::MAX));
         self.members = self.members.saturating_add(1);
         self.bytes = self.bytes.saturating_add(size);
         self.runs.push(&member.path, &row.0)

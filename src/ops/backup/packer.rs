@@ -21,6 +21,7 @@ use super::publish::object_ref;
 use super::target::Targets;
 use crate::codec::Compression;
 use crate::error::{Error, Result};
+use crate::repo::manifest::MAX_EXTENTS;
 use crate::repo::objects::ObjectRef;
 use crate::repo::pack::{self, CompressedFrame, PackBuilder, PackInfo, compress_frame};
 use crate::repo::path::{BackupObject, MAX_PACKS};
@@ -179,7 +180,10 @@ impl Packer {
                     let len = u64::try_from(len).unwrap_or(u64::MAX);
                     self.listing.extend(Extent { pack: self.next, offset, len }, crc);
                 }
-                Part::End => self.listing.end().map_err(not_a_backup)?,
+                Part::End => {
+                    self.listing.end().map_err(not_a_backup)?;
+                    check_extents(self.listing.extents())?;
+                }
             }
         }
         Ok(())
@@ -225,10 +229,39 @@ pub(super) fn too_many() -> Error {
         .hint("it has more than 6 TiB as stored, which pitr cannot hold yet: please report it")
 }
 
+/// Found out when the first one too many comes, not when everything was sent and the manifest is written.
+fn check_extents(extents: u64) -> Result<()> {
+    if extents <= MAX_EXTENTS {
+        return Ok(());
+    }
+    Err(Error::failed(format!("the backup has more than {MAX_EXTENTS} files with something in them"))
+        .hint("pitr cannot hold so many yet: please report it"))
+}
+
 fn not_a_backup(error: Error) -> Error {
     error.context("the server's archives are not a base backup")
 }
 
 fn unpackable(error: pack::PackError) -> Error {
     Error::failed("cannot pack a piece of the backup").source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_grow_and_go_one_at_a_time_then() {
+        assert_eq!((puts_in_flight(0), puts_in_flight(MAX_PACKS - 1)), (PUTS_IN_FLIGHT, 1));
+        let under_way =
+            |number| pack::target_of(number) * (u64::try_from(puts_in_flight(number)).unwrap() + 1);
+        assert!((0..MAX_PACKS).all(|number| under_way(number) <= 192 << 20), "the bound on memory");
+    }
+
+    #[test]
+    fn more_files_than_a_manifest_has_room_for_are_refused_by_number() {
+        assert!(check_extents(MAX_EXTENTS).is_ok());
+        let error = check_extents(MAX_EXTENTS + 1).unwrap_err();
+        assert!(error.message().contains("more than 2000000 files"), "{error}");
+    }
 }
