@@ -15,6 +15,7 @@ use super::outcome::{RecoveryPlan, Stop, StopKind, StopRecord};
 use super::refusal::Refusal;
 use super::select::{Query, backups_on};
 use super::world::{PlanBackup, RecordSpan, Want};
+use crate::wal::event::Event;
 use crate::wal::lsn::Lsn;
 use crate::wal::page::{LONG_HEADER, SHORT_HEADER};
 
@@ -30,10 +31,14 @@ pub(super) fn plan(query: &Query<'_>, asked: Lsn) -> Step<RecoveryPlan> {
     let Some((index, span)) = record else {
         return Err(too_early(query, target)?.into());
     };
-    let event =
-        if_readable(line.events(index).map(|e| e.iter().find(|e| e.lsn == span.lsn).map(stop_record)))?;
+    let is_it = |event: &&Event| event.lsn == span.lsn && event.end == span.end;
+    let event = if_readable(line.events(index).map(|e| e.iter().find(is_it).map(stop_record)))?;
     let unknown = StopRecord { lsn: span.lsn, end: span.end, time: None, xid: None, what: StopKind::Other };
-    let stop = Stop::Lsn(event.unwrap_or(unknown));
+    let stop = match event.unwrap_or(unknown) {
+        // The record that ends the backup ends at its stop. An annex that knows of none so late is not to be followed.
+        record if record.end.aligned() < backup.stop_lsn => Stop::Immediate { lsn: backup.stop_lsn },
+        record => Stop::Lsn(record),
+    };
     let mut warnings = warn_inside(backup, &mut line, &stop)?;
     warnings.extend(warn_of_others(query, backup, target));
     Draft { backup, stop, warnings }.finish(query, line)
