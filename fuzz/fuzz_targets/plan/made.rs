@@ -62,7 +62,8 @@ impl<'a> Made<'a> {
     /// A position in a segment.
     fn within(&mut self, name: SegmentName) -> Lsn {
         let start = name.number(size()).expect("a segment").start(size());
-        start.saturating_add(self.number() % size().bytes())
+        // Room for a record behind it, in the very last segment too.
+        start.saturating_add(self.number() % (size().bytes() - 8192))
     }
 
     pub fn time(&mut self) -> PgTime {
