@@ -103,7 +103,7 @@ def main():
     parser.add_argument("--sum", action="store_true")
     parser.add_argument("targets", nargs="*")
     o = parser.parse_args()
-    known = sorted(os.path.splitext(name)[0] for name in os.listdir(f"{FUZZ}/fuzz_targets"))
+    known = sorted(name[:-3] for name in os.listdir(f"{FUZZ}/fuzz_targets") if name.endswith(".rs"))
     o.targets = o.targets or known
     if unknown := set(o.targets) - set(known):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
