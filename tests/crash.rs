@@ -35,14 +35,14 @@ mod keys;
 #[path = "crash/restore.rs"]
 mod restore;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use support::site::Answer;
+use support::tree::{copy, remove, tree};
 
 /// What a shell says of a process that ended by SIGKILL.
 const KILLED: i32 = 137;
@@ -130,32 +130,6 @@ fn kill_at_each(work: &mut dyn Work, point: Point) -> Result<()> {
 
 fn kill_everywhere(work: &mut dyn Work) -> Result<()> {
     Point::ALL.into_iter().try_for_each(|point| kill_at_each(work, point))
-}
-
-/// Every file below a directory; nothing if it is not there.
-fn tree(root: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    if root.exists() {
-        support::restored::walk(root, &mut |path| {
-            let name = path.strip_prefix(root).unwrap_or(path).to_owned();
-            found.insert(name, fs::read(path).unwrap_or_default());
-        })?;
-    }
-    Ok(found)
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => Ok(fs::remove_dir_all(path)?),
-        Ok(_) => Ok(fs::remove_file(path)?),
-        Err(_) => Ok(()),
-    }
-}
-
-/// A directory again as it was, times and owners too.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    remove(to)?;
-    support::cluster::run(Command::new("cp").arg("-a").args([from, to])).map(drop)
 }
 
 /// Makes every file below a directory so much older, as the store sees it.

@@ -6,16 +6,17 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use pitr::seal::Identity;
 
 use super::MOST_CALLS;
 use super::support::audit::{Auditor, objects_in};
-use super::support::cluster::{Install, give_to_server, run as run_all, scratch_in_memory};
+use super::support::cluster::{Install, give_to_server, scratch_in_memory};
 use super::support::office::{Office, sealed_here};
 use super::support::site::{Answer, Site, small_site};
+use super::support::tree::copy;
 
 /// A command line and the codes that it may end with when one of its calls is refused.
 struct Row {
@@ -101,11 +102,9 @@ fn rows_of_keys(site: &Site, office: &Office) -> Result<Vec<Row>> {
     // The host file, and the wraps in the repository, as they were.
     let (host, wraps) = (site.place().join("main.host"), site.folder()?.join("keys"));
     let (old_host, old_wraps) = (site.place().join("old.host"), site.place().join("old.keys"));
-    let copy = |from: &Path, to: &Path| run_all(Command::new("cp").args(["-aT"]).arg(from).arg(to)).map(drop);
     copy(&host, &old_host)?;
     copy(&wraps, &old_wraps)?;
     let as_before = move |_: &Site| {
-        fs::remove_dir_all(&wraps)?;
         copy(&old_host, &host)?;
         copy(&old_wraps, &wraps)
     };

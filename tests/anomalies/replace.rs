@@ -8,34 +8,16 @@
 //! Segments that only the old directory held come back byte for byte; the rows that the last server returns are those that were
 //! committed before the crash.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::MOST_CALLS;
 use super::support::audit::{Auditor, objects_in};
-use super::support::cluster::{Install, run as run_all};
+use super::support::cluster::Install;
 use super::support::site::{Answer, Site, open, small_site};
-
-/// Every file below a directory.
-fn tree(root: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    super::support::restored::walk(root, &mut |path| {
-        let name = path.strip_prefix(root).unwrap_or(path).to_owned();
-        found.insert(name, fs::read(path).unwrap_or_default());
-    })?;
-    Ok(found)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    if to.exists() {
-        fs::remove_dir_all(to)?;
-    }
-    run_all(Command::new("cp").arg("-aT").arg(from).arg(to)).map(drop)
-}
+use super::support::tree::{Tree, aside, copy, differ, remove, tree};
 
 /// A crashed server and its repository, each kept to begin anew with.
 struct Accident {
@@ -43,7 +25,7 @@ struct Accident {
     old: PathBuf,
     stored: PathBuf,
     /// What is in the old directory.
-    before: BTreeMap<PathBuf, Vec<u8>>,
+    before: Tree,
     /// Segments that were not stored, the unfinished one last.
     unstored: Vec<(String, Vec<u8>)>,
 }
@@ -80,17 +62,8 @@ impl Accident {
         &self.site.cluster.data
     }
 
-    /// What was moved aside.
-    fn aside(&self) -> Result<Vec<PathBuf>> {
-        let name = self.data().file_name().context("a name")?.to_string_lossy().into_owned() + ".";
-        let beside = fs::read_dir(self.data().parent().context("a parent")?)?;
-        let beside: Vec<_> = beside.collect::<std::io::Result<_>>()?;
-        let is_aside = |entry: &&fs::DirEntry| entry.file_name().to_string_lossy().starts_with(&name);
-        Ok(beside.iter().filter(is_aside).map(fs::DirEntry::path).filter(|path| path.is_dir()).collect())
-    }
-
     fn begin_anew(&self) -> Result<()> {
-        self.aside()?.iter().try_for_each(fs::remove_dir_all)?;
+        aside(self.data())?.iter().try_for_each(|old| remove(old))?;
         copy(&self.old, self.data())?;
         copy(&self.stored, &self.site.repository)
     }
@@ -104,16 +77,12 @@ impl Accident {
 
     /// After a refusal: nothing of the old directory is lost, and nothing half-restored starts.
     fn audit_refused(&self) -> Result<()> {
-        let aside = self.aside()?;
-        let Some(place) = aside.first() else {
-            let mut now = tree(self.data())?;
-            now.retain(|path, _| self.before.contains_key(path));
-            ensure!(now == self.before, "the old directory is in its place, and another one");
-            return Ok(());
-        };
-        ensure!(aside.len() == 1, "more than one is aside: {aside:?}");
-        ensure!(tree(place)? == self.before, "what is aside is another one");
-        ensure!(!self.data().join("global/pg_control").exists(), "what failed can start");
+        let aside = aside(self.data())?;
+        ensure!(aside.len() <= 1, "more than one is aside: {aside:?}");
+        let lost = differ(&self.before, &tree(aside.first().map_or_else(|| self.data(), PathBuf::as_path))?);
+        ensure!(lost.is_empty(), "the old directory is not what it was: {lost:?}");
+        let startable = self.data().join("global/pg_control").exists();
+        ensure!(aside.is_empty() || !startable, "what failed can start");
         Ok(())
     }
 
@@ -122,9 +91,10 @@ impl Accident {
         for (name, content) in &self.unstored {
             ensure!(Auditor::comes_back(&objects, name, content), "{name} is not stored");
         }
-        let aside = self.aside()?;
+        let aside = aside(self.data())?;
         let [place] = aside.as_slice() else { anyhow::bail!("aside: {aside:?}") };
-        ensure!(tree(place)? == self.before, "what is aside is another one");
+        let lost = differ(&self.before, &tree(place)?);
+        ensure!(lost.is_empty(), "what is aside is another one: {lost:?}");
         ensure!(self.data().join("global/pg_control").exists(), "a yes, and there is no pg_control");
         Ok(())
     }

@@ -2,7 +2,6 @@
 //!
 //! A restore is compared file by file with one that met no fault, and that one is started: its rows are the oracle.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,32 +22,17 @@ use super::support::audit::{Auditor, Objects};
 use super::support::cluster::{Install, scratch_in_memory};
 use super::support::restored::Restored;
 use super::support::site::{Site, small_site};
+use super::support::tree::{Tree, differ, tree, without_own};
 use super::{Command, Said, survive_apart, wait};
 
 /// Restores that run at a time.
 const WORLDS: usize = 3;
 
-/// Files that differ between two restores of one backup: a free port, the time, the reader's pin.
-const OWN: [&str; 3] = ["postgresql.conf", "postgresql.auto.conf", "pitr.copy"];
-
 struct Restore<'a> {
     site: &'a Site,
     target: PathBuf,
     /// A restore without faults.
-    good: &'a BTreeMap<PathBuf, Vec<u8>>,
-}
-
-/// Every file below a directory.
-fn tree(root: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    super::support::restored::walk(root, &mut |path| {
-        let name = path.strip_prefix(root).unwrap_or(path).to_owned();
-        found.insert(name, fs::read(path).unwrap_or_default());
-    })?;
-    for own in OWN {
-        found.insert(own.into(), Vec::new());
-    }
-    Ok(found)
+    good: &'a Tree,
 }
 
 async fn run(site: &Site, repository: &Repository, target: &Path) -> Result<(), Error> {
@@ -108,13 +92,8 @@ impl Command for Restore<'_> {
         let startable = self.target.join("global/pg_control").exists();
         ensure!(said.is_err() || startable, "a yes, and there is no pg_control");
         if startable {
-            let found = tree(&self.target)?;
-            let differs = |(path, bytes): &(&PathBuf, &Vec<u8>)| found.get(*path) != Some(*bytes);
-            let wrong: Vec<_> = self.good.iter().filter(differs).map(|(path, _)| path).collect();
-            ensure!(
-                wrong.is_empty() && found.len() == self.good.len(),
-                "it could start, and differs: {wrong:?}"
-            );
+            let wrong = differ(self.good, &without_own(tree(&self.target)?));
+            ensure!(wrong.is_empty(), "it could start, and differs: {wrong:?}");
         }
         Ok(())
     }
@@ -140,7 +119,7 @@ fn whatever_call_of_restore_fails_nothing_half_restored_can_start() -> Result<()
     let reference = place.path().join("reference");
     let plain = super::repository(store_at(&site.repository)?)?;
     wait(false, run(&site, &plain, &reference)).map_err(|error| anyhow::anyhow!(error.report()))?;
-    let good = tree(&reference)?;
+    let good = without_own(tree(&reference)?);
     let server = Restored::start_copy(&install, &reference)?.promoted()?;
     ensure!(server.psql("SELECT count(*) || ' ' || (SELECT n FROM later) FROM t")? == "1000 42");
     drop(server);

@@ -3,9 +3,8 @@
 //! A copy is compared file by file with one that was not killed, and that one is started: its rows are the oracle. In place, the old
 //! directory must be found byte for byte, here or aside, whatever happened.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,26 +13,11 @@ use anyhow::{Context as _, Result, ensure};
 use super::support::cluster::{Cluster, Install, Stop, scratch_in_memory};
 use super::support::restored::Restored;
 use super::support::site::{Answer, Site, small_site};
+use super::support::tree::{Tree, aside, differ, without_own};
 use super::{KILLED, Point, Work, age, kill_at_each, remove, tree};
-
-type Tree = BTreeMap<PathBuf, Vec<u8>>;
 
 /// The steps around the end, of which each counts: among those of all files the loop leaves some out.
 const DECISIVE: [&str; 6] = ["replacement-written", "replaced", "unsettled", "settled", "not-moved", "moved"];
-
-/// Files in which two restores of one backup differ: a free port, the time, the configuration's name.
-const OWN: [&str; 3] = ["postgresql.conf", "postgresql.auto.conf", "pitr.copy"];
-
-fn without_own(mut tree: Tree) -> Tree {
-    let own = tree.iter_mut().filter(|(path, _)| OWN.iter().any(|own| path.as_path() == Path::new(own)));
-    own.for_each(|(_, bytes)| bytes.clear());
-    tree
-}
-
-fn differ(one: &Tree, other: &Tree) -> Vec<PathBuf> {
-    let all = one.keys().chain(other.keys());
-    all.filter(|path| one.get(*path) != other.get(*path)).cloned().collect()
-}
 
 /// A site with a backup, and a row that only WAL has.
 fn site(install: &Install) -> Result<Site> {
@@ -146,13 +130,6 @@ struct Replace<'a> {
 }
 
 impl Replace<'_> {
-    /// Where the old directory was moved.
-    fn aside(&self) -> Result<Vec<PathBuf>> {
-        let entries = fs::read_dir(self.site.cluster.root())?;
-        let is_aside = |path: &PathBuf| path.to_string_lossy().contains("data.before-");
-        Ok(entries.flatten().map(|entry| entry.path()).filter(is_aside).collect())
-    }
-
     fn data(&self) -> &PathBuf {
         &self.site.cluster.data
     }
@@ -172,7 +149,7 @@ impl Work for Replace<'_> {
     }
 
     fn world(&mut self) -> Result<()> {
-        if let Some(aside) = self.aside()?.pop() {
+        if let Some(aside) = aside(self.data())?.pop() {
             remove(self.data())?;
             fs::rename(aside, self.data())?;
         }
@@ -187,7 +164,7 @@ impl Work for Replace<'_> {
     }
 
     fn audit(&mut self, answer: &Answer) -> Result<()> {
-        let aside = self.aside()?;
+        let aside = aside(self.data())?;
         ensure!(aside.len() <= 1, "moved aside twice: {aside:?}");
         let old = aside.first().unwrap_or_else(|| self.data());
         let lost = differ(&self.old, &tree(old)?);
@@ -209,7 +186,8 @@ impl Work for Replace<'_> {
     }
 
     fn is_done(&self) -> bool {
-        self.aside().is_ok_and(|aside| !aside.is_empty()) && self.data().join("global/pg_control").exists()
+        aside(self.data()).is_ok_and(|aside| !aside.is_empty())
+            && self.data().join("global/pg_control").exists()
     }
 }
 

@@ -23,3 +23,4 @@ pub mod s3;
 pub mod site;
 pub mod store_rules;
 pub mod tls;
+pub mod tree;
