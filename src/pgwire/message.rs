@@ -450,6 +450,26 @@ mod tests {
         assert_eq!(all(&frame(b'E', body), &[]), [Message::Error(Box::new(said))]);
     }
 
+    /// A server that nobody has asked who it is may send hundreds of them.
+    #[test]
+    fn the_texts_of_a_notice_are_cut() {
+        let body = [b"SWARNING\0C01000\0M", "\u{e9}".repeat(40_000).as_bytes(), b"\0\0"].concat();
+        let [Message::Notice(said)] = &all(&frame(b'N', &body), &[])[..] else { panic!() };
+        assert!(
+            said.message.starts_with("\u{e9}\u{e9}") && said.message.len() <= MAX_TEXT + 3,
+            "{}",
+            said.message.len()
+        );
+    }
+
+    #[test]
+    fn cells_without_a_value_take_memory_too() {
+        assert!(memory_of(&vec![None; 1000]) >= 1000 * size_of::<Option<Bytes>>());
+        assert!(memory_of(&Row::new()) > 0);
+        let cell = Some(Bytes::from_static(&[7; 500]));
+        assert_eq!(memory_of(&vec![cell]), memory_of(&vec![None]) + 500);
+    }
+
     #[test]
     fn a_port_that_speaks_http_is_recognised_by_its_first_bytes() {
         let error = split(&mut BytesMut::from(&b"HTTP/1.1 400 Bad Request"[..]), Phase::Startup).unwrap_err();

@@ -484,9 +484,8 @@ impl Head {
     }
 
     fn finish(self) -> Result<(ManifestHeader, Vec<PackLine>), ManifestError> {
-        let Some((header, count)) = self.header else {
-            return line::parse_header(&[]).map(|(header, _)| (header, Vec::new()));
-        };
+        let none = || ManifestError::Line("there is no line that says whose manifest it is".to_owned());
+        let (header, count) = self.header.ok_or_else(none)?;
         if u32::try_from(self.packs.len()) != Ok(count) {
             let listed = self.packs.len();
             return Err(ManifestError::Line(format!("{count} packs are announced, {listed} listed")));

@@ -28,15 +28,15 @@ use crate::repo::path::{BackupObject, MAX_PACKS};
 
 /// Packs of usual size under way to the repositories at one time.
 const PUTS_IN_FLIGHT: usize = 3;
+/// Most threads that compress: more than a server should spare, and their frames would not fit the memory.
+const MOST_WORKERS: usize = 8;
+/// Of the fastest levels the best for table data; the one pg_basebackup is compared with.
+const COMPRESSION: Compression = Compression::Zstd { level: 1 };
 
 /// Packs as large as this one under way at one time.
 fn puts_in_flight(number: u32) -> usize {
     if pack::target_of(number) > pack::TARGET { 1 } else { PUTS_IN_FLIGHT }
 }
-/// Most threads that compress: more than a server should spare, and their frames would not fit the memory.
-const MOST_WORKERS: usize = 8;
-/// Of the fastest levels the best for table data; the one pg_basebackup is compared with.
-const COMPRESSION: Compression = Compression::Zstd { level: 1 };
 
 /// Frames that may exist at one time, from the first byte until they are in a pack.
 pub(super) fn frames_in_flight() -> usize {

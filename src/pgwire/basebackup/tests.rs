@@ -120,6 +120,16 @@ fn events(version: u32) -> Vec<BackupEvent> {
 }
 
 #[test]
+fn a_list_of_tablespaces_is_bounded_by_its_bytes_too() {
+    let mut messages = head();
+    messages.truncate(4);
+    let place = Bytes::from(vec![b'x'; 1 << 20]);
+    messages.extend((0..64).map(|_| Message::DataRow(vec![Some(place.clone())])));
+    let (_, result) = run(V15, messages);
+    assert!(result.unwrap_err().to_string().contains("67108864 bytes"));
+}
+
+#[test]
 fn both_dialects_tell_the_same_story() {
     for version in [V13, V15] {
         assert_eq!(run(version, conversation(version)), (events(version), Ok(true)));

@@ -191,3 +191,28 @@ pub fn without(wal: StoredWal, other: &StoredWal) -> StoredWal {
     };
     wal.into_iter().map(rest).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No writer makes two lines for a timeline. A reader that followed one alone would call what the other gave up a gap, or the reverse.
+    #[test]
+    fn what_two_lines_keep_is_what_both_do() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let name = |n| SegmentName::new(TimelineId::FIRST, SegmentNo::new(n), size);
+        let line = |first, kept: (u64, u64)| TimelineFloor {
+            timeline: TimelineId::FIRST,
+            first: name(first),
+            keep: vec![KeptRange { first: name(kept.0), last: name(kept.1) }],
+        };
+        let lines = vec![line(8, (2, 4)), line(6, (3, 5))];
+        let wal = StoredWal::from([(TimelineId::FIRST, Spans::one(0, 9))]);
+        let kept: Vec<u64> =
+            (0..=9).filter(|n| above(&lines, &wal, size)[&TimelineId::FIRST].contains(*n)).collect();
+        assert_eq!(kept, [3, 4, 8, 9]);
+        let nonce = crate::repo::objects::Nonce::new([0; 16]);
+        let floor = Floor { nonce, created: jiff::Timestamp::UNIX_EPOCH, timelines: lines };
+        assert_eq!(kept, (0..=9).filter(|n| floor.keeps(name(*n))).collect::<Vec<_>>());
+    }
+}

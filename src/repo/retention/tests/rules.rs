@@ -368,6 +368,23 @@ fn a_chosen_backup_goes_unless_the_window_or_the_last_one_depends_on_it() {
     assert_eq!(removal(None, &last.holdings(), &last.backups[0].id, at(70)), Removal::Last);
 }
 
+/// In a folder in clear a history can be planted with it. Without a window only a timeline that counts tells what lies behind a backup.
+#[test]
+fn the_newest_timeline_takes_nothing_from_behind_the_newest_sound_backup_if_it_does_not_come_from_there() {
+    let world = world(&[5, 20], 30);
+    let mut holdings = world.holdings();
+    let planted = tli(9);
+    let history = crate::wal::TimelineHistory::parse(planted, b"8\t0/100000\tplanted\n").unwrap();
+    holdings.histories.insert(planted, history);
+    holdings.wal.insert(planted, Spans::one(1, 1));
+    let policy = Policy { daily: hours(96), ..Policy::default() };
+    let plan = plan(&policy, &holdings, at(world.hour), &TimeZone::UTC);
+    let last = holdings.wal[&tli(1)].last().unwrap();
+    let behind = world.backups[1].stop_lsn.get() / SEGMENT + 1..=last;
+    let name = |n| crate::wal::SegmentName::new(tli(1), crate::wal::SegmentNo::new(n), holdings.segment_size);
+    assert!(behind.clone().count() > 3 && behind.clone().all(|n| plan.holds.holds(name(n))), "{behind:?}");
+}
+
 #[test]
 fn a_backup_whose_last_segment_only_a_forked_off_timeline_repeats_counts_there() {
     let mut world = World::new();
