@@ -377,6 +377,8 @@ fn the_newest_timeline_takes_nothing_from_behind_the_newest_sound_backup_if_it_d
     let history = crate::wal::TimelineHistory::parse(planted, b"8\t0/100000\tplanted\n").unwrap();
     holdings.histories.insert(planted, history);
     holdings.wal.insert(planted, Spans::one(1, 1));
+    // An idle server: nothing of its own was stored at this very moment.
+    holdings.last_stored.insert(tli(1), at(29));
     let policy = Policy { daily: hours(96), ..Policy::default() };
     let plan = plan(&policy, &holdings, at(world.hour), &TimeZone::UTC);
     let last = holdings.wal[&tli(1)].last().unwrap();
