@@ -70,7 +70,7 @@ impl Archive {
             {
                 histories.insert(timeline, history);
             }
-            if !found.wal {
+            if found.first_wal.is_none() {
                 continue;
             }
             for listed in system.segments(timeline).await? {

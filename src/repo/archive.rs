@@ -34,9 +34,6 @@ use crate::wal::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName};
 pub const MAX_COPIES: u32 = 99;
 /// As [`INFO_BYTES`], of a sealed object: header, age's own header, and the first chunk, which opens only whole.
 const SEALED_INFO_BYTES: u64 = 80 << 10;
-/// Keys per request where only the first few can matter.
-const FEW: usize = 20;
-
 /// What a put came to. All but the last are success.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stored {
@@ -200,15 +197,6 @@ pub enum Absence {
     Expired,
     /// It is not there, but should be.
     Doubt(String),
-}
-
-/// The timelines of which something is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TimelinePresence {
-    /// Its history file is stored.
-    pub history: bool,
-    /// WAL of it is stored.
-    pub wal: bool,
 }
 
 /// Why a sealed object cannot be opened where nobody said.
@@ -601,36 +589,6 @@ impl System {
         parsed.map(Some).map_err(|e| self.repository.corrupt(&self.keys.wal(name), &e))
     }
 
-    /// The timelines of which something is stored, and what. Two requests per timeline, whatever the number of segments.
-    ///
-    /// # Errors
-    /// [`RepoError::Store`].
-    pub async fn timelines(&self) -> Result<BTreeMap<TimelineId, TimelinePresence>, RepoError> {
-        let dir = self.keys.wal_dir();
-        let mut found: BTreeMap<TimelineId, TimelinePresence> = BTreeMap::new();
-        let mut after: Option<String> = None;
-        while let Some(object) = self.first_after(&dir, after.as_deref()).await? {
-            after = Some(object.key.clone());
-            match self.keys.parse(&object.key) {
-                Some(SystemObject::Wal(WalFileName::History(timeline), _)) => {
-                    found.entry(timeline).or_default().history = true;
-                }
-                Some(SystemObject::Wal(name, _)) => {
-                    found.entry(name.timeline()).or_default().wal = true;
-                    // Go on behind the folder: `0` is what sorts next after `/`.
-                    let folder = self.keys.timeline_dir(name.timeline());
-                    after = Some(format!("{}0", folder.trim_end_matches('/')));
-                }
-                _ => {}
-            }
-        }
-        Ok(found)
-    }
-
-    async fn first_after(&self, dir: &str, after: Option<&str>) -> Result<Option<ObjectInfo>, RepoError> {
-        Ok(self.store().list_after(dir, after, Some(1)).await?.into_iter().next())
-    }
-
     /// The segments of one timeline, in order; partial ones are left out.
     ///
     /// # Errors
@@ -673,28 +631,6 @@ impl System {
         // Whoever accepted a segment and died before he stored it left the record alone.
         found.retain(|_, listed| listed.copies > 0);
         Ok(found.into_values().collect())
-    }
-
-    /// A segment, complete or partial, of the same timeline that comes after `name`.
-    ///
-    /// # Errors
-    /// [`RepoError::Store`].
-    pub async fn later_wal(&self, name: SegmentName) -> Result<Option<SegmentName>, RepoError> {
-        let dir = self.keys.timeline_dir(name.timeline());
-        // `0` sorts behind the dot that every suffix of the segment's own objects begins with. Servers disagree on how `~` is signed.
-        let mut after = format!("{}{name}0", self.keys.segment_dir(name));
-        loop {
-            let page = self.store().list_after(&dir, Some(&after), Some(FEW)).await?;
-            let Some(last) = page.last() else { return Ok(None) };
-            after.clone_from(&last.key);
-            let later = page.iter().find_map(|object| match self.keys.parse(&object.key)? {
-                SystemObject::Wal(WalFileName::Segment(s) | WalFileName::Partial(s), _) => Some(s),
-                _ => None,
-            });
-            if later.is_some() {
-                return Ok(later);
-            }
-        }
     }
 
     /// The floor that counts: which WAL is still kept. `None` if all is.
@@ -781,20 +717,5 @@ impl System {
             Some(later) => Absence::Doubt(format!("{later}, which comes after it, is stored")),
             None => Absence::Proven,
         })
-    }
-
-    async fn history_absence(&self, timeline: TimelineId) -> Result<Absence, RepoError> {
-        let timelines = self.timelines().await?;
-        if timelines.get(&timeline).is_some_and(|t| t.wal) {
-            return Ok(Absence::Doubt(format!("WAL of timeline {timeline} is stored")));
-        }
-        for (later, _) in timelines.range(timeline..).filter(|(t, found)| found.history && **t != timeline) {
-            if self.history(*later).await?.is_some_and(|h| h.contains(timeline)) {
-                return Ok(Absence::Doubt(format!(
-                    "the history of timeline {later} names it as an ancestor"
-                )));
-            }
-        }
-        Ok(Absence::Proven)
     }
 }

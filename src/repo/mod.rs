@@ -28,6 +28,7 @@ pub mod path;
 pub mod pins;
 pub mod retention;
 pub mod scrutiny;
+pub mod timelines;
 pub mod transfer;
 pub mod walobject;
 

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use super::archive::{Absence, Stored, TimelinePresence};
+use super::archive::{Absence, Stored};
 use super::backups::Abandonment;
 use super::catalog::{BackupState, Run, runs, wal_complete};
 use super::lease::LeaseState;
@@ -22,6 +22,7 @@ use crate::wal::scan::SegmentEnd;
 use crate::wal::{Lsn, SegmentName, SegmentNo, TimelineId, WalFileName};
 
 mod expiring;
+mod timelines;
 
 const SYSTEM: u64 = 7_301_234_567_890_123_456;
 const MIB: u64 = 1 << 20;
@@ -286,21 +287,6 @@ async fn wal_below_the_floor_has_expired_and_is_not_taken_again() {
     assert_eq!(system.absence(nth(0x10)).await.unwrap(), Absence::Proven);
     let floor = system.floor().await.unwrap().unwrap();
     assert!(floor.keeps(first) && matches!(nth(3), WalFileName::Segment(gone) if !floor.keeps(gone)));
-}
-
-#[tokio::test]
-async fn timelines_are_told_without_listing_their_segments() {
-    let system = opened().await;
-    for n in [1, 2, 3, 5000] {
-        store_segment(&system, n).await;
-    }
-    store_history(&system, "00000002.history", "1\t0/300000\tx\n").await;
-    system.store().create(&system.keys().wal(name("00000003000000000000000A")), "x").await.unwrap();
-    let found: Vec<_> = system.timelines().await.unwrap().into_iter().map(|(t, p)| (t.get(), p)).collect();
-    let presence = |history, wal| TimelinePresence { history, wal };
-    assert_eq!(found, [(1, presence(false, true)), (2, presence(true, false)), (3, presence(false, true))]);
-    let history = system.history(TimelineId::new(2).unwrap()).await.unwrap().unwrap();
-    assert_eq!(history.fork().unwrap().switch, Lsn::new(0x30_0000));
 }
 
 fn id(n: u32) -> BackupId {

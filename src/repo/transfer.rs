@@ -12,9 +12,6 @@ use super::path::SystemObject;
 use super::{RepoError, System};
 use crate::wal::{SegmentName, TimelineId, WalFileName};
 
-/// Keys per request where the first few decide.
-const FEW: usize = 20;
-
 /// A segment's place among those of all timelines.
 pub type WalPlace = (u32, u32);
 
@@ -29,37 +26,13 @@ pub fn place_of(name: WalFileName) -> Option<WalPlace> {
 }
 
 impl System {
-    /// The oldest segment of which something is stored, on any timeline; `None` if there is no WAL. Some requests per timeline.
+    /// The oldest segment of which something is stored, on any timeline; `None` if there is no WAL.
     ///
     /// # Errors
     /// [`RepoError::Store`].
     pub async fn oldest_wal(&self) -> Result<Option<WalPlace>, RepoError> {
-        let mut oldest = None;
-        for (timeline, found) in self.timelines().await? {
-            if !found.wal {
-                continue;
-            }
-            let first = self.first_file(&self.keys().timeline_dir(timeline)).await?;
-            oldest = first.into_iter().chain(oldest).min();
-        }
-        Ok(oldest)
-    }
-
-    /// The first file with WAL in a folder.
-    async fn first_file(&self, dir: &str) -> Result<Option<WalPlace>, RepoError> {
-        let mut after = None;
-        loop {
-            let page = self.repository().store().list_after(dir, after.as_deref(), Some(FEW)).await?;
-            let Some(last) = page.last() else { return Ok(None) };
-            let first = page.iter().find_map(|object| match self.keys().parse(&object.key)? {
-                SystemObject::Wal(name, _) => place_of(name),
-                _ => None,
-            });
-            if first.is_some() {
-                return Ok(first);
-            }
-            after = Some(last.key.clone());
-        }
+        let timelines = self.timelines().await?;
+        Ok(timelines.into_values().filter_map(|found| place_of(found.first_wal?)).min())
     }
 
     /// The logs of the timeline of which something is stored, each by the name of its first segment, in order.

@@ -89,6 +89,15 @@ pub struct ObjectInfo {
     pub modified: Timestamp,
 }
 
+/// What is directly in a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Folder {
+    /// Its objects, in the order of keys.
+    pub objects: Vec<ObjectInfo>,
+    /// Names of the folders in it that hold an object, in order, without the `/`.
+    pub dirs: Vec<String>,
+}
+
 /// An object opened for reading.
 pub(super) struct Opened {
     /// Of the whole object.

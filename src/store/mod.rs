@@ -44,7 +44,7 @@ use error::Fault;
 use policy::within;
 
 pub use attack::{Attack, Attempt, Content, Outcome, Tried};
-pub use backend::{Created, ObjectInfo, Payload};
+pub use backend::{Created, Folder, ObjectInfo, Payload};
 pub use credentials::{CredentialsError, parse_credentials_file, static_profile_keys};
 pub use error::{Class, StoreError, StoreErrorKind};
 pub use options::{Settings, StoreOptions};
@@ -286,18 +286,27 @@ impl Store {
     /// The names that follow `prefix` up to the next `/`, in order: the folders in a folder. A folder is there if
     /// there is an object in it. `prefix` is empty or ends with `/`.
     pub async fn list_dirs(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        Ok(self.list_folder(prefix).await?.dirs)
+    }
+
+    /// What is directly in a folder, however much is in the folders below. `prefix` is as for [`Self::list_dirs`].
+    pub async fn list_folder(&self, prefix: &str) -> Result<Folder, StoreError> {
         if !(prefix.is_empty() || prefix.ends_with('/')) {
             return Err(self.failed("list", prefix, Fault::usage("a folder's name ends with /")));
         }
         let mut listing = Listing { prefix: prefix.to_owned(), fold: true, ..Listing::default() };
-        let mut names = Vec::new();
+        let mut folder = Folder::default();
         while let Some(page) = self.next_page(&mut listing).await? {
             let strip = |dir: &String| dir.strip_prefix(prefix).map(str::to_owned);
-            names.extend(page.dirs.iter().filter_map(strip));
+            folder.dirs.extend(page.dirs.iter().filter_map(strip));
+            folder.objects.extend(page.objects);
         }
-        names.sort();
-        names.dedup();
-        Ok(names)
+        folder.dirs.sort();
+        folder.dirs.dedup();
+        folder.objects.sort();
+        // As in a listing of all.
+        folder.objects.dedup_by(|one, other| one.key == other.key);
+        Ok(folder)
     }
 
     /// The next page, or `None` after the last. Repeats a page that failed, not those before it.

@@ -105,6 +105,7 @@ async fn listings_are_in_order_and_complete(store: &Store) -> Result<()> {
     ensure!(keys(store.list_after("many/", Some(&expected[700]), Some(1)).await?) == expected[701..702]);
     ensure!(keys(store.list_after("many/", Some(&expected[1_099]), Some(1)).await?).is_empty());
     ensure!(store.list_dirs("many/").await? == ["00", "01", "02", "03", "04"]);
+    ensure!(keys(store.list_folder("many/01/").await?.objects) == expected[256..512]);
     ensure!(store.list("many/9").await?.is_empty());
     Ok(())
 }
@@ -114,6 +115,10 @@ async fn folders_are_what_holds_an_object(store: &Store) -> Result<()> {
         store.create(key, "x").await?;
     }
     ensure!(store.list_dirs("tree/").await? == ["a", "a-b", "b"]);
+    let beside =
+        |found: pitr::store::Folder| found.objects.into_iter().map(|info| info.key).collect::<Vec<_>>();
+    ensure!(beside(store.list_folder("tree/").await?) == ["tree/a.b", "tree/file"]);
+    ensure!(beside(store.list_folder("tree/b/").await?).is_empty());
     let order: Vec<String> = store.list("tree/").await?.into_iter().map(|info| info.key).collect();
     ensure!(order == ["tree/a-b/1", "tree/a.b", "tree/a/1", "tree/b/deep/1", "tree/file"], "{order:?}");
     store.delete("tree/b/deep/1").await?;
@@ -186,6 +191,7 @@ pub async fn every_call_fails(store: &Store, kind: StoreErrorKind) -> Result<()>
         store.list("a/").await.err(),
         store.list("").await.err(),
         store.list_dirs("").await.err(),
+        store.list_folder("a/").await.err(),
         store.list_after("a/", Some("a/b"), Some(1)).await.err(),
         store.delete("a/b").await.err(),
         store.probe_create_race("").await.err(),

@@ -122,7 +122,9 @@ impl Copying<'_> {
                 done.note(WalFileName::History(*timeline), Copied::Left(why));
             }
         }
-        for (timeline, _) in timelines.iter().filter(|(t, found)| found.wal && !apart.contains(t)) {
+        for (timeline, _) in
+            timelines.iter().filter(|(t, found)| found.first_wal.is_some() && !apart.contains(t))
+        {
             self.copy_timeline(*timeline, done, tell).await?;
         }
         Ok(())

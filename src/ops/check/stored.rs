@@ -92,7 +92,11 @@ async fn newest_timeline(system: &System, archived: Option<SegmentName>) -> Resu
         return Ok(Some(archived.timeline()));
     }
     let timelines = system.timelines().await?;
-    Ok(timelines.into_iter().filter(|(_, found)| found.wal).map(|(timeline, _)| timeline).next_back())
+    Ok(timelines
+        .into_iter()
+        .filter(|(_, found)| found.first_wal.is_some())
+        .map(|(timeline, _)| timeline)
+        .next_back())
 }
 
 /// From a backup along a timeline and its parents.
