@@ -280,19 +280,23 @@ fn no_segment_is_acknowledged_before_the_histories_of_its_timeline() -> Result<(
         fs::write(pg_wal.join(name), content)?;
         give_to_server(&pg_wal.join(name))
     };
-    for timeline in [2, 3] {
+    for timeline in [2, 3, 6] {
         put(&child(timeline), &bytes)?;
     }
     let stored = |name: &str| Ok::<_, anyhow::Error>(bench.site.object(name)?.exists());
     bench.push(&child(2))?.expect(9, &["00000002.history"])?;
     ensure!(!stored(&child(2))?);
-    // Of timeline 3 the own history is at hand, the ancestor's not.
-    put("00000003.history", format!("1\t{fork}\tx\n2\t{fork}\tx\n").as_bytes())?;
-    bench.push(&child(3))?.expect(9, &["00000002.history"])?;
-    ensure!(!stored(&child(3))?);
-    put("00000002.history", format!("1\t{fork}\tno recovery target specified\n").as_bytes())?;
+    // Of timeline 6 the own history is at hand, the ancestor's not, nor what it said.
+    put("00000006.history", format!("2\t{fork}\tx\n").as_bytes())?;
+    bench.push(&child(6))?.expect(9, &["00000002.history"])?;
+    ensure!(!stored(&child(6))?);
+    // In the history of timeline 3 it is, as PostgreSQL writes it; when its file comes, it is the same.
+    let two = format!("1\t{fork}\tno recovery target specified\n");
+    put("00000003.history", format!("{two}\n2\t{fork}\tx\n").as_bytes())?;
     bench.push(&child(3))?.expect(0, &[])?;
     ensure!(stored(&child(3))? && stored("00000003.history")? && stored("00000002.history")?);
+    put("00000002.history", two.as_bytes())?;
+    bench.push("00000002.history")?.expect(0, &[])?;
     bench.push(&child(2))?.expect(0, &[])?;
     // Two servers were promoted to one timeline.
     let before = bench.site.listing()?;

@@ -158,6 +158,24 @@ impl TimelineHistory {
         Ok(Self { timeline, parents })
     }
 
+    /// The file of `ancestor`, out of `content`, the file of one of its descendants. A server that was made of another one's descendant
+    /// never had it, and need not: PostgreSQL writes the parent's file, a newline and one line of its own into the child's
+    /// (`writeTimeLineHistory` in `timeline.c`). `None` if `content` has no line of `ancestor`, or none before that.
+    pub fn file_of_ancestor(content: &[u8], ancestor: TimelineId) -> Option<Vec<u8>> {
+        let mut before = 0_usize;
+        for line in content.split_inclusive(|byte| *byte == b'\n') {
+            let text = String::from_utf8_lossy(line);
+            let word = text.split_whitespace().next().unwrap_or_default();
+            if word.parse().is_ok_and(|tli: u32| tli == ancestor.get()) {
+                let file = content.get(..before)?;
+                let file = file.strip_suffix(b"\n").unwrap_or(file);
+                return Self::parse(ancestor, file).is_ok().then(|| file.to_vec());
+            }
+            before = before.saturating_add(line.len());
+        }
+        None
+    }
+
     /// The timeline whose ancestry this is.
     pub fn timeline(&self) -> TimelineId {
         self.timeline
@@ -243,6 +261,33 @@ mod tests {
         assert_eq!(history.owner(at("0/5000148")), tli(2), "a byte at the fork belongs to the child");
         assert_eq!(history.owner(at("0/70000A0")), tli(3));
         assert_eq!(history.route().collect::<Vec<_>>(), [tli(1), tli(2), tli(3)]);
+    }
+
+    #[test]
+    fn the_file_of_an_ancestor_is_the_beginning_of_each_descendants_file() {
+        // As `writeTimeLineHistory` does it: the parent's file, then, after a newline if there is one, the own line.
+        let child = |parent: &str, tli: u32, rest: &str| {
+            let newline = if parent.is_empty() { "" } else { "\n" };
+            format!("{parent}{newline}{tli}\t{rest}\n")
+        };
+        let two = child("", 1, "0/5000148\tbefore 2026-11-20 10:04:35.419003+00");
+        let five = child(&two, 2, "0/70000A0\tno recovery target specified");
+        // Somebody's comment, and no newline at the end.
+        let nine = child(&format!("{five}# 7 was never archived"), 5, "0/80000A0\tafter LSN 0/8000060");
+        let twelve = child(&nine, 9, "0/90000A0\tno recovery target specified");
+        let of = |content: &str, tli_: u32| {
+            TimelineHistory::file_of_ancestor(content.as_bytes(), tli(tli_))
+                .map(|file| String::from_utf8(file).unwrap())
+        };
+        for content in [&nine, &twelve] {
+            assert_eq!(of(content, 2).unwrap(), two);
+            assert_eq!(of(content, 5).unwrap(), format!("{five}# 7 was never archived"));
+        }
+        assert_eq!(of(&twelve, 9).unwrap(), nine);
+        // Timeline 1 has no file; 7 and 12 are no ancestors.
+        for none in [1, 7, 12] {
+            assert_eq!(of(&twelve, none), None, "{none}");
+        }
     }
 
     #[test]

@@ -232,6 +232,13 @@ async fn refuse_other_history(system: &System, stored: &TimelineHistory, pg_wal:
 /// The server's own history of the timeline, if it is not the stored one; `Some(None)` for one that cannot be understood.
 fn other_history(stored: &TimelineHistory, pg_wal: &Path) -> Result<Option<Option<TimelineHistory>>> {
     let name = WalFileName::History(stored.timeline());
+    let Some(own) = own_history(name, pg_wal)? else { return Ok(None) };
+    let own = TimelineHistory::parse(stored.timeline(), &own).ok();
+    Ok(if own.as_ref() == Some(stored) { None } else { Some(own) })
+}
+
+/// The server's own file of that name, if it has one.
+pub(super) fn own_history(name: WalFileName, pg_wal: &Path) -> Result<Option<Vec<u8>>> {
     let Ok(file) = std::fs::File::open(pg_wal.join(name.to_string())) else { return Ok(None) };
     let mut own = Vec::new();
     let limit = u64::try_from(MAX_HISTORY_BYTES).unwrap_or(u64::MAX);
@@ -240,8 +247,7 @@ fn other_history(stored: &TimelineHistory, pg_wal: &Path) -> Result<Option<Optio
             .source(e)
             .hint("run the command as the owner of the data directory")
     })?;
-    let own = TimelineHistory::parse(stored.timeline(), &own).ok();
-    Ok(if own.as_ref() == Some(stored) { None } else { Some(own) })
+    Ok(Some(own))
 }
 
 pub(super) async fn missing_ancestors(system: &System, history: &TimelineHistory) -> Result<Vec<TimelineId>> {

@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 use tokio::sync::{Semaphore, watch};
 
 use super::file::{WalContent, WalSource, small_object, unbuildable};
-use super::place::{Ready, missing_ancestors};
+use super::place::{Ready, missing_ancestors, own_history};
 use super::{COPY_MARKER, Place, data_directories};
 use super::{accept, conflict, evidence};
 use crate::codec::Compression;
@@ -364,7 +364,7 @@ impl Offer<'_> {
         gap: Option<&AcceptedGap>,
     ) -> Result<Stored> {
         let Ready { system, missing } = ready?;
-        store_histories(&system, missing, self.path, self.compression).await?;
+        store_histories(&system, self.name.timeline(), missing, self.path, self.compression).await?;
         if let Some(gap) = gap {
             system.record_gap(gap).await?;
         }
@@ -400,6 +400,7 @@ pub(super) fn directory_of(path: &Path) -> &Path {
 
 async fn store_histories(
     system: &System,
+    child: TimelineId,
     mut missing: Vec<TimelineId>,
     path: &Path,
     compression: Compression,
@@ -410,12 +411,16 @@ async fn store_histories(
         let name = WalFileName::History(timeline);
         let file: PathBuf = pg_wal.join(name.to_string());
         if !file.exists() {
-            return Err(Error::refused(format!(
-                "{wanted_by} cannot be stored: {name}, without which it is unreachable, is neither in repository {} nor in {}",
-                system.repository().name(),
-                pg_wal.display()
-            ))
-            .hint("copy the history file from the server that was promoted into pg_wal; PostgreSQL keeps the segment meanwhile"));
+            let Some(content) = history_of_ancestor(system, child, timeline, pg_wal).await? else {
+                return Err(Error::refused(format!(
+                    "{wanted_by} cannot be stored: {name}, without which it is unreachable, is neither in repository {} nor in {}",
+                    system.repository().name(),
+                    pg_wal.display()
+                ))
+                .hint("copy the history file from the server that was promoted into pg_wal; PostgreSQL keeps the segment meanwhile"));
+            };
+            store_history(system, timeline, &content, compression).await?;
+            continue;
         }
         let (cluster, id) = (system.repository().cluster().clone(), system.identity().system);
         let content = WalSource::open(&file)?.read(&cluster, id, compression)?;
@@ -431,6 +436,25 @@ async fn store_histories(
         wanted_by = name.to_string();
     }
     Ok(())
+}
+
+/// The history of `ancestor` out of that of `child`, as it is in `pg_wal` or stored. A server that was made of a promoted one has its
+/// timeline's history and need not have those of the timelines before.
+async fn history_of_ancestor(
+    system: &System,
+    child: TimelineId,
+    ancestor: TimelineId,
+    pg_wal: &Path,
+) -> Result<Option<Vec<u8>>> {
+    let name = WalFileName::History(child);
+    let content = match own_history(name, pg_wal)? {
+        Some(own) => own,
+        None => match system.fetch_wal_to_check(name).await? {
+            Some(stored) if stored.can_open() => stored.plain()?,
+            _ => return Ok(None),
+        },
+    };
+    Ok(TimelineHistory::file_of_ancestor(&content, ancestor))
 }
 
 /// Stores the history of a timeline whose bytes came from the server itself, or finds that the same is stored.

@@ -11,7 +11,7 @@ use super::target::{Targets, WAL_COMPRESSION};
 use crate::error::Result;
 use crate::ops::archive::store_history;
 use crate::pgwire::ReplicationConn;
-use crate::wal::TimelineId;
+use crate::wal::{TimelineHistory, TimelineId};
 
 /// Brings the history of `timeline` and of its ancestors into every repository.
 ///
@@ -23,14 +23,18 @@ pub(super) async fn bring(
     timeline: TimelineId,
 ) -> Result<()> {
     let mut wanted = vec![timeline];
+    let mut child: Option<Vec<u8>> = None;
     while let Some(timeline) = wanted.pop().filter(|timeline| *timeline > TimelineId::FIRST) {
         let file = replication.timeline_history(timeline).await.map_err(facts::connection)?;
-        let Some(file) = file else { return Ok(()) };
+        // A server that was made of a promoted one never had those of the timelines before.
+        let derived = || TimelineHistory::file_of_ancestor(child.as_deref()?, timeline);
+        let Some(content) = file.map(|file| file.content.to_vec()).or_else(derived) else { return Ok(()) };
         for system in targets.iter() {
-            let history = store_history(system, timeline, &file.content, WAL_COMPRESSION).await?;
+            let history = store_history(system, timeline, &content, WAL_COMPRESSION).await?;
             wanted.extend(history.parents().last().map(|parent| parent.timeline));
         }
         wanted.dedup();
+        child = Some(content);
     }
     Ok(())
 }
