@@ -13,6 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::cluster::{Cluster, Install, Stop, run, scratch};
 use support::restored::{Restored, Source, walk};
 
@@ -77,6 +79,47 @@ fn the_history_comes_from_the_server_itself_where_nothing_else_brings_it() -> Re
     Ok(())
 }
 
+/// Made by `pg_basebackup` from a server that was promoted before, a replica has the history of its timeline and none before it.
+#[test]
+fn a_server_that_never_had_the_history_of_a_timeline_before_its_parent_archives_and_is_backed_up()
+-> Result<()> {
+    for major in [13, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        let source = Source::new(&install, "")?;
+        source.row(1)?;
+        for _ in 0..2 {
+            source.cluster.stop(Stop::Fast)?;
+            source.cluster.append_conf("standby.signal", "")?;
+            source.cluster.start()?;
+            source.cluster.promote()?;
+        }
+        source.row(2)?;
+        source.archive_all()?;
+        let name = "00000002.history";
+        let own = source.cluster.data.join("pg_wal").join(name);
+        let real = fs::read_to_string(&own)?;
+        fs::remove_file(&own)?;
+        let forget = || -> Result<()> {
+            Ok(fs::remove_file(stored_history(&source, name)?.context("it is stored")?)?)
+        };
+        let stored = || -> Result<String> {
+            let object = stored_history(&source, name)?.context("it is not stored")?;
+            run(std::process::Command::new("zstd").args(["-dcq"]).arg(object))
+        };
+        forget()?;
+        source.row(3)?;
+        source.archive_all()?;
+        ensure!(stored()? == real, "archiving stored {}", stored()?);
+        forget()?;
+        source.backup()?;
+        ensure!(stored()? == real, "the backup stored {}", stored()?);
+        let target = source.target("copy");
+        source.restore(&target, &["--copy"])?.expect(0)?;
+        ensure!(Restored::start_copy(&install, &target)?.promoted()?.rows()? == "1,2,3");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_copy_is_found_out_by_what_it_sends() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
@@ -122,6 +165,10 @@ fn follows_a_switch(install: &Install) -> Result<()> {
         one.wait_for(&format!("SELECT pg_last_wal_replay_lsn() >= '{end}'"), "t")?;
     }
     source.cluster.crash()?;
+    // As on a busy server, whose checkpoint after the promotion takes minutes.
+    let checkpointer = heir.psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")?;
+    let checkpointer = Pid::from_raw(checkpointer.parse()?);
+    kill(checkpointer, Signal::SIGSTOP)?;
     heir.promote()?;
     heir.psql("INSERT INTO t VALUES (3, '')")?;
     follow(&follower, &heir)?;
@@ -131,6 +178,15 @@ fn follows_a_switch(install: &Install) -> Result<()> {
     follower.wait_for("SELECT count(*) FROM t", "3")?;
     let text = fs::read_to_string(&source.config)?;
     fs::write(&source.config, text.replace(&source.cluster.conninfo(), &follower.conninfo()))?;
+    let refused = source.pitr(&["backup"])?;
+    ensure!(
+        refused.code == 9 && refused.err.contains("begin on timeline 1 and end on timeline 2"),
+        "{refused:?}"
+    );
+    kill(checkpointer, Signal::SIGCONT)?;
+    heir.psql("CHECKPOINT")?;
+    let checkpoint = heir.psql("SELECT pg_current_wal_flush_lsn()")?;
+    follower.wait_for(&format!("SELECT pg_last_wal_replay_lsn() >= '{checkpoint}'"), "t")?;
     let mut command = source.command(&["backup", "--json"])?;
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     // An idle primary would never end its segment.

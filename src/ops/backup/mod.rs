@@ -176,7 +176,8 @@ async fn perform(
 
 /// Is what arrived what the server sent, and does it describe itself as the server did?
 fn verified(transfer: Transfer, server: &Server) -> Result<Verified> {
-    let (start, _) = transfer.start;
+    let (start, timeline) = transfer.start;
+    stream::one_timeline(timeline, transfer.stop.1)?;
     if start < server.floor_lsn {
         return Err(Error::failed(format!(
             "the backup starts at {start}, before {}, from which on its WAL is kept",

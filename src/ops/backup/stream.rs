@@ -85,12 +85,13 @@ pub(super) async fn transfer(
 ) -> Result<Transfer> {
     let Server { replication, sql, first, .. } = server;
     let (in_recovery, pages) = (server.facts.in_recovery, server.facts.pages);
+    let now_on = server.identity.timeline;
     let over = CancellationToken::new();
     let (frames, packer_end) = mpsc::channel(frames_in_flight());
     let reading = async {
         let _guard = over.clone().drop_guard();
         let stream = replication.base_backup(options).await.map_err(lost)?;
-        read(stream, pages, frames, progress).await
+        read(stream, (pages, now_on), frames, progress).await
     };
     // A set, because dropping it ends the task.
     let mut packer = JoinSet::new();
@@ -119,6 +120,24 @@ pub(super) async fn transfer(
     })
 }
 
+/// A standby that followed a promotion begins at its last restartpoint, which may lie before the fork, and ends behind it (`stoptli` of
+/// `do_pg_backup_stop`): no timeline holds such a backup from start to stop.
+///
+/// # Errors
+/// Kind `Refused`.
+pub(super) fn one_timeline(start: TimelineId, stop: TimelineId) -> Result<()> {
+    if start == stop {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "the standby followed a promotion: a backup of it would begin on timeline {start} and end on timeline {stop}"
+    ))
+    .hint(
+        "repeat it after the standby's next restartpoint: run CHECKPOINT on the new primary, and try again when the standby has \
+         replayed it; or back up the primary",
+    ))
+}
+
 /// Samples the clock until `over`. An SQL session that fails ends the sampling and nothing else.
 async fn sample_until(over: CancellationToken, sql: &mut Sql, in_recovery: bool) -> VecDeque<Sample> {
     let mut samples = VecDeque::new();
@@ -140,10 +159,10 @@ async fn sample_until(over: CancellationToken, sql: &mut Sql, in_recovery: bool)
 }
 
 /// Reads to the end. Frames go to `sink`, which the packer empties; the permits bound how many exist. `pages` is given if their
-/// checksums are to be checked.
+/// checksums are to be checked; the server was on `now_on` when it was asked.
 async fn read(
     mut stream: BaseBackupStream<'_>,
-    pages: Option<PageLayout>,
+    (pages, now_on): (Option<PageLayout>, TimelineId),
     sink: mpsc::Sender<Pressing>,
     progress: &dyn Progress,
 ) -> Result<(Heard, Kept)> {
@@ -154,6 +173,7 @@ async fn read(
     while let Some(event) = next(&mut stream, &mut heard).await? {
         match event {
             BackupEvent::Started { lsn, timeline } => {
+                one_timeline(timeline, now_on)?;
                 heard.start = Some((lsn, timeline));
                 rule = pages.map(|layout| PageRule { layout, start: lsn });
             }
