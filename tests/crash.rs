@@ -32,6 +32,8 @@ mod decisions;
 mod expire;
 #[path = "crash/keys.rs"]
 mod keys;
+#[path = "crash/moving.rs"]
+mod moving;
 #[path = "crash/restore.rs"]
 mod restore;
 

@@ -19,6 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use pitr::durable::DirLock;
 use support::cluster::{Install, Stop, give_to_server, run, scratch};
+use support::mounted::Mounted;
 use support::restored::{Restored, Said, Source, walk};
 
 fn listing(dir: &Path) -> Result<Vec<PathBuf>> {
@@ -26,35 +27,6 @@ fn listing(dir: &Path) -> Result<Vec<PathBuf>> {
     walk(dir, &mut |path| found.push(path.to_owned()))?;
     found.sort();
     Ok(found)
-}
-
-/// A file system of its own, in memory; unmounted when dropped.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    /// `None`, said as a skipped test does, where mounting is not allowed.
-    fn mount(at: &Path, mib: u32) -> Result<Option<Self>> {
-        fs::create_dir_all(at)?;
-        let options = format!("size={mib}m,mode=0755");
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "pitr-test"]).arg(at).output();
-        match mounted {
-            Ok(output) if output.status.success() => {
-                give_to_server(at)?;
-                Ok(Some(Self(at.to_owned())))
-            }
-            other => {
-                eprintln!("SKIPPED no tmpfs can be mounted: {other:?}");
-                Ok(None)
-            }
-        }
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 /// A restore that has decided and waits: its standard output is a full pipe, and the plan is printed before anything is written.
@@ -357,14 +329,14 @@ fn a_disk_that_is_too_small_or_fills_up_is_an_error_that_leaves_nothing_that_sta
     source.backup()?;
     source.archive_all()?;
     let place = source.target("small");
-    let Some(small) = Tmpfs::mount(&place, 16)? else { return Ok(()) };
+    let Some(small) = Mounted::at(&place, "16m")? else { return Ok(()) };
     let said = source.restore(&place.join("copy"), &[])?;
     ensure!(said.code == 9 && said.err.contains("bytes free"), "{said:?}");
     ensure!(!place.join("copy").exists(), "something was written");
     drop(small);
 
     let place = source.target("filling");
-    let Some(_filling) = Tmpfs::mount(&place, 330)? else { return Ok(()) };
+    let Some(_filling) = Mounted::at(&place, "330m")? else { return Ok(()) };
     let target = place.join("copy");
     let text = target.display().to_string();
     let flags = ["restore", "--target-dir", &text];
@@ -393,7 +365,7 @@ fn the_root_of_a_file_system_is_emptied_into_itself() -> Result<()> {
     source.backup()?;
     source.archive_all()?;
     let target = source.target("mounted");
-    let Some(_mount) = Tmpfs::mount(&target, 512)? else { return Ok(()) };
+    let Some(_mount) = Mounted::at(&target, "512m")? else { return Ok(()) };
     fs::create_dir(target.join("lost+found"))?;
     fs::write(target.join("important"), "x")?;
     let refused = source.restore(&target, &[])?;
@@ -415,7 +387,7 @@ fn a_file_system_that_cannot_be_written_is_refused_before_anything() -> Result<(
     source.backup()?;
     source.archive_all()?;
     let place = source.target("readonly");
-    let Some(_mount) = Tmpfs::mount(&place, 512)? else { return Ok(()) };
+    let Some(_mount) = Mounted::at(&place, "512m")? else { return Ok(()) };
     run(Command::new("mount").args(["-o", "remount,ro"]).arg(&place))?;
     let said = source.restore(&place.join("copy"), &[])?;
     ensure!(said.code == 7 && said.err.contains("cannot write in"), "{said:?}");
@@ -433,6 +405,59 @@ fn the_command_is_tried_with_all_groups_of_the_servers_user() -> Result<()> {
     let mut became = Command::new(support::restored::PITR);
     became.env_clear().args(["exec-as", uid.trim(), gid.trim(), "--", "/usr/bin/id", "-G"]);
     ensure!(run(&mut became)? == id(&["-G", "postgres"])?);
+    Ok(())
+}
+
+#[test]
+fn wal_that_lacks_what_was_loaded_is_not_replayed() -> Result<()> {
+    for major in [13, 18] {
+        let Some(install) = Install::find_or_skip(major) else { continue };
+        let source = Source::new(&install, "")?;
+        source.row(1)?;
+        source.backup()?;
+        source.row(2)?;
+        let whole = source.cluster.psql("SELECT pg_current_wal_insert_lsn()")?;
+        let set = |conf: &str| -> Result<()> {
+            source.cluster.append_conf("postgresql.conf", conf)?;
+            source.cluster.stop(Stop::Fast)?;
+            source.cluster.start()
+        };
+        set("wal_level = minimal\nmax_wal_senders = 0\narchive_mode = off\n")?;
+        source.cluster.psql("CREATE TABLE loaded AS SELECT n FROM generate_series(1, 10000) n")?;
+        set("wal_level = replica\nmax_wal_senders = 10\narchive_mode = on\n")?;
+        source.row(3)?;
+        source.archive_all()?;
+        let said = source.restore(&source.target("latest"), &["--copy"])?;
+        ensure!(said.code == 4 && said.err.contains("wal_level=minimal"), "PostgreSQL {major}: {said:?}");
+        let target = source.target("before");
+        source.restore(&target, &["--copy", "--to-lsn", &whole])?.expect(0)?;
+        let server = Restored::start_copy(&install, &target)?.promoted()?;
+        ensure!(server.rows()? == "1,2", "PostgreSQL {major}: {}", server.log_text());
+        // A backup that was taken since has everything.
+        source.backup()?;
+        let target = source.target("since");
+        source.restore(&target, &["--copy"])?.expect(0)?;
+        let server = Restored::start_copy(&install, &target)?.promoted()?;
+        ensure!(server.psql("SELECT count(*) FROM loaded")? == "10000");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_copy_lets_the_role_in_that_initdb_made_whatever_its_name() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let source = Source::new(&install, "")?;
+    source.row(1)?;
+    // What initdb made cannot rename itself.
+    source.cluster.psql("CREATE ROLE other SUPERUSER LOGIN")?;
+    source.cluster.psql("SET SESSION AUTHORIZATION other; ALTER ROLE postgres RENAME TO app; CREATE ROLE postgres SUPERUSER LOGIN")?;
+    source.backup()?;
+    source.archive_all()?;
+    let target = source.target("copy");
+    source.restore(&target, &["--copy"])?.expect(0)?;
+    let server = Restored::start_copy(&install, &target)?.promoted()?;
+    ensure!(server.psql_as("app", "SELECT oid FROM pg_roles WHERE rolname = current_user")? == "10");
+    ensure!(server.psql_as("other", "SELECT 1").is_err(), "anybody is let in");
     Ok(())
 }
 

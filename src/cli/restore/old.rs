@@ -60,7 +60,9 @@ pub(super) async fn look(archive: &Archive, request: &Request, site: &Site, may_
         },
         None => None,
     };
-    let Some(place) = place.filter(Place::is_occupied) else { return Ok(old) };
+    // Before an interrupted restore moved anything, it had stored what was to be stored.
+    let whole = |place: &Place| place.is_occupied() && place.unfinished.is_none();
+    let Some(place) = place.filter(whole) else { return Ok(old) };
     match unarchived::look(&place, &archive.world, &unfinished(archive).await?, &archive.system) {
         Ok(found) => old.found = found,
         Err(error) if may_lose => old.unread = Some(error.to_string()),

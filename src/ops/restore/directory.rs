@@ -8,7 +8,8 @@
 //! ```
 //! Everything here is looked at before anything is written. Invariants: a directory in which a server may run is never touched;
 //! nothing is deleted but what a killed restore of ours had written, which its marker proves; the marker goes away in the same
-//! rename that brings `pg_control` (see [`super::marker`]), so no directory ever has both.
+//! rename that brings `pg_control` (see [`super::marker`]), so no directory ever has both; a move aside that was interrupted is gone
+//! on with (see [`super::moving`]).
 //! Source of truth: RECOVERY.md 9 and 21; `CreateLockFile` in `miscinit.c` for `postmaster.pid`.
 
 use std::io;
@@ -20,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::pgdata::ControlFile;
 use crate::pgdata::pidfile::{self, PidFile};
 
-use super::marker;
+use super::{marker, moving};
 
 /// What is in a target directory.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +49,9 @@ pub struct Place {
     pub mount_point: bool,
     /// Who owns it, where it exists.
     pub owner: Option<Owner>,
+    /// Where an interrupted restore was moving to what was here: the tablespaces of that directory, or some of its files, are still to
+    /// follow.
+    pub unfinished: Option<PathBuf>,
 }
 
 impl Place {
@@ -58,7 +62,8 @@ impl Place {
     pub fn inspect(target: &Path) -> Result<Self> {
         let Some(path) = real_path(target)? else {
             let path = path_of_absent(target)?;
-            return Ok(Self { path, state: State::Absent, mount_point: false, owner: None });
+            let unfinished = unfinished(&path, false)?;
+            return Ok(Self { path, state: State::Absent, mount_point: false, owner: None, unfinished });
         };
         let meta = std::fs::metadata(&path).map_err(|e| cannot("look at", &path, e))?;
         if !meta.is_dir() {
@@ -69,7 +74,9 @@ impl Place {
         let above = path.parent().and_then(|p| std::fs::metadata(p).ok());
         let mount_point = above.is_some_and(|above| above.dev() != meta.dev());
         let owner = Some(Owner { uid: meta.uid(), gid: meta.gid() });
-        Ok(Self { state: state_of(&path)?, path, mount_point, owner })
+        let unfinished = unfinished(&path, mount_point)?;
+        let half = unfinished.as_deref().filter(|_| mount_point);
+        Ok(Self { state: state_of(&path, mount_point, half)?, path, mount_point, owner, unfinished })
     }
 
     /// True if something must be moved aside before the directory can be used.
@@ -82,6 +89,14 @@ impl Place {
     /// # Errors
     /// Kind `Refused`.
     pub fn check_free(&self, move_aside: bool) -> Result<()> {
+        if let Some(kept) = self.unfinished.as_ref().filter(|_| self.is_occupied() && !self.mount_point) {
+            return Err(Error::refused(format!(
+                "an interrupted restore was moving tablespaces to {}, and something else is at {} now",
+                kept.display(),
+                self.path.display()
+            ))
+            .hint("move that away and repeat the command: it goes on where it was interrupted"));
+        }
         if !self.is_occupied() || move_aside {
             return Ok(());
         }
@@ -97,25 +112,38 @@ impl Place {
             .hint("give --move-aside to keep it under another name, or another --target-dir"))
     }
 
-    /// Where an occupied directory goes: beside it, or into itself if it is the root of a file system.
+    /// Where an occupied directory goes: beside it, or into itself if it is the root of a file system; or where an interrupted restore
+    /// was moving it.
     pub fn aside(&self, now: jiff::Timestamp) -> PathBuf {
-        let stamp = stamp(now);
-        if self.mount_point {
-            return self.path.join(format!("pitr.before-{stamp}"));
+        if let Some(kept) = &self.unfinished {
+            return kept.clone();
         }
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(".before-{stamp}"));
-        name.into()
+        let base = if self.mount_point {
+            self.path.join(format!("{}{}", moving::KEPT, stamp(now)))
+        } else {
+            let mut name = self.path.clone().into_os_string();
+            name.push(format!(".before-{}", stamp(now)));
+            name.into()
+        };
+        // Two in one second never share a name.
+        let numbered = |n: u32| {
+            let mut name = base.clone().into_os_string();
+            name.push(format!(".{n}"));
+            PathBuf::from(name)
+        };
+        let mut names = std::iter::once(base.clone()).chain((2..).map(numbered));
+        names.find(|name| name.symlink_metadata().is_err()).unwrap_or(base)
     }
 
-    /// Makes the directory empty: moves aside what is in it, or removes what a killed restore left. The marker is put down before
-    /// anything else, so that a kill from here on leaves leftovers that the next restore knows as its own.
+    /// Makes the directory empty: moves aside what is in it, or removes what a killed restore left.
     ///
     /// # Errors
     /// As the file system answers; what was moved stays moved.
-    pub fn clear(&self, to: &Path, writer: &TreeWriter, mode: u32) -> Result<()> {
+    pub fn clear(&self, to: &Path, writer: &TreeWriter, mode: u32, owner: Option<Owner>) -> Result<()> {
         match self.state {
-            State::Cluster(_) | State::Other(_) if self.mount_point => move_contents(&self.path, to, writer)?,
+            State::Cluster(_) | State::Other(_) if self.mount_point => {
+                moving::move_contents(&self.path, to, writer, owner)?;
+            }
             State::Cluster(_) | State::Other(_) => {
                 durable::move_aside(&self.path, to).map_err(durable_error)?;
             }
@@ -177,22 +205,33 @@ fn path_of_absent(target: &Path) -> Result<PathBuf> {
     }
 }
 
-fn state_of(path: &Path) -> Result<State> {
+/// An interrupted move, and that no server runs where it leads.
+fn unfinished(path: &Path, mount_point: bool) -> Result<Option<PathBuf>> {
+    let found = moving::unfinished(path, mount_point)?;
+    found.as_deref().map_or(Ok(()), refuse_running)?;
+    Ok(found)
+}
+
+/// What is in `path`. `half` holds the part of it that an interrupted move has moved already.
+fn state_of(path: &Path, mount_point: bool, half: Option<&Path>) -> Result<State> {
     let mut entries = 0;
     for entry in std::fs::read_dir(path).map_err(|e| cannot("list", path, e))? {
-        let entry = entry.map_err(|e| cannot("list", path, e))?;
-        entries += usize::from(entry.file_name() != "lost+found");
+        let name = entry.map_err(|e| cannot("list", path, e))?.file_name();
+        let stays = if mount_point { moving::stays(&name) } else { name == "lost+found" };
+        entries += usize::from(!stays);
     }
-    let control = path.join("global/pg_control");
     let exists = |p: &Path| p.symlink_metadata().is_ok();
-    Ok(if entries == 0 {
+    let either = |below: &str| {
+        half.map(|half| half.join(below)).into_iter().chain([path.join(below)]).find(|p| exists(p))
+    };
+    Ok(if entries == 0 && half.is_none() {
         State::Empty
-    } else if exists(&control) {
+    } else if let Some(control) = either("global/pg_control") {
         let read = std::fs::read(&control).ok().and_then(|bytes| ControlFile::parse(&bytes).ok());
         State::Cluster(read.map(Box::new))
     } else if exists(&path.join(marker::NAME)) {
         State::Leftover
-    } else if exists(&path.join("PG_VERSION")) {
+    } else if either("PG_VERSION").is_some() {
         State::Cluster(None)
     } else {
         State::Other(entries)
@@ -242,26 +281,12 @@ fn answers(said: &PidFile) -> bool {
     std::os::unix::net::UnixStream::connect(Path::new(folder).join(format!(".s.PGSQL.{port}"))).is_ok()
 }
 
-/// Moves every entry of the root of a file system into a directory of its own there.
-fn move_contents(from: &Path, to: &Path, writer: &TreeWriter) -> Result<()> {
-    let name = to.file_name().map(PathBuf::from).unwrap_or_default();
-    writer.create_dir(&name, 0o700).map_err(durable_error)?;
-    for entry in std::fs::read_dir(from).map_err(|e| cannot("list", from, e))? {
-        let entry = entry.map_err(|e| cannot("list", from, e))?;
-        let own = entry.file_name();
-        if own != "lost+found" && !own.as_encoded_bytes().starts_with(b"pitr.before-") {
-            durable::move_aside(&entry.path(), &to.join(own)).map_err(durable_error)?;
-        }
-    }
-    Ok(())
-}
-
 /// Removes everything but the marker; links are removed, never followed.
 fn remove_leftovers(path: &Path) -> Result<()> {
     for entry in std::fs::read_dir(path).map_err(|e| cannot("list", path, e))? {
         let entry = entry.map_err(|e| cannot("list", path, e))?;
         let own = entry.file_name();
-        if own == marker::NAME || own == "lost+found" || own.as_encoded_bytes().starts_with(b"pitr.before-") {
+        if own == marker::NAME || moving::stays(&own) {
             continue;
         }
         durable::crash_point("leftover");

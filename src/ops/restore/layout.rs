@@ -31,7 +31,7 @@ const SOURCE_CONFIGURATION: [&str; 4] = ["postgresql.conf", "pg_hba.conf", "pg_i
 /// Files of the top level that the restore writes itself.
 const WRITTEN_HERE: [&str; 2] = [CONTROL, TABLESPACE_MAP];
 /// Files of the top level that speak of the life of another server.
-const LEFT_OUT: [&str; 9] = [
+const LEFT_OUT: [&str; 10] = [
     "backup_manifest",
     "current_logfiles",
     "postmaster.opts",
@@ -40,6 +40,7 @@ const LEFT_OUT: [&str; 9] = [
     "recovery.signal",
     "standby.signal",
     super::marker::NAME,
+    super::moving::NAME,
     COPY_MARKER,
 ];
 /// Directories that are restored empty.

@@ -19,6 +19,7 @@ pub mod image;
 mod kept;
 pub mod layout;
 pub mod marker;
+pub mod moving;
 pub mod outside;
 pub mod perform;
 pub mod prepare;

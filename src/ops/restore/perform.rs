@@ -29,6 +29,7 @@ use super::fetch;
 use super::hold::Hold;
 use super::layout;
 use super::marker::{self, Marker};
+use super::moving;
 use super::outside::{self, Home};
 use super::prepare::{LOG_DIR, Prepared, SOCKET_DIR};
 use super::tablespaces::{self, Room};
@@ -159,15 +160,22 @@ impl Work<'_> {
         let marked = self.clear_tablespaces()?;
         let root = TreeWriter::new(&p.place.path, p.owner());
         let aside = p.aside.as_deref().unwrap_or(&p.place.path);
-        p.place.clear(aside, &root, p.access.directory_mode())?;
+        if p.place.is_occupied() && !p.old_tablespaces.is_empty() && !p.place.mount_point {
+            moving::begin(&p.place.path, aside, p.owner())?;
+        }
+        p.place.clear(aside, &root, p.access.directory_mode(), p.owner())?;
         if p.place.state == State::Absent || (p.place.is_occupied() && !p.place.mount_point) {
             locks.push(lock(&p.place.path)?);
+        }
+        if p.aside.is_some() {
+            p.old_tablespaces.iter().try_for_each(|old| old.set_aside(aside, p.owner()))?;
+            moving::end(aside)?;
         }
         Marker::new(p.stored.verdict().id.as_str(), marked).write(&p.place.path, p.owner())?;
         Ok(locks)
     }
 
-    /// Empties the places of tablespaces; returns those that the marker must name.
+    /// Empties the places of tablespaces of a killed restore; returns those that the marker must name.
     fn clear_tablespaces(&self) -> Result<Vec<PathBuf>> {
         let p = self.prepared;
         let mut marked = match p.place.state {
@@ -177,9 +185,6 @@ impl Work<'_> {
             }
             _ => Vec::new(),
         };
-        for old in &p.old_tablespaces {
-            old.set_aside(&p.place.path, p.owner())?;
-        }
         for (tablespace, room) in &p.tablespaces {
             let (Some(place), Some(version)) = (&tablespace.place, &p.version_folder) else { continue };
             if *room == Room::Leftover {

@@ -14,11 +14,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::durable::{self, Owner};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::ops::backup::catalogue::Catalogue;
 use crate::ops::plan::RecoveryPlan;
 use crate::pgdata::conf::{CommandSource, Item, ItemKind};
-use crate::pgdata::copyconf::{CopyPlace, CopySource};
+use crate::pgdata::copyconf::{self, CopyPlace, CopySource};
 use crate::pgdata::paths::Access;
 use crate::pgdata::recovery::{self, Action, RecoverySettings};
 use crate::pgdata::{ControlFile, TablespaceMap};
@@ -176,6 +176,7 @@ pub async fn prepare(
 
     let mut seen = look(&stored, &place.path).await?;
     check_control(&stored, &seen.parsed)?;
+    check_whole_wal(&plan)?;
     if let Some(raised) = plan.met.required {
         seen.parsed.required.raise(raised);
     }
@@ -200,7 +201,8 @@ pub async fn prepare(
     let own = decided.own_files(command, &seen, &installed, site.now)?;
     warnings.extend(own.warnings);
     let start = installed.start_command(&place.path, own.home.outside());
-    let aside = place.is_occupied().then(|| place.aside(site.now));
+    let goes_on = purpose == Purpose::Replace && place.unfinished.is_some();
+    let aside = (place.is_occupied() || goes_on).then(|| place.aside(site.now));
     let bytes_to_fetch = bytes_of_packs(&stored, &seen.image);
     Ok(Prepared {
         plan,
@@ -332,6 +334,16 @@ fn check_writable(place: &Place) -> Result<()> {
     })
 }
 
+/// Replay cannot get through what was written with `wal_level = minimal`, and must not try: PostgreSQL 13 may open what is left.
+fn check_whole_wal(plan: &RecoveryPlan) -> Result<()> {
+    let Some(at) = plan.met.minimal else { return Ok(()) };
+    Err(Error::new(
+        Kind::Unreachable,
+        format!("from LSN {at} on the server wrote WAL with wal_level=minimal: what was loaded in bulk is not in it, and no replay goes through"),
+    )
+    .hint("name a moment before that, or restore from a backup that was taken after it"))
+}
+
 /// The control file belongs to the backup (RECOVERY.md 25): page and segment size are what this program's plan assumes.
 fn check_control(stored: &StoredBackup, control: &ControlFile) -> Result<()> {
     let verdict = stored.verdict();
@@ -360,11 +372,15 @@ fn check_control(stored: &StoredBackup, control: &ControlFile) -> Result<()> {
 
 /// Only a replacement may move tablespaces aside, and only those of the very directory that it replaces.
 fn old_tablespaces(place: &Place, purpose: Purpose, site: &Site) -> Result<Vec<OldTablespace>> {
-    match (purpose, &place.state) {
-        (Purpose::Replace, State::Cluster(_)) => {
-            OldTablespace::all_of(&place.path, &directory::stamp(site.now))
-        }
-        _ => Ok(Vec::new()),
+    let halves: Vec<&Path> = place
+        .unfinished
+        .as_deref()
+        .into_iter()
+        .chain(matches!(place.state, State::Cluster(_)).then_some(place.path.as_path()))
+        .collect();
+    match purpose {
+        Purpose::Replace => OldTablespace::all_of(&halves, &directory::stamp(site.now)),
+        Purpose::Copy => Ok(Vec::new()),
     }
 }
 
@@ -578,12 +594,15 @@ impl Decided<'_> {
             Path::new("/tmp")
         };
         let log_dir = self.place.join(LOG_DIR);
+        let superuser = catalogue.and_then(|c| c.superuser.as_deref());
+        let superuser = superuser.filter(|role| *role != "postgres" && copyconf::is_role_of_a_map(role));
+        let roles: Vec<&str> = ["postgres"].into_iter().chain(superuser).collect();
         let place = CopyPlace {
             port: host::free_port(),
             socket_dir,
             log_dir: &log_dir,
             os_users: &os_users,
-            roles: &["postgres"],
+            roles: &roles,
         };
         let repository = self.stored.system().repository();
         let origin = Origin {

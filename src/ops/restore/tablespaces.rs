@@ -21,6 +21,7 @@ use crate::wal::PgMajor;
 
 use super::Purpose;
 use super::directory::{cannot, durable_error};
+use super::moving;
 
 /// `--tablespace OLD=NEW`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -230,59 +231,88 @@ pub struct OldTablespace {
 }
 
 impl OldTablespace {
-    /// Those of `data_dir` that hold files, and where a move at `stamp` puts them.
+    /// Those of a data directory that hold files and are not aside yet, and where a move at `stamp` puts them. An interrupted move may
+    /// have left one half of the directory in each of `halves`.
     ///
     /// # Errors
     /// If one cannot be looked at.
-    pub fn all_of(data_dir: &Path, stamp: &str) -> Result<Vec<Self>> {
-        let links = data_dir.join("pg_tblspc");
-        let entries = match std::fs::read_dir(&links) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(|e| cannot("list", &links, e))?,
-        };
-        let version = std::fs::read_to_string(data_dir.join("PG_VERSION")).unwrap_or_default();
+    pub fn all_of(halves: &[&Path], stamp: &str) -> Result<Vec<Self>> {
+        let either = |name: &str| halves.iter().map(|half| half.join(name)).find(|path| path.exists());
+        let Some(links) = either("pg_tblspc") else { return Ok(Vec::new()) };
+        let entries = std::fs::read_dir(&links).map_err(|e| cannot("list", &links, e))?;
+        let version =
+            either("PG_VERSION").and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
         let prefix = format!("PG_{}_", version.trim());
         let mut found = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| cannot("list", &links, e))?;
             // What is no link lies inside the data directory and moves with it.
             let Ok(place) = std::fs::read_link(entry.path()) else { continue };
-            let place = clean(&place);
-            let folders = match std::fs::read_dir(&place) {
-                Err(e) if e.kind() == ErrorKind::NotFound => continue,
-                Err(e) => return Err(cannot("list", &place, e)),
-                Ok(inside) => inside.flatten().map(|e| e.file_name()),
+            let leads_to = clean(&place);
+            let (place, kept) = match leads_to.parent().filter(|_| is_kept(&leads_to)) {
+                // It is aside, with all it has; or the link was the first step.
+                Some(_) if !folders_of(&leads_to, &prefix)?.is_empty() => continue,
+                Some(above) => (above.to_path_buf(), leads_to),
+                None => (leads_to.clone(), leads_to.join(format!("{}{stamp}", moving::KEPT))),
             };
-            let folders: Vec<_> = folders.filter(|f| f.as_bytes().starts_with(prefix.as_bytes())).collect();
+            let folders = folders_of(&place, &prefix)?;
             if !folders.is_empty() {
-                let kept = place.join(format!("pitr.before-{stamp}"));
                 found.push(Self { oid: entry.file_name(), place, folders, kept });
             }
         }
         Ok(found)
     }
 
-    /// Moves the folders and makes the link in `data_dir` lead to them. A kill between the two leaves a link to be mended by hand;
-    /// no file is lost.
+    /// Makes the link in `data_dir` lead to where the folders go, and moves them there. The link is first: from it the next restore
+    /// knows where to go on, wherever this one is killed.
     ///
     /// # Errors
     /// As the file system answers.
     pub fn set_aside(&self, data_dir: &Path, owner: Option<Owner>) -> Result<()> {
         let name = self.kept.file_name().map(PathBuf::from).unwrap_or_default();
         TreeWriter::new(&self.place, owner).create_dir(&name, 0o700).map_err(durable_error)?;
-        for folder in &self.folders {
+        self.lead(data_dir, &self.kept, owner)?;
+        for (moved, folder) in self.folders.iter().enumerate() {
             let (from, to) = (self.place.join(folder), self.kept.join(folder));
-            durable::move_aside(&from, &to).map_err(durable_error)?;
+            if let Err(error) = durable::move_aside(&from, &to) {
+                // Whoever cannot move it at all leaves the old directory as it was.
+                if moved == 0 && from.exists() {
+                    self.lead(data_dir, &self.place, owner).ok();
+                }
+                return Err(durable_error(error));
+            }
         }
+        Ok(())
+    }
+
+    /// Makes the link in `data_dir` lead to `place`, in one step.
+    fn lead(&self, data_dir: &Path, place: &Path, owner: Option<Owner>) -> Result<()> {
         let new = PathBuf::from("pitr.link");
         let made = data_dir.join(&new);
         if made.symlink_metadata().is_ok() {
             std::fs::remove_file(&made).map_err(|e| cannot("remove", &made, e))?; // of a killed attempt
         }
-        TreeWriter::new(data_dir, owner).create_symlink(&new, &self.kept).map_err(durable_error)?;
+        TreeWriter::new(data_dir, owner).create_symlink(&new, place).map_err(durable_error)?;
         let link = data_dir.join("pg_tblspc").join(&self.oid);
         std::fs::rename(&made, &link).map_err(|e| cannot("replace", &link, e))?;
         durable::sync_dir(&data_dir.join("pg_tblspc")).map_err(durable_error)
+    }
+}
+
+/// Whether a link that leads here was led here by a move aside.
+fn is_kept(place: &Path) -> bool {
+    place.file_name().is_some_and(|name| name.as_bytes().starts_with(moving::KEPT.as_bytes()))
+}
+
+/// PostgreSQL's own folders in the place of a tablespace; none if there is no such place.
+fn folders_of(place: &Path, prefix: &str) -> Result<Vec<OsString>> {
+    match std::fs::read_dir(place) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(cannot("list", place, e)),
+        Ok(inside) => {
+            let names = inside.flatten().map(|entry| entry.file_name());
+            Ok(names.filter(|name| name.as_bytes().starts_with(prefix.as_bytes())).collect())
+        }
     }
 }
 
