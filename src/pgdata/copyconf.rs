@@ -276,6 +276,11 @@ fn ident(place: &CopyPlace<'_>) -> Result<String, CopyError> {
     Ok(text)
 }
 
+/// Whether a user map can name the role.
+pub fn is_role_of_a_map(name: &str) -> bool {
+    hba_token(name).is_ok()
+}
+
 /// A name in double quotes, in which it means itself: no keyword, no regular expression, no list.
 fn hba_token(name: &str) -> Result<String, CopyError> {
     // A slash begins a regular expression even in quotes; a quote is doubled only since 15.

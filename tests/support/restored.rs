@@ -223,8 +223,13 @@ impl Restored {
 
     /// Runs SQL.
     pub fn psql(&self, sql: &str) -> Result<String> {
+        self.psql_as("postgres", sql)
+    }
+
+    /// The same as another role.
+    pub fn psql_as(&self, role: &str, sql: &str) -> Result<String> {
         let mut psql = as_server(self.install.tool("psql"))?;
-        psql.env("PGHOST", &self.socket).env("PGPORT", &self.port).env("PGUSER", "postgres");
+        psql.env("PGHOST", &self.socket).env("PGPORT", &self.port).env("PGUSER", role);
         let out = run(psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-d", "postgres", "-c", sql]))?;
         Ok(out.trim_end().to_owned())
     }

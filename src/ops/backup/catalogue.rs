@@ -26,6 +26,9 @@ pub struct Catalogue {
     pub timezone: String,
     /// `log_timezone`, in which `backup_label` writes its time.
     pub log_timezone: String,
+    /// The role that initdb made (OID 10), whatever its name. Absent in backups of before it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superuser: Option<String>,
     /// Databases by OID.
     pub databases: Vec<Database>,
     /// Tablespaces by OID, without the two built in.

@@ -208,7 +208,8 @@ pub(super) async fn has_file(sql: &mut Sql, name: &str) -> Option<bool> {
 pub(super) async fn catalogue(sql: &mut Sql, facts: &ServerFacts, local: Option<&Path>) -> Result<Catalogue> {
     let row = one_row(
         sql,
-        "SELECT version(), current_setting('TimeZone'), current_setting('log_timezone'), current_database()",
+        "SELECT version(), current_setting('TimeZone'), current_setting('log_timezone'), current_database(), \
+         (SELECT rolname FROM pg_catalog.pg_roles WHERE oid = 10)",
     )
     .await?;
     let mut catalogue = Catalogue {
@@ -218,6 +219,7 @@ pub(super) async fn catalogue(sql: &mut Sql, facts: &ServerFacts, local: Option<
         timezone: text(&row, 1),
         log_timezone: text(&row, 2),
         connected_to: text(&row, 3),
+        superuser: maybe(&row, 4),
         databases: databases(sql, facts.version_num).await?,
         tablespaces: tablespaces(sql).await?,
         extensions: extensions(sql).await?,

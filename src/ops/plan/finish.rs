@@ -96,7 +96,7 @@ fn met(line: &mut Line<'_>, from: Lsn, end: Lsn) -> Step<Met> {
             break;
         }
         let Some(events) = if_readable(line.marks(index).map(Some))? else { continue };
-        events.within(from, end).for_each(|event| met.add(&event.kind));
+        events.within(from, end).for_each(|event| met.add(event));
     }
     Ok(met)
 }

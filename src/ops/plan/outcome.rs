@@ -9,7 +9,7 @@ use std::fmt;
 use super::refusal::Refusal;
 use super::request::RecoveryTarget;
 use super::world::Want;
-use crate::wal::event::EventKind;
+use crate::wal::event::{Event, EventKind};
 use crate::wal::lsn::Lsn;
 use crate::wal::scan::Stamp;
 use crate::wal::segment::SegmentName;
@@ -127,6 +127,9 @@ impl fmt::Display for StopKind {
     }
 }
 
+/// `WAL_LEVEL_MINIMAL` of `xlog.h`.
+const WAL_LEVEL_MINIMAL: i32 = 0;
+
 /// What replay meets on its way.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Met {
@@ -135,19 +138,25 @@ pub struct Met {
     pub required: Option<[u32; 5]>,
     /// Tablespaces that are made: OID and place. Replay makes them at that very place, whatever the restore maps.
     pub tablespaces: Vec<(u32, Vec<u8>)>,
+    /// Where the server began to write with `wal_level = minimal`. What it loaded in bulk from there on is in no WAL: 14 and later end
+    /// with FATAL there, 13 may open without it (`CheckRequiredParameterValues` in `xlog.c`).
+    pub minimal: Option<Lsn>,
 }
 
 impl Met {
-    pub(super) fn add(&mut self, event: &EventKind) {
-        match event {
+    pub(super) fn add(&mut self, event: &Event) {
+        match &event.kind {
             EventKind::ParameterChange {
                 max_connections,
                 max_worker_processes,
                 max_wal_senders,
                 max_prepared_xacts,
                 max_locks_per_xact,
-                wal_level: _,
+                wal_level,
             } => {
+                if *wal_level == WAL_LEVEL_MINIMAL {
+                    self.minimal.get_or_insert(event.lsn);
+                }
                 let found = [
                     max_connections,
                     max_worker_processes,
