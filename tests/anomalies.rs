@@ -18,6 +18,8 @@ mod support;
 mod archive;
 #[path = "anomalies/backup.rs"]
 mod backup;
+#[path = "anomalies/expire.rs"]
+mod expire;
 #[path = "anomalies/program.rs"]
 mod program;
 #[path = "anomalies/replace.rs"]
@@ -70,6 +72,16 @@ trait Command {
 
     /// What must hold of the answer, of the repository, and of what it wrote elsewhere.
     fn audit(&self, said: &Result<Said, Error>, after: &Objects) -> Result<()>;
+
+    /// Reads the repository.
+    fn objects(&self, store: &Store) -> Result<Objects> {
+        wait(false, support::audit::objects(store))
+    }
+
+    /// What must hold of the repository by itself.
+    fn check(&self, auditor: &mut Auditor, before: &Objects, after: &Objects) -> Result<()> {
+        auditor.check(before, after)
+    }
 
     /// A call whose failure need not be the command's: what only tidies up.
     fn can_do_without(&self, call: &str) -> bool {
@@ -145,15 +157,15 @@ fn each_call(command: &mut dyn Command, auditor: &mut Auditor, round: Round) -> 
     let mut failed = 0;
     for nth in 1..MOST_CALLS {
         let store = command.world()?;
-        let before = wait(false, support::audit::objects(&store))?;
+        let before = command.objects(&store)?;
         let (faulty, faults) = store.with_faults(policy);
         faults.add(&format!("{effect}:{nth}"))?;
         let said = command.run(repository(faulty)?);
         let calls = matching(effect, faults.calls());
         let hit = usize::try_from(nth - 1)?;
         let what = format!("{}, {effect} at call {nth} ({:?})", command.name(), calls.get(hit));
-        let after = wait(false, support::audit::objects(&store))?;
-        auditor.check(&before, &after).context(what.clone())?;
+        let after = command.objects(&store)?;
+        command.check(auditor, &before, &after).context(what.clone())?;
         let believed = effect.starts_with("lie") && command.believes_a_lie();
         if !believed {
             command.audit(&said, &after).context(what.clone())?;
@@ -170,8 +182,8 @@ fn each_call(command: &mut dyn Command, auditor: &mut Auditor, round: Round) -> 
         // After a success that made good a failure there is nothing to repeat.
         if !repeated {
             let again = command.run(repository(store.clone())?);
-            let last = wait(false, support::audit::objects(&store))?;
-            auditor.check(&after, &last).context(what.clone())?;
+            let last = command.objects(&store)?;
+            command.check(auditor, &after, &last).context(what.clone())?;
             if let Err(error) = &again {
                 anyhow::bail!("{what}: repeated, it fails: {}", error.report());
             }

@@ -414,13 +414,31 @@ impl System {
             if files.is_empty() {
                 return Ok(None);
             }
-            if !self.went(&id).await?
-                && let Some(hidden) = read.hidden.take()
-            {
-                return Err(hidden);
+            if !self.went(&id).await? {
+                if let Some(hidden) = read.hidden.take() {
+                    return Err(hidden);
+                }
+                read = self.read_again(&id, &files).await?;
             }
         }
         Ok(Some((id, files, read)))
+    }
+
+    /// What a listing has of a backup that did not go, though it was said not to be there. A backup without its verdict would look as if its
+    /// writer had died, and one without its intent as if nobody had written it: a store that contradicts itself ends the look.
+    async fn read_again(&self, id: &BackupId, files: &BackupFiles) -> Result<Read, RepoError> {
+        let mut read = Read::default();
+        if files.has(BackupObject::Intent) {
+            read.intent = read.note(self.intent(id).await)?;
+        }
+        if files.has(BackupObject::Verdict) {
+            read.verdict = read.note(self.verdict(id).await)?;
+        }
+        if !read.lacks {
+            return Ok(read);
+        }
+        let object = if read.verdict.is_none() { BackupObject::Verdict } else { BackupObject::Intent };
+        Err(read.hidden.unwrap_or_else(|| self.repository.unstable(&self.keys.backup(id, object))))
     }
 }
 

@@ -52,6 +52,18 @@ impl System {
         bytes.map(|bytes| self.document(key, &bytes)).transpose()
     }
 
+    /// The document at a key below `dir` that a listing has; `None` only if another one has it no longer. Expiry lets go of what is taken
+    /// for gone, and a single denial by a store that is not well must not do that.
+    pub(super) async fn get_listed<D: Document>(&self, key: &str, dir: &str) -> Result<Option<D>, RepoError> {
+        if let Some(document) = self.get_document(key).await? {
+            return Ok(Some(document));
+        }
+        if self.store().list(dir).await?.iter().all(|object| object.key != key) {
+            return Ok(None);
+        }
+        self.get_document(key).await?.map(Some).ok_or_else(|| self.repository.unstable(key))
+    }
+
     /// The number of the next one after `key`, which has `number`. There is none after the last: pitr never gets there, others can.
     pub(super) fn after(&self, number: u32, key: &str) -> Result<u32, RepoError> {
         let last =

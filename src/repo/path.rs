@@ -124,6 +124,13 @@ impl BackupId {
         let utc = start.to_zoned(jiff::tz::TimeZone::UTC);
         Self(format!("{}-{random:08x}", utc.strftime("%Y%m%d-%H%M%S")))
     }
+
+    /// When the backup began, to the second; `None` if that is no date.
+    pub fn began(&self) -> Option<jiff::Timestamp> {
+        let (start, _) = self.0.rsplit_once('-')?;
+        let start = jiff::civil::DateTime::strptime("%Y%m%d-%H%M%S", start).ok()?;
+        start.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|start| start.timestamp())
+    }
 }
 
 /// Who holds a pin.

@@ -153,7 +153,8 @@ impl System {
         for object in found {
             let went =
                 |id: &PinId| released.contains(id) || gone.contains(id) || has_run_out(id, object.modified);
-            let pin = match (self.get_document::<Pin>(&object.key).await, self.keys.parse(&object.key)) {
+            let read = self.get_listed::<Pin>(&object.key, &self.keys.pin_dir()).await;
+            let pin = match (read, self.keys.parse(&object.key)) {
                 // Under a delete marker only what expiry may delete is gone.
                 (Err(e), Some(SystemObject::Pin(id))) if e.is_hidden() && went(&id) => continue,
                 (pin, _) => pin?,

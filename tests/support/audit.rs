@@ -9,6 +9,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,17 @@ pub struct Auditor {
     offered: BTreeMap<String, BTreeSet<Vec<u8>>>,
     /// Where complete segments of the server stay.
     pg_wal: Option<PathBuf>,
-    seen_whole: BTreeSet<String>,
+    /// Objects that were judged.
+    judged: Sums,
+    /// Complete backups, and what each was whole by: whether it still is, costs no second look into it.
+    seen_whole: BTreeMap<String, Sums>,
+}
+
+/// Objects by key, and what tells another content: size and CRC-32C.
+type Sums = BTreeMap<String, (usize, u32)>;
+
+fn sum(bytes: &Bytes) -> (usize, u32) {
+    (bytes.len(), crc32c::crc32c(bytes))
 }
 
 impl Auditor {
@@ -87,15 +98,29 @@ impl Auditor {
             ensure!(now == bytes, "{key} was changed");
         }
         for (key, bytes) in after.iter().filter(|(key, _)| !before.contains_key(*key)) {
-            self.check_object(key, bytes).with_context(|| key.clone())?;
-        }
-        let verdicts = after.keys().filter_map(|key| key.strip_suffix("/backup.json"));
-        for folder in verdicts.map(str::to_owned).collect::<Vec<_>>() {
-            if !self.seen_whole.contains(&folder) && self.is_whole(&folder, after).context(folder.clone())? {
-                self.seen_whole.insert(folder);
+            let sum = sum(bytes);
+            if self.judged.get(key) != Some(&sum) {
+                self.check_object(key, bytes).with_context(|| key.clone())?;
+                self.judged.insert(key.clone(), sum);
             }
         }
-        Ok(())
+        self.whole(after).map(drop)
+    }
+
+    /// How many complete backups there are; each must be whole, though it was so before.
+    pub fn whole(&mut self, all: &Objects) -> Result<usize> {
+        let mut count = 0;
+        for folder in all.keys().filter_map(|key| key.strip_suffix("/backup.json")) {
+            let is_there =
+                |(key, seen): (&String, &(usize, u32))| all.get(key).is_some_and(|b| sum(b) == *seen);
+            if self.seen_whole.get(folder).is_some_and(|parts| parts.iter().all(is_there)) {
+                count += 1;
+            } else if let Some(parts) = self.taken_apart(folder, all).context(folder.to_owned())? {
+                self.seen_whole.insert(folder.to_owned(), parts);
+                count += 1;
+            }
+        }
+        Ok(count)
     }
 
     /// How many complete backups it has seen so far.
@@ -120,13 +145,19 @@ impl Auditor {
         Ok(())
     }
 
-    /// True for a complete backup that is whole, false for an abandoned one.
-    fn is_whole(&self, folder: &str, all: &Objects) -> Result<bool> {
-        let object = |name: &str| all.get(&format!("{folder}/{name}")).with_context(|| format!("no {name}"));
+    /// What a complete backup is whole by; nothing for an abandoned one.
+    fn taken_apart(&self, folder: &str, all: &Objects) -> Result<Option<Sums>> {
+        let parts = RefCell::new(Sums::new());
+        let object = |name: &str| {
+            let key = format!("{folder}/{name}");
+            let bytes = all.get(&key).with_context(|| format!("no {name}"))?;
+            parts.borrow_mut().insert(key, sum(bytes));
+            anyhow::Ok(bytes)
+        };
         let verdict: Value = serde_json::from_slice(object("backup.json")?)?;
         if verdict["status"] != "complete" {
             ensure!(verdict["status"] == "abandoned", "{verdict}");
-            return Ok(false);
+            return Ok(None);
         }
         let intent: Value = serde_json::from_slice(object("intent.json")?)?;
         ensure!(intent["nonce"] == verdict["nonce"], "another writer's verdict");
@@ -151,11 +182,12 @@ impl Auditor {
             );
         }
         object("manifest.jsonl.zst")?;
-        self.wal_is_there(folder, &verdict, all)?;
-        Ok(true)
+        let mut parts = parts.into_inner();
+        parts.extend(self.wal_is_there(folder, &verdict, all)?);
+        Ok(Some(parts))
     }
 
-    fn wal_is_there(&self, folder: &str, verdict: &Value, all: &Objects) -> Result<()> {
+    fn wal_is_there(&self, folder: &str, verdict: &Value, all: &Objects) -> Result<Sums> {
         let system = folder.rsplit_once("/backups/").context("a folder of backups")?.0;
         let size = verdict["segment_size"].as_u64().context("segment_size")?;
         let timeline = verdict["timeline"].as_u64().context("timeline")?;
@@ -164,14 +196,17 @@ impl Auditor {
             Ok((u64::from_str_radix(high, 16)? << 32) | u64::from_str_radix(low, 16)?)
         };
         let (first, last) = (lsn("start_lsn")? / size, (lsn("stop_lsn")? - 1) / size);
+        let mut parts = Sums::new();
         for number in first..=last {
             let per_log = (1 << 32) / size;
             let (log, within) = (number / per_log, number % per_log);
             let key =
                 format!("{system}/wal/{timeline:08X}/{log:08X}/{timeline:08X}{log:08X}{within:08X}.wal");
-            self.check_object(&key, all.get(&key).with_context(|| format!("no {key}"))?)?;
+            let bytes = all.get(&key).with_context(|| format!("no {key}"))?;
+            self.check_object(&key, bytes)?;
+            parts.insert(key, sum(bytes));
         }
-        Ok(())
+        Ok(parts)
     }
 
     /// True if a file of this name and content comes back from some copy of it.

@@ -1,6 +1,6 @@
 //! What integration tests share. Each test binary takes what it needs with `mod support;`.
 //!
-//! Nothing here checks anything but `audit`: a helper returns what it saw, and the test says what that must be.
+//! Nothing here checks anything but `audit` and `promise`: a helper returns what it saw, and the test says what that must be.
 //! The real servers come from `tests/setup.sh`; without them a test prints SKIPPED and why.
 
 #[cfg(feature = "testing")]
@@ -17,6 +17,7 @@ pub mod meter;
 pub mod moto;
 pub mod mounted;
 pub mod office;
+pub mod promise;
 pub mod recovering;
 pub mod restored;
 pub mod s3;

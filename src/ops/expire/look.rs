@@ -312,6 +312,9 @@ fn sort(info: &BackupInfo, pinned: bool, now: Timestamp, holdings: &mut Holdings
         }
         (BackupState::Abandoned, _) => {
             if let Some(Verdict::Abandoned(verdict)) = &info.verdict {
+                // A run that was interrupted took the intent and left the verdict. That is as late as whoever gave the backup up: it would
+                // make a failure of long ago newer than the backups that followed it, and freeze retention.
+                let began = began.or_else(|| info.id.began());
                 holdings.failures.push(Failure {
                     id: info.id.clone(),
                     began: began.unwrap_or(verdict.created),
