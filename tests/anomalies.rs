@@ -28,6 +28,8 @@ mod replace;
 mod restore;
 #[path = "anomalies/upkeep.rs"]
 mod upkeep;
+#[path = "anomalies/verify.rs"]
+mod verify;
 
 use std::time::Duration;
 

@@ -218,7 +218,13 @@ impl Archive {
         let system = self.system.clone();
         let read = |name: SegmentName| {
             let system = system.clone();
-            async move { (name, system.segment_info(name).await) }
+            // Listed, and said not to be there: expired meanwhile, or one wrong answer, which would cost all that is reached over it.
+            async move {
+                match system.segment_info(name).await {
+                    Ok(None) => (name, system.segment_info(name).await),
+                    info => (name, info),
+                }
+            }
         };
         let mut infos = futures_util::stream::iter(summaries).map(read).buffer_unordered(SUMMARY_READERS);
         let mut gone = Vec::new();

@@ -226,6 +226,17 @@ impl Site {
         switch(&self.cluster, |name| Ok(self.object(name)?.exists()))
     }
 
+    /// Ends the timeline, as a failover does: the server goes on on the next one.
+    pub fn promote(&self) -> Result<()> {
+        self.cluster.stop(Stop::Fast)?;
+        let signal = self.cluster.data.join("standby.signal");
+        fs::write(&signal, "")?;
+        give_to_server(&signal)?;
+        self.cluster.start()?;
+        self.cluster.wait_for("SELECT pg_promote()", "t")?;
+        self.cluster.wait_for("SELECT pg_is_in_recovery()", "f")
+    }
+
     /// Restores a copy into a directory of its own; the server is not started.
     pub fn restore(&self, args: &[&str]) -> Result<(Cluster, Value)> {
         let copy = Cluster::around(&self.cluster.install)?;
@@ -250,14 +261,18 @@ pub fn small_site(install: &Install) -> Result<Site> {
     // With fsync off, `check` would say so.
     let conf = "wal_keep_size = 4GB\nautovacuum = off\nfsync = on\n";
     let site = Site::new(install, &SiteOptions { conf, ..SiteOptions::default() })?;
-    // A cluster of one database: two thirds less to copy, hundreds of times.
-    site.cluster.psql("ALTER DATABASE template0 IS_TEMPLATE false")?;
-    site.cluster.psql("ALTER DATABASE template1 IS_TEMPLATE false")?;
-    site.cluster.psql("DROP DATABASE template0")?;
-    site.cluster.psql("DROP DATABASE template1")?;
+    shrink(&site)?;
     site.cluster.psql("CREATE TABLE t AS SELECT n, md5(n::text) AS text FROM generate_series(1, 1000) n")?;
     site.switch()?;
     Ok(site)
+}
+
+/// Makes the cluster one of one database: two thirds less to copy, hundreds of times.
+pub fn shrink(site: &Site) -> Result<()> {
+    site.cluster.psql("ALTER DATABASE template0 IS_TEMPLATE false")?;
+    site.cluster.psql("ALTER DATABASE template1 IS_TEMPLATE false")?;
+    site.cluster.psql("DROP DATABASE template0")?;
+    site.cluster.psql("DROP DATABASE template1").map(drop)
 }
 
 /// Gives a restored directory a socket where the test looks for it.

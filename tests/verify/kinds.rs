@@ -190,13 +190,7 @@ fn harm_the_dead(world: &World) -> Result<Vec<String>> {
 fn sealed_world(install: &Install) -> Result<(Site, Office)> {
     let (site, office) = sealed_here(install)?;
     site.backup()?;
-    site.cluster.stop(Stop::Fast)?;
-    let signal = site.cluster.data.join("standby.signal");
-    fs::write(&signal, "")?;
-    give_to_server(&signal)?;
-    site.cluster.start()?;
-    site.cluster.wait_for("SELECT pg_promote()", "t")?;
-    site.cluster.wait_for("SELECT pg_is_in_recovery()", "f")?;
+    site.promote()?;
     site.switch()?;
     site.backup()?;
     Ok((site, office))

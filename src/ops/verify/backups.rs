@@ -95,7 +95,8 @@ async fn check_backup(
     };
     if !opens {
         // What it names cannot be known; that it is whole can.
-        match stored.stored(BackupObject::Manifest, &verdict.manifest).await {
+        let read = || stored.stored(BackupObject::Manifest, &verdict.manifest);
+        match again(read).await {
             Ok(()) => look.seen(*size),
             Err(error) => damaged(look, verdict, BackupObject::Manifest, error)?,
         }
@@ -183,11 +184,7 @@ async fn check_extras(look: &mut Look<'_>, stored: &StoredBackup, open: bool) ->
                 stored.stored(object, &wanted).await
             }
         };
-        let read = match read().await {
-            Err(error) if error.kind() == crate::error::Kind::Corrupt => read().await,
-            read => read,
-        };
-        match read.map_err(Read::of) {
+        match again(read).await.map_err(Read::of) {
             Ok(()) => look.seen(size),
             Err(sorted) => {
                 if let Read::Damage(error) = sorted? {
@@ -199,6 +196,14 @@ async fn check_extras(look: &mut Look<'_>, stored: &StoredBackup, open: bool) ->
         }
     }
     Ok(())
+}
+
+/// As [`twice`], for what a verdict vouches for: damage and loss are looked at a second time.
+async fn again<F: Future<Output = Result<()>>>(read: impl Fn() -> F) -> Result<()> {
+    match read().await {
+        Err(error) if error.kind() == crate::error::Kind::Corrupt => read().await,
+        read => read,
+    }
 }
 
 /// One pack to be read.

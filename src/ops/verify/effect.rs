@@ -15,7 +15,7 @@ use super::documents::is_live;
 use super::finding::{Affected, Fault, Finding, Lost, Subject};
 use super::folder::Look;
 use super::wal::{Histories, Line, wal_subject};
-use super::{Backup, Known};
+use super::{Backup, Known, twice};
 use crate::error::{Kind, Result};
 use crate::ops::facts::Archive;
 use crate::ops::plan::{self, Moment, Span, Window};
@@ -133,7 +133,7 @@ async fn ends(look: &Look<'_>, archive: &Archive) -> Result<BTreeMap<TimelineId,
     for (timeline, line) in &world.stored {
         let Some(number) = line.last() else { continue };
         let name = SegmentName::new(*timeline, *number, world.segment_size);
-        match look.system.segment_info(name).await {
+        match twice(|| look.system.segment_info(name)).await {
             Ok(Some(info)) => {
                 let lsn = info.header.valid.map_or_else(|| number.end(world.segment_size), |valid| valid.to);
                 let time = info.header.commits.map(|(_, max)| max);

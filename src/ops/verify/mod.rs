@@ -35,6 +35,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use crate::ops::Progress;
 use crate::ops::plan::Window;
+use crate::repo::manifest::Manifest;
 use crate::repo::objects::Identity;
 use crate::repo::path::{self, BackupId, BackupObject, Sealing, SystemObject};
 use crate::repo::{Keyring, RepoError, Repository};
@@ -289,8 +290,12 @@ async fn formats(repository: &Repository, survey: &Survey, findings: &mut Findin
         findings.add(Fault::Missing, key(crate::repo::REPOSITORY_FORMAT), what, Subject::Aside);
     }
     for n in &survey.formats {
-        match repository.check_format_mark(*n).await {
-            Ok(_) => {}
+        match twice(|| repository.check_format_mark(*n)).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let what = "it went while it was looked at";
+                findings.add(Fault::Missing, key(*n), what, Subject::Aside);
+            }
             Err(e) if e.is_damage() => findings.add(Fault::Damaged, key(*n), e.to_string(), Subject::Aside),
             Err(e) => return Err(e.into()),
         }
@@ -298,10 +303,37 @@ async fn formats(repository: &Repository, survey: &Survey, findings: &mut Findin
     Ok(())
 }
 
-/// Does `read` again if it found damage: what the store holds and what a read brought are not the same.
-async fn twice<T, F: Future<Output = Result<T, RepoError>>>(read: impl Fn() -> F) -> Result<T, RepoError> {
+/// What a read may find not to be there.
+trait There {
+    fn is_there(&self) -> bool;
+}
+
+impl There for bool {
+    fn is_there(&self) -> bool {
+        *self
+    }
+}
+
+impl<T> There for Option<T> {
+    fn is_there(&self) -> bool {
+        self.is_some()
+    }
+}
+
+impl There for Manifest {
+    fn is_there(&self) -> bool {
+        true
+    }
+}
+
+/// Does `read` again if it found damage, or nothing where a listing has something: what the store holds and what one read brought are
+/// not the same, and one denial proves no loss.
+async fn twice<T: There, F: Future<Output = Result<T, RepoError>>>(
+    read: impl Fn() -> F,
+) -> Result<T, RepoError> {
     match read().await {
-        Err(error) if error.is_damage() => read().await,
+        Ok(found) if !found.is_there() => read().await,
+        Err(error) if error.is_damage() || matches!(error, RepoError::Missing { .. }) => read().await,
         done => done,
     }
 }

@@ -365,7 +365,7 @@ impl Walk<'_> {
         if start.is_zero() {
             return Ok(chain);
         }
-        match look.system.segment_info(SegmentName::new(of, before, size)).await {
+        match twice(|| look.system.segment_info(SegmentName::new(of, before, size))).await {
             Ok(Some(info)) if info.header.valid.is_some_and(|v| !v.end.may_have_longer_copy()) => {
                 // What comes before that one is not known, so nothing can be wrong with it.
                 chain.follow(&info.annex).ok();
