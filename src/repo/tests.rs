@@ -388,6 +388,21 @@ async fn a_backup_is_listed_only_once_its_verdict_is_there() {
     assert!(system.usable_parent(&intent.id).await.unwrap().is_none());
 }
 
+/// Whoever referred to its packs would restore what the pages were.
+#[tokio::test]
+async fn a_backup_of_damaged_pages_is_complete_and_nobodys_parent() {
+    let system = opened().await;
+    for (n, checksums, usable) in
+        [(1, Checksums::Ok, true), (2, Checksums::Off, true), (3, Checksums::Corrupt, false)]
+    {
+        let intent = intent(n);
+        system.create_intent(&intent).await.unwrap();
+        system.publish(&Backup { checksums, ..backup(&intent) }).await.unwrap();
+        assert!(system.complete_backup(&intent.id).await.unwrap().is_some());
+        assert_eq!(system.usable_parent(&intent.id).await.unwrap().is_some(), usable, "{checksums:?}");
+    }
+}
+
 #[tokio::test]
 async fn writer_and_expiry_agree_on_the_verdict_whoever_is_first() {
     let system = opened().await;

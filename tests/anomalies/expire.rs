@@ -60,7 +60,7 @@ fn did_something(report: &SystemReport) -> bool {
 }
 
 /// Runs without faults until there is nothing left to do.
-fn finish(at: &Path) -> Result<()> {
+pub fn finish(at: &Path) -> Result<()> {
     for _ in 0..5 {
         let report = wait(true, once_more(&repository(store_at(at)?)?));
         if !did_something(&report.map_err(|error| anyhow::anyhow!(error.report()))?) {
@@ -71,7 +71,7 @@ fn finish(at: &Path) -> Result<()> {
 }
 
 /// The same directory of the same files: cheap, and an object that is changed in place would show in the original.
-fn linked(from: &Path, to: &Path) -> Result<()> {
+pub fn linked(from: &Path, to: &Path) -> Result<()> {
     super::support::tree::remove(to)?;
     run(Process::new("cp").arg("-al").args([from, to])).map(drop)
 }
@@ -237,15 +237,16 @@ async fn mark(repository: &Repository) -> Result<()> {
 }
 
 /// The worlds, and what undisturbed runs leave of both.
-struct Worlds {
-    site: Site,
+pub struct Worlds {
+    pub site: Site,
     ids: Vec<BackupId>,
-    place: tempfile::TempDir,
+    /// In which `fresh` and `marked` are.
+    pub place: tempfile::TempDir,
     left: Objects,
 }
 
 impl Worlds {
-    fn new(install: &Install) -> Result<Self> {
+    pub fn new(install: &Install) -> Result<Self> {
         let (site, ids) = site(install)?;
         let place = scratch_in_memory("pitr-expired-")?;
         let [fresh, marked, done] = ["fresh", "marked", "done"].map(|name| place.path().join(name));
@@ -263,8 +264,12 @@ impl Worlds {
         Ok(Self { site, ids, place, left })
     }
 
+    pub fn promise(&self) -> Promise {
+        Promise::new(&self.site.cluster.data.join("pg_wal"), self.left.clone())
+    }
+
     fn command(&self, name: &'static str) -> Expire {
-        let promise = Promise::new(&self.site.cluster.data.join("pg_wal"), self.left.clone());
+        let promise = self.promise();
         let at = self.place.path().join(format!("{name}-now"));
         Expire {
             name,

@@ -1,19 +1,19 @@
-//! The keys of an encrypted cluster: `key init`, `rotate`, `add`, `remove`, `test`.
+//! The keys of an encrypted cluster: `key init`, `rotate`, `add`, `remove`, `recover`, `test`.
 //!
 //! No file of keys is ever half of one, what was readable stays readable, and the repository gets what it lacks of the host file with the
 //! next push: whoever dies between the two has lost nothing.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use pitr::seal::{HostFile, Identity};
 
-use super::support::cluster::{Install, as_server};
+use super::support::cluster::{Install, as_server, give_to_server};
 use super::support::office::{Office, sealed_here};
-use super::support::site::{Answer, Site, until};
-use super::{KILLED, Point, Work, copy, kill_everywhere, remove};
+use super::support::site::{Answer, Site, shrink, until};
+use super::{KILLED, Point, Work, copy, kill_everywhere, remove, tree};
 
 /// A command that changes the host file, then the repository, or only looks.
 struct Change<'a> {
@@ -34,7 +34,7 @@ impl Change<'_> {
     }
 }
 
-fn host_at(path: &std::path::Path) -> Result<HostFile> {
+fn host_at(path: &Path) -> Result<HostFile> {
     HostFile::parse(&fs::read_to_string(path)?).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
 }
 
@@ -87,6 +87,16 @@ impl Work for Change<'_> {
     }
 }
 
+/// From here on nobody else stores anything: what is sealed with an epoch that the next round undoes could not be read.
+fn stop_archiving(site: &Site) -> Result<()> {
+    let status = site.cluster.data.join("pg_wal/archive_status");
+    let waits = |entry: fs::DirEntry| entry.path().extension().is_some_and(|end| end == "ready");
+    let idle = || Ok(!fs::read_dir(&status)?.flatten().any(waits));
+    until(idle, || "the archiver does not get through".to_owned())?;
+    site.cluster.psql("ALTER SYSTEM SET archive_command = 'false'")?;
+    site.cluster.psql("SELECT pg_reload_conf()").map(drop)
+}
+
 #[test]
 fn keys_are_changed_or_not_and_open_everything_wherever_the_change_is_killed() -> Result<()> {
     let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
@@ -96,13 +106,7 @@ fn keys_are_changed_or_not_and_open_everything_wherever_the_change_is_killed() -
     site.ask(&["--identity", &daily, "key", "add", &recipient("third")])?.expect(0, &[])?;
     site.backup()?;
     let last = site.switch()?;
-    // From here on nobody else stores anything: what is sealed with an epoch that the next round undoes could not be read.
-    let status = site.cluster.data.join("pg_wal/archive_status");
-    let waits = |entry: fs::DirEntry| entry.path().extension().is_some_and(|end| end == "ready");
-    let idle = || Ok(!fs::read_dir(&status)?.flatten().any(waits));
-    until(idle, || "the archiver does not get through".to_owned())?;
-    site.cluster.psql("ALTER SYSTEM SET archive_command = 'false'")?;
-    site.cluster.psql("SELECT pg_reload_conf()")?;
+    stop_archiving(&site)?;
     let saved = [
         (site.place().join("main.host"), site.place().join("saved.host")),
         (site.folder()?.join("keys"), site.place().join("saved.keys")),
@@ -190,4 +194,117 @@ fn keys_are_made_whole_and_the_host_file_last_wherever_key_init_is_killed() -> R
     let at = |name: &str| site.place().join(name);
     let identities = [at("new-daily.key"), at("new-offline.key")];
     kill_everywhere(&mut Init { office: &office, host: at("new.host"), identities })
+}
+
+/// `key recover` on a machine that has an identity and a configuration without keys.
+struct Recover<'a> {
+    site: &'a Site,
+    office: &'a Office,
+    /// That configuration.
+    bare: PathBuf,
+    /// The host file that it makes.
+    host: PathBuf,
+    /// The folder of wraps, and where it was saved; the host's own file of keys, which is lost.
+    wraps: [PathBuf; 2],
+    lost: [PathBuf; 2],
+    fingerprint: String,
+    segment: String,
+}
+
+impl Recover<'_> {
+    /// The program on that machine.
+    fn pitr_with(&self, identity: &Path, args: &[&str]) -> Result<Command> {
+        let mut command = as_server(self.site.program())?;
+        command.arg("--config").arg(&self.bare).arg("--identity").arg(identity);
+        command.args(["--seal-fingerprint", &self.fingerprint]).args(args);
+        Ok(command)
+    }
+}
+
+impl Work for Recover<'_> {
+    fn name(&self) -> String {
+        "key recover".into()
+    }
+
+    fn least(&self, point: Point) -> u64 {
+        if point == Point::Step { 3 } else { 6 }
+    }
+
+    fn world(&mut self) -> Result<()> {
+        remove(&self.host)?;
+        copy(&self.wraps[1], &self.wraps[0])?;
+        copy(&self.lost[1], &self.lost[0])
+    }
+
+    fn command(&self) -> Result<Command> {
+        let [daily, offline] = [("daily", self.office.daily()), ("offline", self.office.offline())]
+            .map(|(name, file)| self.office.public(&file).map(|key| format!("{name}={key}")));
+        let host = self.host.display().to_string();
+        let args = ["key", "recover", "--host-file", &host, "--recipient", &daily?, "--recipient", &offline?];
+        self.pitr_with(&self.office.daily(), &args)
+    }
+
+    /// Made or not: what was stored is there as it was, and who could open it can.
+    fn audit(&mut self, answer: &Answer) -> Result<()> {
+        let (was, is) = (tree(&self.wraps[1])?, tree(&self.wraps[0])?);
+        ensure!(was.iter().all(|(path, wrap)| is.get(path) == Some(wrap)), "a wrap is gone, or another one");
+        for identity in [self.office.daily(), self.office.offline()] {
+            Answer::of(&mut self.pitr_with(&identity, &["key", "test"])?)?.expect(0, &[])?;
+            Answer::of(&mut self.pitr_with(&identity, &["verify", "--decode"])?)?.expect(0, &[])?;
+        }
+        if !self.host.exists() {
+            ensure!(answer.code == KILLED && was == is, "wraps that no host file knows: {:?}", is.keys());
+            return Ok(());
+        }
+        // Written first: whatever became of the wraps, the host that gets it stores what is missing with its next push.
+        let host = host_at(&self.host)?;
+        let known = host.wraps().count();
+        ensure!(answer.code != 0 || is.len() == known, "a yes, and {} of {known} wraps are stored", is.len());
+        copy(&self.host, &self.lost[0])?;
+        self.site.ask(&["archive-push", &self.segment])?.expect(0, &[])?;
+        let list = self.site.json(&["key", "list", "--json"])?;
+        ensure!(!list.to_string().contains("wrap-"), "wraps differ from the host file's: {list}");
+        ensure!(tree(&self.wraps[0])?.len() == known, "not every wrap is stored");
+        Ok(())
+    }
+
+    /// No file of keys is replaced: what was made is good.
+    fn is_done(&self) -> bool {
+        self.host.exists()
+    }
+}
+
+#[test]
+fn keys_are_recovered_or_not_and_open_everything_wherever_key_recover_is_killed() -> Result<()> {
+    let Some(install) = Install::find_or_skip(15) else { return Ok(()) };
+    let (site, office) = sealed_here(&install)?;
+    shrink(&site)?;
+    site.ask(&["key", "rotate"])?.expect(0, &[])?;
+    let segment = format!("pg_wal/{}", site.switch()?);
+    stop_archiving(&site)?;
+    let list = site.json(&["key", "list", "--json"])?;
+    let fingerprint = list["seal_fingerprint"].as_str().context("a fingerprint")?.to_owned();
+    let bare = site.place().join("bare.toml");
+    let url = site.repository.display();
+    fs::write(
+        &bare,
+        format!("cluster = \"main\"\n[[repository]]\nname = \"only\"\nurl = \"file://{url}\"\n"),
+    )?;
+    give_to_server(&bare)?;
+    let at = |name: &str| site.place().join(name);
+    let (wraps, lost) =
+        ([site.folder()?.join("keys"), at("saved.keys")], [at("main.host"), at("saved.host")]);
+    copy(&wraps[0], &wraps[1])?;
+    copy(&lost[0], &lost[1])?;
+    let host = at("new.host");
+    kill_everywhere(&mut Recover {
+        site: &site,
+        office: &office,
+        bare,
+        host,
+        wraps,
+        lost,
+        fingerprint,
+        segment,
+    })
 }
