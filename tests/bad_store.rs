@@ -29,14 +29,18 @@ mod wedged;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use between::Between;
+use support::audit::{Objects, objects_in};
 use support::cluster::{Install, as_server, give_to_server, scratch, scratch_in_memory};
+use support::promise::Promise;
 use support::s3::S3;
-use support::site::{Answer, Site, SiteOptions};
+use support::site::{Answer, Site, SiteOptions, until};
+use support::tree::copy;
 
 /// A command that still runs by then hangs: the longest of them adds up to a fraction of this.
 const HANGS: Duration = Duration::from_secs(150);
@@ -50,6 +54,17 @@ struct World {
     later: String,
     /// A file to push that nobody else needs: the end of a timeline, as a promoted server leaves it.
     partial: String,
+    expiring: OnceLock<Expiring>,
+}
+
+/// Copies of the repository, in which retention gives something up.
+struct Expiring {
+    /// Two backups, of which the older goes.
+    fresh: PathBuf,
+    /// It is marked.
+    marked: PathBuf,
+    /// What runs leave that nobody disturbs.
+    left: Objects,
 }
 
 impl World {
@@ -72,7 +87,7 @@ impl World {
         let pg_wal = site.cluster.data.join("pg_wal");
         fs::copy(pg_wal.join(&segment), pg_wal.join(&partial))?;
         give_to_server(&pg_wal.join(&partial))?;
-        Ok(Some(Self { s3, site, segment, later, partial }))
+        Ok(Some(Self { s3, site, segment, later, partial, expiring: OnceLock::new() }))
     }
 
     /// A configuration of the same cluster that reaches the bucket by another address.
@@ -83,6 +98,48 @@ impl World {
         fs::write(&path, format!("{text}\n{more}\n[archive]\ntimeout = \"1s\"\n"))?;
         give_to_server(&path)?;
         Ok(path)
+    }
+
+    /// Where the objects below a prefix of the bucket are.
+    fn prefix(&self, name: &str) -> PathBuf {
+        self.s3.directory.path().join("bucket").join(name)
+    }
+
+    /// A configuration with retention, of a copy of the repository below another prefix.
+    fn expiring_config(&self, name: &str, endpoint: &str, prefix: &str) -> Result<PathBuf> {
+        let path = self.config(name, endpoint, "retention = { window = \"1ms\", grace = \"0\" }")?;
+        let text = fs::read_to_string(&path)?;
+        ensure!(text.contains("s3://bucket/pre\""), "{text}");
+        fs::write(&path, text.replace("s3://bucket/pre\"", &format!("s3://bucket/{prefix}\"")))?;
+        Ok(path)
+    }
+
+    fn expiring(&self) -> Result<&Expiring> {
+        if let Some(made) = self.expiring.get() {
+            return Ok(made);
+        }
+        self.site.backup()?;
+        self.site.switch()?;
+        let (at, config) = (
+            self.prefix("pre-frozen"),
+            self.expiring_config("frozen.toml", &self.s3.endpoint(), "pre-frozen")?,
+        );
+        let expire = || Answer::of(&mut self.pitr(&config, &["expire"])?)?.expect(0, &[]);
+        let [fresh, marked] = ["fresh", "marked"].map(|name| self.site.place().join(name));
+        copy(&self.site.repository, &at)?;
+        copy(&at, &fresh)?;
+        expire()?;
+        copy(&at, &marked)?;
+        // S3 tells times in seconds: what was marked in this one is no older than it.
+        let is_gone = || {
+            expire()?;
+            Ok(objects_in(&at)?.keys().all(|key| !key.ends_with("/expired.json")))
+        };
+        until(is_gone, || "what is marked does not go".to_owned())?;
+        expire()?;
+        let left = objects_in(&at)?;
+        ensure!(left.len() + 5 < objects_in(&marked)?.len(), "little is deleted: {:?}", left.keys());
+        Ok(self.expiring.get_or_init(|| Expiring { fresh, marked, left }))
     }
 
     fn pitr(&self, config: &Path, args: &[&str]) -> Result<Command> {
@@ -102,12 +159,23 @@ struct Row {
     refused: &'static [i32],
     /// Where it delivers, if it does.
     target: Option<PathBuf>,
+    /// It deletes: in a copy of its own.
+    expires: Option<Stage>,
+}
+
+/// What a run of `expire` finds.
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    /// Something to mark and to raise a floor for.
+    Fresh,
+    /// Something to delete.
+    Marked,
 }
 
 fn rows(world: &World, place: &Path) -> Vec<Row> {
     let row = |args: &[&str], good, silent, refused| {
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Row { args, good, silent, refused, target: None }
+        Row { args, good, silent, refused, target: None, expires: None }
     };
     let got = place.join("got").display().to_string();
     let copy = place.join("copy").display().to_string();
@@ -126,7 +194,8 @@ fn rows(world: &World, place: &Path) -> Vec<Row> {
         // At risk: this server keeps no conditional creates.
         row(&["check"], 2, &[1], &[1]),
         row(&["verify"], 0, &[1], &[1, 7]),
-        row(&["expire"], 0, &[1], &[7]),
+        Row { expires: Some(Stage::Fresh), ..row(&["expire"], 0, &[1], &[7]) },
+        Row { expires: Some(Stage::Marked), ..row(&["expire"], 0, &[1], &[7]) },
         Row { target: Some(place.join("copy/global/pg_control")), ..restore },
     ]
 }
@@ -138,6 +207,8 @@ struct Seat<'a> {
     between: Between,
     config: PathBuf,
     place: tempfile::TempDir,
+    /// Of a row that expires: its repository as it is found, where, and what must not go.
+    expires: Option<(PathBuf, PathBuf, Mutex<Promise>)>,
 }
 
 impl<'a> Seat<'a> {
@@ -150,8 +221,20 @@ impl<'a> Seat<'a> {
         let place = scratch_in_memory("pitr-seat-")?;
         let row = rows(world, place.path()).swap_remove(number);
         let between = Between::start(&world.s3.address())?;
-        let config = world.config(name, &format!("http://{}", between.address()), "")?;
-        Ok(Self { world, row, between, config, place })
+        let endpoint = format!("http://{}", between.address());
+        let Some(stage) = row.expires else {
+            let config = world.config(name, &endpoint, "")?;
+            return Ok(Self { world, row, between, config, place, expires: None });
+        };
+        let (prefix, all) = (format!("pre-{}", name.trim_end_matches(".toml")), world.expiring()?);
+        let found = match stage {
+            Stage::Fresh => all.fresh.clone(),
+            Stage::Marked => all.marked.clone(),
+        };
+        let promise = Promise::new(&world.site.cluster.data.join("pg_wal"), all.left.clone());
+        let expires = Some((found, world.prefix(&prefix), Mutex::new(promise)));
+        let config = world.expiring_config(name, &endpoint, &prefix)?;
+        Ok(Self { world, row, between, config, place, expires })
     }
 
     /// Runs the command in a world as it was; fails if it does not end.
@@ -167,8 +250,16 @@ impl<'a> Seat<'a> {
         if self.row.args[0] == "archive-push" {
             fs::remove_file(self.world.site.object(&self.world.partial)?).ok();
         }
+        if let Some((found, at, _)) = &self.expires {
+            copy(found, at)?;
+        }
         let args: Vec<&str> = self.row.args.iter().map(String::as_str).collect();
-        within(HANGS, self.world.pitr(&self.config, &args)?)
+        let answer = within(HANGS, self.world.pitr(&self.config, &args)?)?;
+        if let Some((_, at, promise)) = &self.expires {
+            let mut promise = promise.lock().unwrap_or_else(PoisonError::into_inner);
+            promise.check(&objects_in(at)?).with_context(|| format!("{answer:?}"))?;
+        }
+        Ok(answer)
     }
 
     /// What a command says that met the bad store: one of these codes, where, and what to do.
