@@ -13,6 +13,7 @@ pub mod directory;
 pub mod epochs;
 pub mod fetch;
 pub mod finish;
+mod found;
 mod hold;
 pub mod host;
 pub mod image;

@@ -29,6 +29,7 @@ use crate::wal::PgMajor;
 use super::Purpose;
 use super::configuration::Configuration;
 use super::directory::{self, Place, State};
+use super::found::Found;
 use super::host::{self, Installed};
 use super::image::Image;
 use super::layout::{self, Layout};
@@ -39,12 +40,7 @@ use super::settings::{self, KeyFlags, Origin, OwnFile, WalSource};
 use super::stored::StoredBackup;
 use super::tablespaces::{self, Move, OldTablespace, Room, Tablespace};
 use super::unarchived::Unarchived;
-use crate::ops::runs::RowKind;
 
-/// Configuration files of the backup that are looked at.
-const MAX_CONF_FILES: usize = 500;
-/// Bytes of them in all: they are held in memory, beside the packs.
-const MAX_CONF_TOTAL: u64 = 16 << 20;
 /// Room that is kept free beside the files: recovery fetches WAL into `pg_wal`.
 const SPARE_BYTES: u64 = 256 << 20;
 
@@ -148,7 +144,8 @@ struct Seen {
     version_folder: Option<String>,
     control: Vec<u8>,
     parsed: ControlFile,
-    auto_conf: Vec<u8>,
+    /// `None` only if the backup has none: never for want of room.
+    auto_conf: Option<Vec<u8>>,
     map: TablespaceMap,
     small: RestoredFiles,
     catalogue: Option<Catalogue>,
@@ -236,13 +233,13 @@ async fn look(stored: &StoredBackup, target: &Path) -> Result<Seen> {
     let (catalogue, unreadable) = stored.catalogue().await?;
     let found = Found::scan(&image)?;
     let must = [layout::CONTROL, "backup_label", "PG_VERSION"];
-    if let Some(missing) = must.iter().find(|path| !found.files.contains_key(path.as_bytes())) {
+    if let Some(missing) = must.iter().find(|path| !found.has(path)) {
         return Err(Error::corrupt(format!("backup {id} has no {missing}")));
     }
-    let mut files = stored.files(&image, &found.files).await?;
+    let mut files = stored.files(&image, &found.files()).await?;
+    let auto_conf = files.remove(layout::AUTO_CONF.as_bytes());
     let mut take = |path: &str| files.remove(path.as_bytes()).unwrap_or_default();
-    let (control, auto_conf, map) =
-        (take(layout::CONTROL), take(layout::AUTO_CONF), take(layout::TABLESPACE_MAP));
+    let (control, map) = (take(layout::CONTROL), take(layout::TABLESPACE_MAP));
     let parsed =
         ControlFile::parse(&control).map_err(|e| Error::corrupt(format!("backup {id}: {e}")).source(e))?;
     let map = TablespaceMap::parse(&map, stored.verdict().major)
@@ -254,8 +251,9 @@ async fn look(stored: &StoredBackup, target: &Path) -> Result<Seen> {
     for (path, bytes) in files {
         small.add(target.join(String::from_utf8_lossy(&path).into_owned()), bytes);
     }
-    let warnings =
+    let unreadable =
         unreadable.map(|why| format!("what the server said about itself could not be read: {why}"));
+    let warnings = unreadable.into_iter().chain(found.warning()).collect();
     Ok(Seen {
         control,
         parsed,
@@ -263,61 +261,11 @@ async fn look(stored: &StoredBackup, target: &Path) -> Result<Seen> {
         map,
         small,
         catalogue,
-        warnings: warnings.into_iter().collect(),
+        warnings,
         access: found.access,
         version_folder: found.version_folder,
         image,
     })
-}
-
-/// What one look over all files shows.
-struct Found {
-    /// The control file, label and map, and every small file that may be configuration: at the top, or in a folder that is not
-    /// PostgreSQL's own. With their sizes.
-    files: BTreeMap<Vec<u8>, u64>,
-    /// The mode of the directories.
-    access: Access,
-    /// The folder of this PostgreSQL in its tablespaces.
-    version_folder: Option<String>,
-}
-
-impl Found {
-    fn scan(image: &Image) -> Result<Self> {
-        let mut found = Self { files: BTreeMap::new(), access: Access::of_mode(0o700), version_folder: None };
-        let mut total = 0_u64;
-        let mut rows = image.rows();
-        while let Some(row) = rows.next_row()? {
-            match row.kind {
-                RowKind::Directory if row.path == b"base" => found.access = Access::of_mode(row.mode),
-                RowKind::File if found.takes(row.path, row.size, total) => {
-                    total = total.saturating_add(row.size);
-                    found.files.insert(row.path.to_vec(), row.size);
-                }
-                RowKind::Directory | RowKind::File | RowKind::Symlink => {}
-            }
-            if found.version_folder.is_none() {
-                found.version_folder = layout::version_folder(row.path);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Is this file read before anything is decided?
-    fn takes(&self, path: &[u8], size: u64, total: u64) -> bool {
-        let fits = total.saturating_add(size) <= MAX_CONF_TOTAL;
-        let small = size <= outside::MAX_CONF_BYTES && self.files.len() < MAX_CONF_FILES;
-        let decisive = DECISIVE.iter().any(|name| name.as_bytes() == path);
-        fits && (decisive || (small && may_be_configuration(path)))
-    }
-}
-
-/// Files that a restore cannot be decided without.
-const DECISIVE: [&str; 5] =
-    [layout::CONTROL, layout::AUTO_CONF, layout::TABLESPACE_MAP, "backup_label", "PG_VERSION"];
-
-fn may_be_configuration(path: &[u8]) -> bool {
-    let own = |dir: &[u8]| path.starts_with(dir);
-    !(own(b"base/") || own(b"global/") || own(b"log/") || (own(b"pg_") && path.contains(&b'/')))
 }
 
 fn check_writable(place: &Place) -> Result<()> {
@@ -514,7 +462,9 @@ impl Decided<'_> {
     fn own_files(&self, command: String, seen: &Seen, installed: &Installed, now: Timestamp) -> Result<Own> {
         let (small, control, catalogue) = (&seen.small, &seen.parsed, seen.catalogue.as_ref());
         match self.purpose {
-            Purpose::Replace => self.replacement(command, small, &seen.auto_conf, control, catalogue),
+            Purpose::Replace => {
+                self.replacement(command, small, seen.auto_conf.as_deref(), control, catalogue)
+            }
             Purpose::Copy => self.copy(command, small, control, catalogue, installed, now),
         }
     }
@@ -523,7 +473,7 @@ impl Decided<'_> {
         &self,
         command: String,
         small: &RestoredFiles,
-        auto_conf: &[u8],
+        auto_conf: Option<&[u8]>,
         control: &ControlFile,
         catalogue: Option<&Catalogue>,
     ) -> Result<Own> {
@@ -531,11 +481,18 @@ impl Decided<'_> {
         let mut held = RestoredFiles::default();
         held.extend_from(small);
         held.add_home(&home);
-        held.add(self.place.join(layout::AUTO_CONF), auto_conf.to_vec());
+        // An old one in the place is not the backup's.
+        held.add(self.place.join(layout::AUTO_CONF), auto_conf.unwrap_or_default().to_vec());
         let conf = self.configuration(&held, &home);
         refuse_always(&conf)?;
         refuse_leftovers(&conf, &self.place.join(layout::AUTO_CONF))?;
         let mut warnings = conf.unclear.clone();
+        if auto_conf.is_none() {
+            warnings.push(
+                "the backup holds no postgresql.auto.conf: the restored one sets what recovery needs and nothing else"
+                    .to_owned(),
+            );
+        }
         if let Home::Missing(main) = &home {
             warnings.push(format!(
                 "the configuration {} is not here, and the backup does not hold its text",
@@ -562,7 +519,7 @@ impl Decided<'_> {
         let mut extra = settings::replacement_extras(too_small);
         extra.extend(settings::demanded(self.plan, self.stored.verdict()));
         let settings = settings::recovery(self.plan, command, self.action, extra);
-        let files = settings::replacement(&settings, auto_conf)?;
+        let files = settings::replacement(&settings, auto_conf.unwrap_or_default())?;
         Ok(Own { files, home, settings, warnings })
     }
 
