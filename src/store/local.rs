@@ -3,8 +3,9 @@
 //! A key is a path below the directory. Objects are created without ever replacing one and are durable before the
 //! answer; directories are never removed, so a directory counts only if there is an object in it.
 //! Invariants: an absent directory of the URL (an unmounted disk) is a fault, never an empty store; listings walk
-//! only what can match, in key order, and tolerate concurrent creates and deletes; a link that leads nowhere (another
-//! unmounted disk) is a fault. What is created goes to the file system that was there at the first look, or fails.
+//! only what can match, in key order, and tolerate concurrent creates and deletes; they come in pages, so that a deadline is one of a page
+//! and not of all (a network's file system takes a millisecond for each file); a link that leads nowhere (another unmounted disk) is a
+//! fault. What is created goes to the file system that was there at the first look, or fails.
 //! Source of truth: REPOSITORY.md section 2 "Local disk".
 
 use std::ffi::OsStr;
@@ -14,6 +15,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,10 +34,25 @@ const READ_CHUNK: u64 = 4 << 20;
 /// File work of one repository at a time, on a disk that has more than enough to do with it.
 const MOST_AT_ONCE: usize = 16;
 
+/// After so many looks at files and folders a page of a listing may end.
+const PAGE_LOOKS: usize = 1_000;
+/// And after so long. Each page reads the folder that it goes on in again: on a fast disk one page is best.
+const PAGE_TIME: Duration = Duration::from_secs(1);
+/// Sorts behind every part of a key, which is ASCII: a folder's name with it lies behind all that is in the folder.
+const BEHIND: char = char::MAX;
+
+/// How much of a listing is one page.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    looks: usize,
+    time: Duration,
+}
+
 /// A directory of objects.
 #[derive(Debug, Clone)]
 pub(super) struct Local {
     root: Arc<durable::Root>,
+    pace: Pace,
     /// File work of its own at a time. Of a file system that hangs, a network's whose server is gone, no call returns, and whoever gave it up
     /// leaves its thread behind: they must not take those of other repositories.
     places: Arc<Semaphore>,
@@ -44,7 +61,8 @@ pub(super) struct Local {
 impl Local {
     pub(super) fn new(path: &Path, owner: Option<Owner>) -> Self {
         let root = Arc::new(durable::Root::new(path, owner));
-        Self { root, places: Arc::new(Semaphore::new(MOST_AT_ONCE)) }
+        let pace = Pace { looks: PAGE_LOOKS, time: PAGE_TIME };
+        Self { root, pace, places: Arc::new(Semaphore::new(MOST_AT_ONCE)) }
     }
 
     /// Runs file work off the reactor.
@@ -132,40 +150,76 @@ impl Local {
 
     fn list_now(&self, listing: &Listing) -> Result<Page, Fault> {
         let (dir, name) = listing.prefix.rsplit_once('/').unwrap_or(("", &listing.prefix));
-        let mut page = Page::default();
-        self.walk(dir, name, listing, &mut page)?;
+        let mut walk = Walk::new(listing, self.pace);
+        let done = self.walk(dir, name, &mut walk)?;
+        let mut page = walk.page;
+        page.token = (!done).then_some(walk.at);
         Ok(page)
     }
 
     /// Adds what is in the directory `dir` and below, in key order. False: the page is full.
-    fn walk(&self, dir: &str, begins: &str, listing: &Listing, page: &mut Page) -> Result<bool, Fault> {
+    fn walk(&self, dir: &str, begins: &str, walk: &mut Walk<'_>) -> Result<bool, Fault> {
+        walk.looks = walk.looks.saturating_add(1);
         for (name, is_dir) in self.entries(dir, begins)? {
             let key = if dir.is_empty() { name } else { format!("{dir}/{name}") };
-            let after = listing.after.as_deref().unwrap_or("");
+            if walk.has_passed(&key, is_dir) {
+                continue;
+            }
+            if walk.is_full() {
+                return Ok(false);
+            }
             if !is_dir {
-                let path = self.path(&key)?;
-                // Deleted since it was listed: leave it out.
-                if key.as_str() > after
-                    && let Some(found) = self.look(&path)?
-                {
-                    page.objects.push(describe(key, &path, &found)?);
+                if let Some(found) = self.file(&key, walk)? {
+                    walk.page.objects.push(found);
                 }
-            } else if listing.fold {
-                if self.has_object(&key)? {
-                    page.dirs.push(key);
+            } else if walk.listing.fold {
+                match self.seek(&key, walk)? {
+                    Sought::Found => walk.page.dirs.push(key.clone()),
+                    Sought::Nothing => {}
+                    Sought::Unfinished => return Ok(false),
                 }
+                walk.reach_end_of(&key);
             } else {
-                let all = format!("{key}/");
-                let before = all.as_str() < after && !after.starts_with(&all);
-                if !before && !self.walk(&key, "", listing, page)? {
+                if !self.walk(&key, "", walk)? {
                     return Ok(false);
                 }
-            }
-            if listing.limit.is_some_and(|limit| page.objects.len() >= limit) {
-                return Ok(false);
+                walk.reach_end_of(&key);
             }
         }
         Ok(true)
+    }
+
+    /// The object at `key`, which the walk has reached then; `None` if it was deleted since it was listed.
+    fn file(&self, key: &str, walk: &mut Walk<'_>) -> Result<Option<ObjectInfo>, Fault> {
+        walk.looks = walk.looks.saturating_add(1);
+        walk.reach(key.to_owned());
+        let path = self.path(key)?;
+        self.look(&path)?.map(|found| describe(key.to_owned(), &path, &found)).transpose()
+    }
+
+    /// Is there any object below this directory? One that `expire` emptied no longer exists, as on S3.
+    fn seek(&self, dir: &str, walk: &mut Walk<'_>) -> Result<Sought, Fault> {
+        walk.looks = walk.looks.saturating_add(1);
+        for (name, is_dir) in self.entries(dir, "")? {
+            let key = format!("{dir}/{name}");
+            if walk.has_passed(&key, is_dir) {
+                continue;
+            }
+            if walk.is_full() {
+                return Ok(Sought::Unfinished);
+            }
+            if !is_dir {
+                if self.file(&key, walk)?.is_some() {
+                    return Ok(Sought::Found);
+                }
+                continue;
+            }
+            match self.seek(&key, walk)? {
+                Sought::Nothing => walk.reach_end_of(&key),
+                other => return Ok(other),
+            }
+        }
+        Ok(Sought::Nothing)
     }
 
     /// The names in a directory that can be parts of keys, in the order of the keys below them.
@@ -190,14 +244,62 @@ impl Local {
         names.sort_by_cached_key(|(name, is_dir)| if *is_dir { format!("{name}/") } else { name.clone() });
         Ok(names)
     }
+}
 
-    /// Is there any object below this directory? One that `expire` emptied no longer exists, as on S3.
-    fn has_object(&self, dir: &str) -> Result<bool, Fault> {
-        let listing = Listing { limit: Some(1), ..Listing::default() };
-        let mut page = Page::default();
-        self.walk(dir, "", &listing, &mut page)?;
-        Ok(!page.objects.is_empty())
+/// A listing on its way through the directories.
+struct Walk<'a> {
+    listing: &'a Listing,
+    pace: Pace,
+    began: Instant,
+    /// Up to here pages before this one came, or nobody wants to know.
+    from: &'a str,
+    /// Up to here this one came; empty if it is not beyond `from`.
+    at: String,
+    looks: usize,
+    page: Page,
+}
+
+impl<'a> Walk<'a> {
+    fn new(listing: &'a Listing, pace: Pace) -> Self {
+        let began = Instant::now();
+        let from = listing.after.as_deref().max(listing.token.as_deref()).unwrap_or("");
+        Self { listing, pace, began, from, at: String::new(), looks: 0, page: Page::default() }
     }
+
+    /// Nothing at this key, or in this directory, is asked for any more.
+    fn has_passed(&self, key: &str, is_dir: bool) -> bool {
+        if !is_dir {
+            return key <= self.from;
+        }
+        let all = format!("{key}/");
+        all.as_str() < self.from && !self.from.starts_with(&all)
+    }
+
+    fn reach(&mut self, place: String) {
+        // What is looked through again is no way forward.
+        if place.as_str() > self.from {
+            self.at = place;
+        }
+    }
+
+    fn reach_end_of(&mut self, dir: &str) {
+        self.reach(format!("{dir}/{BEHIND}"));
+    }
+
+    fn is_full(&self) -> bool {
+        let enough = self.listing.limit.is_some_and(|limit| self.page.objects.len() >= limit);
+        let long = self.looks >= self.pace.looks && self.began.elapsed() >= self.pace.time;
+        // A page that comes no further would be followed by itself for ever.
+        !self.at.is_empty() && (enough || long)
+    }
+}
+
+/// Whether a directory holds an object.
+enum Sought {
+    Found,
+    Nothing,
+    /// The page is full, and it is not known yet.
+    Unfinished,
 }
 
 /// The name, if a key can have it: not our temporary files, not what a file system keeps for itself.
@@ -296,7 +398,8 @@ impl Backend for Local {
 
     fn anew(&self) -> Option<Arc<dyn Backend>> {
         // What hangs there hangs for this one too.
-        Some(Arc::new(Self { root: Arc::new(self.root.anew()), places: Arc::clone(&self.places) }))
+        let (root, places) = (Arc::new(self.root.anew()), Arc::clone(&self.places));
+        Some(Arc::new(Self { root, pace: self.pace, places }))
     }
 
     async fn make_root(&self) -> Result<(), Fault> {
@@ -306,6 +409,7 @@ impl Backend for Local {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Policy, Store, StoreOptions};
     use super::*;
 
     #[tokio::test]
@@ -315,7 +419,7 @@ mod tests {
         let all = u32::try_from(MOST_AT_ONCE).unwrap();
         let taken = Arc::clone(&local.places).acquire_many_owned(all).await.unwrap();
         let anew = local.anew().unwrap();
-        let head = || tokio::time::timeout(std::time::Duration::from_millis(20), anew.head("none"));
+        let head = || tokio::time::timeout(Duration::from_millis(20), anew.head("none"));
         assert!(head().await.is_err(), "all of them hang");
         drop(taken);
         assert!(anew.head("none").await.unwrap().is_none());
@@ -330,17 +434,119 @@ mod tests {
         for _ in 0..2 {
             let hangs = Arc::clone(&hangs);
             let call = apart(&places, move || hangs.lock().map(|hangs| hangs.recv().is_ok()).is_ok());
-            let given_up = tokio::time::timeout(std::time::Duration::from_millis(20), call).await;
+            let given_up = tokio::time::timeout(Duration::from_millis(20), call).await;
             assert!(given_up.is_err());
         }
         for _ in 0..3 {
             let call = apart(&places, || ());
-            let none = tokio::time::timeout(std::time::Duration::from_millis(20), call).await;
+            let none = tokio::time::timeout(Duration::from_millis(20), call).await;
             assert!(none.is_err(), "they have the places still");
         }
         release.send(()).unwrap();
         release.send(()).unwrap();
         // It serves again.
         apart(&places, || ()).await.unwrap();
+    }
+
+    /// A directory on a network that takes 100 ms to look at a file.
+    #[derive(Debug)]
+    struct Slow(Local);
+
+    #[async_trait]
+    impl Backend for Slow {
+        async fn list(&self, listing: &Listing) -> Result<Page, Fault> {
+            let page = self.0.list(listing).await?;
+            let objects = u32::try_from(page.objects.len()).unwrap();
+            tokio::time::sleep(Duration::from_millis(100) * objects).await;
+            Ok(page)
+        }
+        async fn create(&self, key: &str, body: &Payload) -> Result<Created, Fault> {
+            self.0.create(key, body).await
+        }
+        async fn overwrite(&self, key: &str, body: &Payload) -> Result<(), Fault> {
+            self.0.overwrite(key, body).await
+        }
+        async fn open(&self, key: &str, range: Option<Range<u64>>) -> Result<Option<Opened>, Fault> {
+            self.0.open(key, range).await
+        }
+        async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, Fault> {
+            self.0.head(key).await
+        }
+        async fn delete(&self, key: &str) -> Result<(), Fault> {
+            self.0.delete(key).await
+        }
+        async fn make_root(&self) -> Result<(), Fault> {
+            self.0.make_root().await
+        }
+    }
+
+    /// Files of these names, and a directory whose pages end after so many looks.
+    fn with_files(dir: &Path, names: &[String], looks: usize) -> Local {
+        for name in names {
+            let path = dir.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            durable::write_new(&path, b"x", 0o600, None).unwrap();
+        }
+        Local { pace: Pace { looks, time: Duration::ZERO }, ..Local::new(dir, None) }
+    }
+
+    /// All of a listing, and how many pages it took.
+    async fn pages(local: &Local, prefix: &str, fold: bool) -> (Vec<String>, Vec<String>, usize) {
+        let mut listing = Listing { prefix: prefix.to_owned(), fold, ..Listing::default() };
+        let (mut objects, mut dirs, mut count) = (Vec::new(), Vec::new(), 0);
+        loop {
+            let page = local.list(&listing).await.unwrap();
+            objects.extend(page.objects.into_iter().map(|info| info.key));
+            dirs.extend(page.dirs);
+            count += 1;
+            let further = page.token.is_none() || page.token != listing.token;
+            assert!(count < 1_000 && further, "it comes to no end at {:?}", page.token);
+            match page.token {
+                Some(token) => listing.token = Some(token),
+                None => return (objects, dirs, count),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn pages_end_anywhere_and_nothing_is_lost_or_listed_twice_between_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut names: Vec<String> = (0..40).map(|n| format!("a/{}/{n:02}", n / 7)).collect();
+        names.extend(["a-b/1", "a.b", "a/0-1", "a/0.1", "a/5/deep/er/1", "b/1", "c"].map(str::to_owned));
+        for looks in [1, 2, 3, 5, 8, 1_000] {
+            let local = with_files(dir.path(), &names, looks);
+            for empty in ["a/1-/x/y", "a/3/z/z", "b/e/1", "b/e/2", "b/e/3", "e/1/1", "e/2/2", "e/3"] {
+                std::fs::create_dir_all(dir.path().join(empty)).unwrap();
+            }
+            names.sort();
+            let (objects, _, count) = pages(&local, "", false).await;
+            assert_eq!(objects, names, "{looks}");
+            assert_eq!(count > 1, looks < 1_000, "{looks}: {count}");
+            let below: Vec<String> = names.iter().filter(|name| name.starts_with("a/")).cloned().collect();
+            assert_eq!(pages(&local, "a/", false).await.0, below);
+            let (objects, dirs, count) = pages(&local, "", true).await;
+            assert_eq!(
+                (objects, dirs),
+                (vec!["a.b".into(), "c".into()], vec!["a-b".into(), "a".into(), "b".into()])
+            );
+            assert_eq!(count > 1, looks < 9, "{looks}: {count}");
+            assert_eq!(pages(&local, "a/", true).await.1, ["a/0", "a/1", "a/2", "a/3", "a/4", "a/5"]);
+            names.iter().for_each(|name| drop(std::fs::remove_file(dir.path().join(name))));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_listing_may_take_longer_than_a_deadline_that_each_page_keeps() {
+        let dir = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..1_500).map(|n| format!("wal/{}/{n:04}", n / 256)).collect();
+        let local = with_files(dir.path(), &names, 200);
+        let plain = Store::open(&"memory:".parse().unwrap(), &StoreOptions::default()).unwrap();
+        let policy = Policy { base: Duration::from_secs(60), ..Policy::default() }.once();
+        let store = plain.rebuilt(Arc::new(Slow(local)), policy);
+        let found = store.list("wal/").await.unwrap();
+        assert_eq!(found.into_iter().map(|info| info.key).collect::<Vec<_>>(), names);
+        let rest = store.list_after("wal/", Some("wal/5/1400"), None).await.unwrap();
+        assert_eq!(rest.len(), 99);
+        assert_eq!(store.list_after("wal/", Some("wal/1/0300"), Some(3)).await.unwrap().len(), 3);
     }
 }
