@@ -25,6 +25,8 @@ pub const MAX_FRAME: usize = 16 << 20;
 pub const TARGET: u64 = 32 << 20;
 /// From this number on packs are larger ([`target_of`]): 1.5 TiB are stored by then.
 const LARGER_FROM: u32 = MAX_PACKS / 2;
+/// So are they within a file that so many have a piece of: a GiB of it is stored, and of a file of PostgreSQL's that is all, as it is compiled.
+const LARGER_WITHIN: usize = 32;
 /// Smallest and largest such bound. What one more frame adds stays below [`MAX_PACK`].
 pub const TARGET_RANGE: Range<u64> = 8 << 20..96 << 20;
 /// Largest pack.
@@ -36,9 +38,10 @@ const ENTRY: usize = 8 + 4 + 8 + 4 + 32;
 /// Bytes after the entries: count and checksum.
 pub const TRAILER: usize = 8;
 
-/// Stored bytes at which pack `number` is closed: [`MAX_PACKS`] of them hold 6 TiB as stored.
-pub const fn target_of(number: u32) -> u64 {
-    if number < LARGER_FROM { TARGET } else { TARGET_RANGE.end }
+/// Stored bytes at which pack `number` is closed, in whose beginning a file goes on that has `pieces` already: [`MAX_PACKS`] of them hold
+/// 6 TiB as stored, and those that one file may have pieces in (`MAX_FILE_EXTENTS`) 91 GiB.
+pub const fn target_of(number: u32, pieces: usize) -> u64 {
+    if number < LARGER_FROM && pieces < LARGER_WITHIN { TARGET } else { TARGET_RANGE.end }
 }
 
 /// A pack or a frame that cannot be used, or one that would break a bound.
@@ -330,7 +333,16 @@ pub struct PackBuilder {
 impl PackBuilder {
     /// An empty pack that is full at `target` stored bytes, held within [`TARGET_RANGE`].
     pub fn new(target: u64) -> Self {
-        let target = target.clamp(TARGET_RANGE.start, TARGET_RANGE.end);
+        Self::full_at(target.clamp(TARGET_RANGE.start, TARGET_RANGE.end))
+    }
+
+    /// As [`Self::new`], of any size: a thousand packs of a test have no room.
+    #[cfg(test)]
+    pub(crate) fn tiny(target: u64) -> Self {
+        Self::full_at(target)
+    }
+
+    fn full_at(target: u64) -> Self {
         Self { target, chunks: Vec::new(), table: PackTable::default(), hasher: Hasher::new() }
     }
 
@@ -410,10 +422,20 @@ mod tests {
 
     #[test]
     fn all_packs_together_hold_six_tebibytes_and_none_is_too_large() {
-        let all: u64 = (0..MAX_PACKS).map(target_of).sum();
+        let all: u64 = (0..MAX_PACKS).map(|n| target_of(n, 0)).sum();
         assert!(all >= 6 << 40, "{all}");
-        assert!((0..MAX_PACKS).all(|n| target_of(n) <= TARGET_RANGE.end));
-        assert_eq!(target_of(0), TARGET);
+        assert!((0..MAX_PACKS).all(|n| target_of(n, 0) <= TARGET_RANGE.end));
+        assert_eq!(target_of(0, 0), TARGET);
+    }
+
+    #[test]
+    fn one_file_may_have_ninety_gibibytes_as_stored() {
+        let all: u64 = (0..crate::repo::manifest::MAX_FILE_EXTENTS)
+            .zip(7..)
+            .map(|(pieces, number)| target_of(number, pieces))
+            .sum();
+        assert!((90 << 30..92 << 30).contains(&all), "{all}");
+        assert_eq!(target_of(0, LARGER_WITHIN - 1), TARGET, "a GiB of it is what every backup has");
     }
 
     #[test]

@@ -72,6 +72,11 @@ impl Listing {
         self.extents
     }
 
+    /// Pieces of the open member so far.
+    pub(super) fn pieces(&self) -> usize {
+        self.coming.as_ref().map_or(0, |coming| coming.extents.len())
+    }
+
     /// The next member begins.
     pub(super) fn begin(&mut self, member: Member) {
         self.coming = Some(Coming { member, crc: 0, got: 0, extents: Vec::new() });

@@ -1,12 +1,12 @@
 //! Frames become packs, packs become objects: compression on several threads, order kept, memory bounded.
 //!
 //! ```text
-//!  reader ──► press (blocking threads, FRAMES at most) ──► packer, in order ──► put (PUTS_IN_FLIGHT at most) ──► every repository
+//!  reader ──► press (blocking threads, FRAMES at most) ──► packer, in order ──► put (UNDER_WAY at most) ──► every repository
 //!             CRC-32C of each file's part, pages, BLAKE3, zstd     pack, extents        one conditional create each
 //! ```
 //! The packer is a task of its own, so that nothing of this slows the
 //! one that reads the socket. What is in memory at one time: a few frames, one open pack and the packs under way, 256 MiB in the worst case. A pack is closed
-//! once it has 32 MiB, of very large backups 96 MiB, which then go one at a time. Nothing here knows what the bytes mean, but for the pages of relations, which are checked on the way. If it is dropped, uploads end where they are: packs
+//! once it has 32 MiB, of very large backups and within very large files 96 MiB, which then go one at a time. Nothing here knows what the bytes mean, but for the pages of relations, which are checked on the way. If it is dropped, uploads end where they are: packs
 //! without a verdict are garbage that the next run and `expire` recognise.
 
 use std::num::NonZeroUsize;
@@ -21,22 +21,17 @@ use super::publish::object_ref;
 use super::target::Targets;
 use crate::codec::Compression;
 use crate::error::{Error, Result};
-use crate::repo::manifest::MAX_EXTENTS;
+use crate::repo::manifest::{MAX_EXTENTS, MAX_FILE_EXTENTS};
 use crate::repo::objects::ObjectRef;
 use crate::repo::pack::{self, CompressedFrame, PackBuilder, PackInfo, compress_frame};
 use crate::repo::path::{BackupObject, MAX_PACKS};
 
-/// Packs of usual size under way to the repositories at one time.
-const PUTS_IN_FLIGHT: usize = 3;
+/// Bytes of packs under way to the repositories at one time: three of usual size, or a large one.
+const UNDER_WAY: u64 = 96 << 20;
 /// Most threads that compress: more than a server should spare, and their frames would not fit the memory.
 const MOST_WORKERS: usize = 8;
 /// Of the fastest levels the best for table data; the one pg_basebackup is compared with.
 const COMPRESSION: Compression = Compression::Zstd { level: 1 };
-
-/// Packs as large as this one under way at one time.
-fn puts_in_flight(number: u32) -> usize {
-    if pack::target_of(number) > pack::TARGET { 1 } else { PUTS_IN_FLIGHT }
-}
 
 /// Frames that may exist at one time, from the first byte until they are in a pack.
 pub(super) fn frames_in_flight() -> usize {
@@ -113,23 +108,45 @@ pub(super) struct Packer {
     path: Vec<u8>,
     pages: PageFindings,
     open: PackBuilder,
+    /// At which the open pack is closed.
+    target: u64,
     next: u32,
-    puts: JoinSet<Result<(u32, PackInfo)>>,
+    puts: JoinSet<Result<Put>>,
+    /// Targets of the packs in `puts`.
+    under_way: u64,
     packs: Vec<(u32, PackInfo)>,
+    /// Makes a pack that is closed at so many bytes.
+    make: fn(u64) -> PackBuilder,
+}
+
+/// A pack that is stored.
+#[derive(Debug)]
+struct Put {
+    number: u32,
+    info: PackInfo,
+    target: u64,
 }
 
 impl Packer {
     /// Packs for these repositories.
     pub(super) fn new(targets: Targets) -> Self {
+        Self::with(targets, PackBuilder::new)
+    }
+
+    fn with(targets: Targets, make: fn(u64) -> PackBuilder) -> Self {
+        let target = pack::target_of(0, 0);
         Self {
             targets,
             listing: Listing::default(),
             path: Vec::new(),
             pages: PageFindings::default(),
-            open: PackBuilder::new(pack::target_of(0)),
+            open: make(target),
+            target,
             next: 0,
             puts: JoinSet::new(),
+            under_way: 0,
             packs: Vec::new(),
+            make,
         }
     }
 
@@ -179,6 +196,7 @@ impl Packer {
                     let offset = base.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
                     let len = u64::try_from(len).unwrap_or(u64::MAX);
                     self.listing.extend(Extent { pack: self.next, offset, len }, crc);
+                    check_pieces(self.listing.pieces(), &self.path)?;
                 }
                 Part::End => {
                     self.listing.end().map_err(not_a_backup)?;
@@ -197,30 +215,40 @@ impl Packer {
         if number >= MAX_PACKS {
             return Err(too_many());
         }
-        while self.puts.len() >= puts_in_flight(number) {
-            if let Some(done) = self.puts.join_next().await {
-                self.stored(done)?;
-            }
+        let target = self.target;
+        while !has_room(self.under_way, target) {
+            let Some(done) = self.puts.join_next().await else { break };
+            self.stored(done)?;
         }
         self.next = number.saturating_add(1);
-        let pack = std::mem::replace(&mut self.open, PackBuilder::new(pack::target_of(self.next)));
+        self.target = pack::target_of(self.next, self.listing.pieces());
+        let pack = std::mem::replace(&mut self.open, (self.make)(self.target));
         let targets = self.targets.clone();
         let mut pack = pack.finish().map_err(unpackable)?;
+        self.under_way = self.under_way.saturating_add(target);
         self.puts.spawn(async move {
             let chunks = targets.sealed(pack.chunks).await?;
             // What the manifest vouches for is the object as it is stored.
             let ObjectRef { stored, digest } = object_ref(&chunks);
             (pack.info.stored, pack.info.digest) = (stored, digest);
             targets.put(BackupObject::Pack(number), chunks).await?;
-            Ok((number, pack.info))
+            Ok(Put { number, info: pack.info, target })
         });
         Ok(())
     }
 
-    fn stored(&mut self, done: std::result::Result<Result<(u32, PackInfo)>, JoinError>) -> Result<()> {
-        self.packs.push(done.map_err(|error| Error::failed("an upload ended").source(error))??);
+    fn stored(&mut self, done: std::result::Result<Result<Put>, JoinError>) -> Result<()> {
+        let Put { number, info, target } =
+            done.map_err(|error| Error::failed("an upload ended").source(error))??;
+        self.under_way = self.under_way.saturating_sub(target);
+        self.packs.push((number, info));
         Ok(())
     }
+}
+
+/// Whether a pack may go while these are under way; any may go alone.
+const fn has_room(under_way: u64, target: u64) -> bool {
+    under_way == 0 || under_way.saturating_add(target) <= UNDER_WAY
 }
 
 /// More could be stored, and never be read.
@@ -238,6 +266,16 @@ fn check_extents(extents: u64) -> Result<()> {
         .hint("pitr cannot hold so many yet: please report it"))
 }
 
+/// The same of one file: an hour may lie between the piece that is one too many and the manifest.
+fn check_pieces(pieces: usize, path: &[u8]) -> Result<()> {
+    if pieces <= MAX_FILE_EXTENTS {
+        return Ok(());
+    }
+    let path = String::from_utf8_lossy(path);
+    Err(Error::failed(format!("file {path:?} takes more than {MAX_FILE_EXTENTS} packs"))
+        .hint("it has more than 90 GiB as stored, which pitr cannot hold: if it is a core dump, or no file of PostgreSQL's, move it out of the data directory"))
+}
+
 fn not_a_backup(error: Error) -> Error {
     error.context("the server's archives are not a base backup")
 }
@@ -250,12 +288,51 @@ fn unpackable(error: pack::PackError) -> Error {
 mod tests {
     use super::*;
 
+    use crate::pgwire::tar::{Member, MemberKind};
+
     #[test]
     fn packs_grow_and_go_one_at_a_time_then() {
-        assert_eq!((puts_in_flight(0), puts_in_flight(MAX_PACKS - 1)), (PUTS_IN_FLIGHT, 1));
-        let under_way =
-            |number| pack::target_of(number) * (u64::try_from(puts_in_flight(number)).unwrap() + 1);
-        assert!((0..MAX_PACKS).all(|number| under_way(number) <= 192 << 20), "the bound on memory");
+        let (usual, large) = (pack::target_of(0, 0), pack::target_of(MAX_PACKS - 1, 0));
+        let under_way = |target: u64| (0..).take_while(|n| has_room(n * target, target)).count();
+        assert_eq!((under_way(usual), under_way(large)), (3, 1));
+        assert!(!has_room(usual, large) && !has_room(large, usual), "small ones beside a large one");
+        assert!(UNDER_WAY + large <= 192 << 20, "the bound on memory, with the open pack");
+    }
+
+    fn frame(begins: Option<(&str, u64)>, data: usize, ends: bool) -> Frame {
+        let mut parts = Vec::new();
+        if let Some((path, size)) = begins {
+            let kind = MemberKind::File { size };
+            let member = Member { path: path.into(), kind, mode: 0o600, uid: 1, gid: 1, mtime: 1 };
+            parts.push(Part::Begin(Box::new(member)));
+        }
+        parts.push(Part::Data { at: 0, len: data, block: None });
+        parts.extend(ends.then_some(Part::End));
+        Frame { plain: vec![7; data], parts }
+    }
+
+    #[tokio::test]
+    async fn a_file_in_too_many_packs_is_refused_by_name_when_the_first_too_many_comes() {
+        // Packs of a byte: each frame has one of its own. No repository takes them.
+        let mut packer = Packer::with(Targets::none(), |_| PackBuilder::tiny(1));
+        let take = async |packer: &mut Packer, frame| {
+            (packer.puts, packer.under_way) = (JoinSet::new(), 0);
+            packer.take(press(frame, None).unwrap()).await
+        };
+        let size = u64::try_from(MAX_FILE_EXTENTS).unwrap();
+        for n in 0..MAX_FILE_EXTENTS {
+            let begins = (n == 0).then_some(("base/1/fits", size));
+            take(&mut packer, frame(begins, 1, n + 1 == MAX_FILE_EXTENTS)).await.unwrap();
+            let number = u32::try_from(n).unwrap();
+            assert_eq!(packer.target, pack::target_of(number, n), "{n} pieces were there when it began");
+        }
+        take(&mut packer, frame(Some(("core.77", 1 << 40)), 1, false)).await.unwrap();
+        assert_eq!(packer.target, pack::TARGET, "the next file begins small");
+        for _ in 1..MAX_FILE_EXTENTS {
+            take(&mut packer, frame(None, 1, false)).await.unwrap();
+        }
+        let error = take(&mut packer, frame(None, 1, false)).await.unwrap_err();
+        assert!(error.message().contains("\"core.77\" takes more than 1000 packs"), "{error}");
     }
 
     #[test]

@@ -109,6 +109,13 @@ impl Targets {
         }
     }
 
+    /// No repository at all, for tests of what comes before them.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        let (list, nonce) = (Arc::default(), nonce().expect("random numbers"));
+        Self { list, id: backup_id(SystemClock.now()).expect("random numbers"), nonce }
+    }
+
     /// Each repository.
     pub(super) fn iter(&self) -> impl Iterator<Item = &System> {
         self.list.iter()
