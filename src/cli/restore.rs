@@ -107,8 +107,11 @@ async fn decide(
             compression: compression(&context.config.archive),
             may_lose: args.without_old_wal || question.target != RecoveryTarget::Latest,
         };
-        warnings.extend(old.store(&repositories, &policy, progress).await?);
-        archive = Archive::read(&archive.system).await?;
+        let stored = old.store(&repositories, &policy, progress).await?;
+        warnings.extend(stored.warnings);
+        if stored.tried {
+            archive = Archive::read(&archive.system).await?;
+        }
     }
     let plan = match plan(&mut archive, question, request.action).await {
         Ok(plan) => plan,

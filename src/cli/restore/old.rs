@@ -42,6 +42,15 @@ pub(super) struct Policy {
     pub(super) may_lose: bool,
 }
 
+/// What storing it came to.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    /// What a person should know.
+    pub(super) warnings: Vec<String>,
+    /// The archive may hold more now: also of a file that failed, which one of several repositories may have taken.
+    pub(super) tried: bool,
+}
+
 /// Looks for the old data directory and into it. Writes nothing.
 pub(super) async fn look(archive: &Archive, request: &Request, site: &Site, may_lose: bool) -> Result<Old> {
     let mut old = Old { copy: request.purpose == Some(Purpose::Copy), ..Old::default() };
@@ -93,7 +102,7 @@ impl Old {
         said
     }
 
-    /// Stores what was found; returns warnings.
+    /// Stores what was found.
     ///
     /// # Errors
     /// Kind `Refused` if a file cannot be stored and the policy does not allow to lose it.
@@ -102,20 +111,22 @@ impl Old {
         repositories: &[Repository],
         policy: &Policy,
         progress: &dyn Progress,
-    ) -> Result<Vec<String>> {
-        let Some(found) = &self.found else { return Ok(Vec::new()) };
+    ) -> Result<Stored> {
+        let Some(found) = self.found.as_ref().filter(|found| !found.files.is_empty()) else {
+            return Ok(Stored::default());
+        };
         let rescue = unarchived::store(found, repositories, policy.compression).await;
         progress.note(&format!(
             "stored {} of {} files of pg_wal that were not archived",
             rescue.stored,
             found.files.len()
         ));
-        let mut warnings = rescue.warnings;
-        let Some((file, cause)) = rescue.failed else { return Ok(warnings) };
+        let mut done = Stored { warnings: rescue.warnings, tried: true };
+        let Some((file, cause)) = rescue.failed else { return Ok(done) };
         let text = format!("{} could not be stored", file.display());
         if policy.may_lose {
-            warnings.push(format!("{text}: {}", cause.report().trim_end()));
-            return Ok(warnings);
+            done.warnings.push(format!("{text}: {}", cause.report().trim_end()));
+            return Ok(done);
         }
         output::warn(cause.report().trim_end());
         Err(Error::refused(format!("{text}: what was committed from there on would be lost"))
@@ -139,4 +150,25 @@ async fn unfinished(archive: &Archive) -> Result<Vec<SegmentName>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Silent;
+
+    #[tokio::test]
+    async fn the_archive_is_read_again_only_after_something_was_put_into_it() {
+        let policy = Policy { compression: Compression::Zstd { level: 1 }, may_lose: true };
+        let found = |files: Vec<PathBuf>| {
+            let found = Unarchived { data_dir: "/nowhere".into(), files, newest_commit: None, end: None };
+            Old { found: Some(found), ..Old::default() }
+        };
+        for nothing in [Old::default(), found(Vec::new())] {
+            assert!(!nothing.store(&[], &policy, &Silent).await.unwrap().tried);
+        }
+        let failed = found(vec!["/nowhere/pg_wal/000000010000000000000001".into()]);
+        let stored = failed.store(&[], &policy, &Silent).await.unwrap();
+        assert!(stored.tried && stored.warnings.len() == 1, "one of several repositories may have it");
+    }
 }

@@ -247,12 +247,15 @@ pub(super) async fn window_earliest(wanted: &Wanted<'_>, system: &System) -> Res
 /// A time that no commit in the backup's WAL is later than, by what stands in clear: `stop`, or a segment's largest. Later than the largest
 /// commit inside, so moments between the two are left to an older backup.
 pub(super) async fn latest_in_clear(wanted: &Wanted<'_>, system: &System, stop: PgTime) -> Result<PgTime> {
-    let mut latest = stop;
-    for name in needed::segments(wanted.ranges, wanted.size) {
-        let header = system.segment_info(name).await.map_err(failure)?.map(|found| found.header);
-        latest = header.and_then(|header| header.commits).map_or(latest, |(_, max)| latest.max(max));
-    }
-    Ok(latest)
+    let headers = stream::iter(needed::segments(wanted.ranges, wanted.size))
+        .map(|name| async move { system.segment_info(name).await.map_err(failure) })
+        .buffered(LOOKS);
+    headers
+        .try_fold(stop, async |latest, found| {
+            let commits = found.and_then(|found| found.header.commits);
+            Ok(commits.map_or(latest, |(_, max)| latest.max(max)))
+        })
+        .await
 }
 
 /// What is read of a segment.
@@ -263,4 +266,52 @@ enum Piece {
     Summary(Box<Annex>),
     /// No key at hand opens it.
     Locked,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repo::path::Sealing;
+    use crate::repo::{NewIdentity, Repository};
+    use crate::store::{Policy, Store, StoreOptions};
+    use crate::wal::{PgMajor, SystemId};
+
+    #[tokio::test(start_paused = true)]
+    async fn headers_are_looked_at_side_by_side() {
+        let store = Store::open(&"memory:".parse().unwrap(), &StoreOptions::default()).unwrap();
+        let (store, faults) = store.with_faults(Policy::default());
+        let repository = Repository::new(store, "local", "main".parse().unwrap(), true);
+        let size = SegmentSize::DEFAULT;
+        let facts = NewIdentity {
+            system: SystemId::new(7),
+            major: PgMajor::V15,
+            segment_size: size,
+            sealing: Sealing::Plain,
+        };
+        let system = repository.create_identity(facts, jiff::Timestamp::UNIX_EPOCH).await.unwrap().0;
+        let (start, stop) = (Lsn::new(size.bytes()), Lsn::new(21 * size.bytes()));
+        let ranges = [WalRange { timeline: TimelineId::FIRST, start, end: stop }];
+        let wanted = Wanted {
+            ranges: &ranges,
+            start,
+            stop,
+            timeline: TimelineId::FIRST,
+            size,
+            in_recovery: false,
+            local: None,
+            patience: Duration::ZERO,
+        };
+        faults.add("stall@open/000000010000000000000001:1").unwrap();
+        let before = faults.calls().len();
+        let latest = latest_in_clear(&wanted, &system, PgTime::from_unix_micros(77)).await.unwrap();
+        assert_eq!(latest, PgTime::from_unix_micros(77));
+        let calls = faults.calls().split_off(before);
+        let of = |n: u64| {
+            let name = format!("00000001{n:016X}");
+            calls.iter().filter(|call| call.contains(&name)).count()
+        };
+        assert!((1..=20).all(|n| of(n) > 0) && of(1) > of(2), "{calls:?}");
+        let again = calls.iter().skip(1).position(|call| call.contains("000000010000000000000001"));
+        assert!(again.is_some_and(|between| between + 1 >= LOOKS), "{calls:?}");
+    }
 }
