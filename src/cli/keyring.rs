@@ -17,6 +17,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::cli::args::Common;
+use crate::codec::len_u64;
 use crate::config::load::{Caller, check_secret};
 use crate::config::{Config, KeysConfig};
 use crate::error::{Error, Kind, Result};
@@ -184,11 +185,20 @@ fn text(path: &Path, most: u64) -> Result<Zeroizing<String>> {
     let file = std::fs::File::open(path).map_err(cannot)?;
     let metadata = file.metadata().map_err(cannot)?;
     check_secret(path, &metadata)?;
+    // Half of it would be called damaged, or be a host file that lacks the newest epochs.
+    let too_large = |bytes: u64| {
+        Error::key(format!("{} has {bytes} bytes, and no more than {most} are ever read", path.display()))
+            .hint("pitr writes none so large: is it the right file?")
+    };
+    if metadata.len() > most {
+        return Err(too_large(metadata.len()));
+    }
     // A text that grows leaves copies of itself behind; what looks for the end wants some room too.
-    let room = usize::try_from(metadata.len().min(most)).unwrap_or(0).saturating_add(64);
+    let room = usize::try_from(metadata.len()).unwrap_or(0).saturating_add(64);
     let mut text = Zeroizing::new(String::with_capacity(room));
-    file.take(most).read_to_string(&mut text).map_err(cannot)?;
-    Ok(text)
+    file.take(most.saturating_add(1)).read_to_string(&mut text).map_err(cannot)?;
+    let read = len_u64(text.as_bytes());
+    if read > most { Err(too_large(read)) } else { Ok(text) }
 }
 
 /// The identity file that a restore's `restore_command` must name itself, because the configuration does not.
@@ -202,6 +212,7 @@ pub fn identity_for_recovery(common: &Common) -> Result<Option<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable;
 
     #[test]
     fn the_text_of_a_key_is_told_from_names_that_speak_of_one() {
@@ -218,5 +229,24 @@ mod tests {
         for text in ["daily.key", "/root/AGE-SECRET-KEY-1", "AGE-SECRET-KEY-1.of-the-host", "age1xyz"] {
             assert!(!shown(text), "{text}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_not_read_in_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("main.host");
+        let said = |bytes: usize, most: u64| {
+            durable::write_replace(&path, "x".repeat(bytes).as_bytes(), 0o600, None).unwrap();
+            text(&path, most).map(|text| text.len()).map_err(|e| (e.kind(), e.message().to_owned()))
+        };
+        assert_eq!(said(100, 100), Ok(100));
+        let (kind, message) = said(101, 100).unwrap_err();
+        assert_eq!(kind, Kind::Key);
+        assert!(
+            message.ends_with("main.host has 101 bytes, and no more than 100 are ever read"),
+            "{message}"
+        );
+        let large = said((64 << 10) + 1, MAX_IDENTITY_FILE);
+        assert!(large.is_err() && identity_file(&path).unwrap_err().message().contains("has 65537 bytes"));
     }
 }

@@ -4,32 +4,40 @@
 //!  init     seal key, epoch e0001, its wrap for all recipients ─► host file
 //!  rotate   the next epoch, wrapped for the same recipients    ─► host file ─► repositories          takes no secret
 //!  add      a new wrap of every epoch                          ─► host file ─► repositories          takes an identity that opens them
-//!  remove   the same, and the next epoch                       ─► host file ─► repositories          the same
+//!  remove   the next epoch, without whom is removed            ─► host file ─► repositories          the same
 //!  recover  all of it from the wraps, and the next epoch       ─► new host file ─► repositories      the same
 //! ```
 //! The host file is written first, the repositories follow; whoever dies in between has lost nothing, since a push puts what its folder
-//! lacks. What was made is opened again with every identity at hand before anything is written. Nothing that is stored is rewritten.
+//! lacks. What was made is opened again with every identity at hand before anything is written, and nothing is that would be too much to be
+//! read: a repository that can never be opened again is worse than a change that is refused. Nothing that is stored is rewritten.
 //! The host file belongs to the server's user, so it is not believed about who may read what is stored already: an epoch is wrapped anew
 //! only for whom a wrap of it names, and for whom the operator names. Rules: REPOSITORY.md 5.
 
 mod recover;
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
 pub use recover::{Folders, recover};
 
 use crate::clock;
+use crate::codec::len_u64;
 use crate::error::{Error, Result};
 use crate::repo::path::{ClusterName, Sealing};
 use crate::repo::{Repository, System};
-use crate::seal::wrap::MAX_WRAPS;
+use crate::seal::host::MAX_HOST_FILE;
+use crate::seal::wrap::{MAX_WRAP, MAX_WRAPS, MOST_WRAPS};
 use crate::seal::{
     Epoch, EpochKey, HostEpoch, HostFile, Identity, NamedRecipient, Opened, Recipient, SealError, SealKey,
+    Wrap,
 };
 use crate::wal::SystemId;
 
 /// Fewest recipients: the one for every day, and the one that lies elsewhere.
 pub const FEWEST: usize = 2;
+
+const BEGIN_ANEW: &str = "begin anew: `pitr key init` makes other keys, and `pitr init` another URL with them; keep this repository until its backups are not needed any more";
 
 /// The keys of a new cluster.
 ///
@@ -46,18 +54,58 @@ pub fn init(cluster: &ClusterName, recipients: Vec<NamedRecipient>, now: Timesta
         recipients,
     };
     begin(&mut host, Epoch::FIRST, now)?;
+    is_readable(&host)?;
     Ok(host)
 }
 
-/// Begins the next epoch.
+/// Begins the next epoch, or changes nothing.
 ///
 /// # Errors
-/// Kind `Failed` after epoch 9999.
+/// Kind `Failed` after epoch 9999, `Refused` if the host file would be too large.
 pub fn rotate(host: &mut HostFile, now: Timestamp) -> Result<Epoch> {
     let newest = host.epochs.last().map_or(Epoch::FIRST, |e| e.epoch);
     let next = newest.next().ok_or_else(|| Error::failed("there is no key epoch after e9999"))?;
-    begin(host, next, now)?;
+    let mut changed = host.clone();
+    begin(&mut changed, next, now)?;
+    is_readable(&changed)?;
+    *host = changed;
     Ok(next)
+}
+
+/// Checks that no bound is passed at which readers stop, before anything of it is written.
+///
+/// # Errors
+/// Kind `Refused`.
+fn is_readable(host: &HostFile) -> Result<()> {
+    let wraps = host.wraps().count();
+    if wraps > MOST_WRAPS {
+        return Err(Error::refused(format!(
+            "the host file would hold {wraps} wraps, and no more than {MOST_WRAPS} are ever read: nothing was changed"
+        ))
+        .hint(BEGIN_ANEW));
+    }
+    if let Some((epoch, n, _)) = host.wraps().find(|(_, n, _)| *n > MAX_WRAPS) {
+        return Err(Error::refused(format!(
+            "epoch {epoch} would have {n} wraps, and no more than {MAX_WRAPS} of one are ever read: nothing was changed"
+        ))
+        .hint(BEGIN_ANEW));
+    }
+    if let Some((epoch, _, wrap)) = host.wraps().find(|(_, _, wrap)| len_u64(&wrap.0) > MAX_WRAP) {
+        return Err(Error::refused(format!(
+            "a wrap of epoch {epoch} for {} recipients would have {} bytes, and no more than {MAX_WRAP} are ever read: nothing was changed",
+            host.recipients.len(),
+            wrap.0.len()
+        ))
+        .hint("fewer recipients: people who share a duty may share a key"));
+    }
+    let bytes = host.most_bytes();
+    if bytes > MAX_HOST_FILE {
+        return Err(Error::refused(format!(
+            "the host file would have {bytes} bytes, and no more than {MAX_HOST_FILE} are ever read: nothing was changed"
+        ))
+        .hint(BEGIN_ANEW));
+    }
+    Ok(())
 }
 
 fn begin(host: &mut HostFile, epoch: Epoch, now: Timestamp) -> Result<()> {
@@ -96,25 +144,32 @@ fn enough(recipients: &[NamedRecipient]) -> Result<()> {
 /// Lets one more read, everything stored so far included.
 ///
 /// # Errors
-/// Kind `Usage` for a name or a key that is there already; kind `Key` if no identity opens one of the epochs.
+/// Kind `Usage` for a name or a key that is there already; kind `Key` if no identity opens one of the epochs; kind `Refused` if it would be
+/// too much to be read.
 pub fn add(host: &mut HostFile, new: NamedRecipient, identities: &[Identity]) -> Result<()> {
     let mut recipients = host.recipients.clone();
     let public = new.recipient.clone();
     recipients.push(new);
     enough(&recipients)?;
     let mut changed = host.clone();
-    rewrap(&mut changed, recipients, Some(&public), identities)?;
+    let opened = vouched(host, &recipients, Some(&public), identities)?;
+    let keys: Vec<&Recipient> = recipients.iter().map(|r| &r.recipient).collect();
+    for (epoch, opened) in changed.epochs.iter_mut().zip(opened) {
+        epoch.wraps.push(opened.wrap(&host.cluster, &keys).map_err(unwrappable)?);
+    }
+    changed.recipients = recipients;
+    is_readable(&changed)?;
     prove_recipients(&changed, identities)?;
     *host = changed;
     Ok(())
 }
 
-/// Takes a recipient out, and begins the next epoch without him: of the present one he has the key, whatever it is wrapped for from now on.
-/// What was stored before he can read still. All of it or nothing.
+/// Takes a recipient out, and begins the next epoch without him: of the present one and those before he has the keys, and the others have
+/// wraps, so that nothing is wrapped anew. What was stored before he can read still. All of it or nothing.
 ///
 /// # Errors
 /// Kind `NotFound` for a name that is none, `Usage` if too few would be left, `Key` if no identity opens one of the
-/// epochs.
+/// epochs, `Refused` for a recipient for whom nothing but the host file speaks, and as [`rotate`].
 pub fn remove(host: &mut HostFile, name: &str, identities: &[Identity], now: Timestamp) -> Result<Epoch> {
     let mut recipients = host.recipients.clone();
     recipients.retain(|r| r.name != name);
@@ -125,24 +180,24 @@ pub fn remove(host: &mut HostFile, name: &str, identities: &[Identity], now: Tim
         );
     }
     enough(&recipients)?;
-    let mut changed = host.clone();
-    rewrap(&mut changed, recipients, None, identities)?;
+    vouched(host, &recipients, None, identities)?;
+    let mut changed = HostFile { recipients, ..host.clone() };
     let epoch = rotate(&mut changed, now)?;
     prove_recipients(&changed, identities)?;
     *host = changed;
     Ok(epoch)
 }
 
-/// A new wrap of every epoch, for `recipients`, of whom the operator names `new`. All of them or none.
+/// Every epoch, opened, where the wraps speak for all of `recipients` but `new`, whom the operator names.
 ///
 /// # Errors
 /// Kind `Key` if no identity opens one of the epochs; kind `Refused` for a recipient for whom nothing but the host file speaks.
-fn rewrap(
-    host: &mut HostFile,
-    recipients: Vec<NamedRecipient>,
+fn vouched(
+    host: &HostFile,
+    recipients: &[NamedRecipient],
     new: Option<&Recipient>,
     identities: &[Identity],
-) -> Result<()> {
+) -> Result<Vec<Opened>> {
     let opened: Vec<Opened> =
         host.epochs.iter().map(|epoch| open(host, epoch, identities)).collect::<Result<_>>()?;
     for epoch in &host.epochs {
@@ -155,18 +210,7 @@ fn rewrap(
             .hint("whoever can write the host file may have put it there: compare it with the recovery kit, restore a host file that you trust, and `pitr key add` the key if it is one of yours"));
         }
     }
-    let cluster = host.cluster.clone();
-    let keys: Vec<&Recipient> = recipients.iter().map(|r| &r.recipient).collect();
-    let wraps = opened.iter().map(|opened| opened.wrap(&cluster, &keys)).collect::<Result<Vec<_>, _>>();
-    let wraps = wraps.map_err(unwrappable)?;
-    if host.epochs.iter().any(|e| u32::try_from(e.wraps.len()).is_ok_and(|n| n >= MAX_WRAPS)) {
-        return Err(Error::failed(format!("an epoch has {MAX_WRAPS} wraps already: rotate first")));
-    }
-    for (epoch, wrap) in host.epochs.iter_mut().zip(wraps) {
-        epoch.wraps.push(wrap);
-    }
-    host.recipients = recipients;
-    Ok(())
+    Ok(opened)
 }
 
 /// One of `recipients` whom no wrap of `epoch` that opens was made for. Where none says for whom, as an older pitr made them, all are believed.
@@ -254,14 +298,14 @@ pub async fn compare(repository: &Repository, host: &HostFile) -> Result<Vec<Pla
         if repository.sealing(system).await? != Some(Sealing::Sealed) {
             continue;
         }
-        let stored = repository.wraps(system).await?;
         let name = |epoch: Epoch, n: u32| format!("{epoch}/wrap-{n:04}.age");
-        let missing = host.wraps().filter(|(e, n, _)| !stored.iter().any(|(f, m, _)| (f, m) == (e, n)));
-        let missing = missing.map(|(epoch, n, _)| name(epoch, n)).collect();
-        let known = |(e, n, wrap): &&(Epoch, u32, crate::seal::Wrap)| {
-            host.wraps().any(|(f, m, own)| (f, m) == (*e, *n) && own == wrap)
-        };
-        let strange = stored.iter().filter(|found| !known(found)).map(|(e, n, _)| name(*e, *n)).collect();
+        let stored = repository.wraps(system).await?.into_iter();
+        let stored: BTreeMap<(Epoch, u32), Wrap> = stored.map(|(e, n, wrap)| ((e, n), wrap)).collect();
+        let own: BTreeMap<(Epoch, u32), &Wrap> = host.wraps().map(|(e, n, wrap)| ((e, n), wrap)).collect();
+        let missing = own.keys().filter(|place| !stored.contains_key(place));
+        let missing = missing.map(|(epoch, n)| name(*epoch, *n)).collect();
+        let strange = stored.iter().filter(|(place, found)| own.get(place) != Some(found));
+        let strange = strange.map(|((epoch, n), _)| name(*epoch, *n)).collect();
         places.push(Place { repository: repository.name().to_owned(), system, missing, strange });
     }
     Ok(places)
@@ -382,5 +426,90 @@ mod tests {
         let error = prove_recipients(&exchanged, own).unwrap_err();
         assert!(error.to_string().contains("another key"), "{error}");
         assert_eq!(error.kind(), Kind::Key);
+    }
+
+    #[test]
+    fn who_is_removed_costs_one_wrap_and_not_one_of_every_epoch() {
+        let (daily, offline) = (Identity::generate(), Identity::generate());
+        let recipients = vec![named("daily", &daily), named("offline", &offline)];
+        let mut host = init(&cluster(), recipients, Timestamp::UNIX_EPOCH).unwrap();
+        let own = std::slice::from_ref(&offline);
+        let mut wraps = vec![host.wraps().count()];
+        for _ in 0..4 {
+            add(&mut host, named("late", &Identity::generate()), own).unwrap();
+            wraps.push(host.wraps().count());
+            remove(&mut host, "late", own, Timestamp::UNIX_EPOCH).unwrap();
+            wraps.push(host.wraps().count());
+        }
+        assert_eq!(wraps, [1, 2, 3, 5, 6, 9, 10, 14, 15]);
+        prove(&host, &[daily, offline]).unwrap();
+    }
+
+    /// Changes a host file by each of the commands that write one; what they say, if they refuse. The file is as it was then.
+    fn refusals(host: &HostFile, own: &[Identity]) -> Vec<Option<Error>> {
+        let now = Timestamp::UNIX_EPOCH;
+        let tried = |change: &dyn Fn(&mut HostFile) -> Result<()>| {
+            let mut changed = host.clone();
+            let error = change(&mut changed).err();
+            assert_eq!(error.is_some(), changed == *host, "a failed change changes nothing");
+            assert!(
+                error.as_ref().is_none_or(|e| e.kind() == Kind::Refused && e.advice().is_some()),
+                "{error:?}"
+            );
+            error
+        };
+        vec![
+            tried(&|host| add(host, named("late", &Identity::generate()), own)),
+            tried(&|host| remove(host, "third", own, now).map(drop)),
+            tried(&|host| rotate(host, now).map(drop)),
+        ]
+    }
+
+    #[test]
+    fn no_command_writes_more_than_is_ever_read() {
+        let (daily, offline, third) = (Identity::generate(), Identity::generate(), Identity::generate());
+        let recipients = vec![named("daily", &daily), named("offline", &offline), named("third", &third)];
+        let mut host = init(&cluster(), recipients, Timestamp::UNIX_EPOCH).unwrap();
+        let own = std::slice::from_ref(&offline);
+        assert!(refusals(&host, own).iter().all(Option::is_none));
+        let said = |host: &HostFile| {
+            let found = refusals(host, own).into_iter();
+            found.map(|e| e.map(|e| e.message().to_owned()).unwrap_or_default()).collect::<Vec<_>>()
+        };
+        // Of one epoch.
+        // What nobody opens is passed over soonest.
+        let genuine = host.epochs[0].wraps[0].clone();
+        let most = usize::try_from(MAX_WRAPS).unwrap();
+        host.epochs[0].wraps.splice(0..0, vec![Wrap("nothing".into()); most - 1]);
+        let all = said(&host);
+        assert!(all[0].contains("e0001 would have 1000 wraps") && all[1..].concat().is_empty(), "{all:?}");
+        // In all.
+        host.epochs[0].wraps = vec![genuine];
+        let mut many = host.clone();
+        while many.epochs.len() < 101 {
+            rotate(&mut many, Timestamp::UNIX_EPOCH).unwrap();
+        }
+        let mut room = MOST_WRAPS - many.wraps().count();
+        for epoch in &mut many.epochs {
+            let more = room.min(990);
+            epoch.wraps.splice(0..0, vec![Wrap("nothing".into()); more]);
+            room -= more;
+        }
+        assert_eq!(many.wraps().count(), MOST_WRAPS);
+        let error = rotate(&mut many, Timestamp::UNIX_EPOCH).unwrap_err();
+        assert!(error.message().contains("100001 wraps, and no more than 100000"), "{error}");
+        // In bytes.
+        let mut large = host.clone();
+        large.epochs[0].wraps.splice(0..0, vec![Wrap(vec![7; 64 << 10].into()); 511]);
+        let room = usize::try_from((MAX_HOST_FILE - large.most_bytes() - 32) / 2).unwrap();
+        large.epochs[0].wraps.insert(0, Wrap(vec![7; room].into()));
+        assert!(is_readable(&large).is_ok() && large.most_bytes() + 1 >= MAX_HOST_FILE);
+        let all = said(&large);
+        assert!(all.iter().all(|said| said.contains("bytes, and no more than 67108864")), "{all:?}");
+        // For too many people.
+        let mut crowd: Vec<NamedRecipient> = host.recipients.clone();
+        crowd.extend((0..600).map(|n| named(&n.to_string(), &Identity::generate())));
+        let error = init(&cluster(), crowd, Timestamp::UNIX_EPOCH).unwrap_err();
+        assert!(error.message().contains("for 603 recipients would have"), "{error}");
     }
 }

@@ -16,22 +16,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::objects::{Ancestry, Closing, Identity as FolderIdentity};
 use super::path::{BackupObject, SystemKeys, SystemObject};
 use super::walobject::{Lock, Sealer};
 use super::{RepoError, Repository, System};
 use crate::seal::parts::Held;
-use crate::seal::wrap::{MAX_WRAP, MAX_WRAPS};
+use crate::seal::wrap::MAX_WRAP;
 use crate::seal::{
     AGE_MAGIC, Epoch, Fingerprint, HostEpoch, HostFile, Identity, Opened, Opener, SealError, SealKey, Wrap,
     body,
 };
 use crate::store::Payload;
 use crate::wal::{SystemId, TimelineHistory, TimelineId};
+use chosen::{Chosen, There};
 
-/// Wraps that are read of one folder, beside those that the host file names: more is nobody's doing but an attacker's.
-const MOST_WRAPS: usize = 2000;
+/// Wraps that are read or put at one time.
+const WRAPS_AT_ONCE: usize = 16;
 
 /// How an error begins that is about the identities at hand: what was given is not asked for again.
 pub const OPENS_NOTHING: &str = "no identity at hand opens";
@@ -339,24 +341,22 @@ impl Repository {
             .flat_map(HostFile::wraps)
             .map(|(e, n, _)| (e, n))
             .collect();
-        let (mut wraps, mut others, mut surplus) = (Vec::new(), 0_usize, Vec::new());
+        let mut chosen = Chosen::default();
         for object in self.store().list(&keys.wrap_dir()).await? {
             let Some(SystemObject::Wrap(epoch, n)) = keys.parse(&object.key) else { continue };
-            let other = usize::from(!named.contains(&(epoch, n)));
-            // No change of recipients makes so many of one epoch: they do not count against those of the next.
-            if other > 0 && n > MAX_WRAPS {
-                surplus.push(object.key);
-                continue;
-            }
-            others = others.saturating_add(other);
-            if (other > 0 && others > MOST_WRAPS) || object.size > MAX_WRAP {
-                surplus.push(object.key);
-                continue;
-            }
-            if let Some(bytes) = self.store().get_limited(&object.key, MAX_WRAP).await? {
-                wraps.push((epoch, n, Wrap(bytes)));
-            }
+            let found = There { epoch, n, size: object.size, key: object.key };
+            chosen.add(found, named.contains(&(epoch, n)));
         }
+        let (wanted, surplus) = chosen.finish();
+        let wraps = stream::iter(wanted)
+            .map(async |There { epoch, n, key, .. }| {
+                let bytes = self.store().get_limited(&key, MAX_WRAP).await?;
+                Ok::<_, RepoError>(bytes.map(|bytes| (epoch, n, Wrap(bytes))))
+            })
+            .buffered(WRAPS_AT_ONCE)
+            .try_filter_map(async |found| Ok(found))
+            .try_collect()
+            .await?;
         let Some(first) = surplus.first() else { return Ok(wraps) };
         if self.keys().is_none_or(Keyring::is_unverified) {
             let what = format!("{first} is one wrap too many, or too large");
@@ -376,14 +376,19 @@ impl Repository {
     /// [`RepoError::Untrusted`] if another one is there under the same name.
     pub async fn put_wraps(&self, system: SystemId, host: &HostFile) -> Result<(), RepoError> {
         let keys = SystemKeys::new(self.cluster(), system, super::path::Sealing::Sealed);
-        for (epoch, n, wrap) in host.wraps() {
-            let key = keys.key(&SystemObject::Wrap(epoch, n));
-            if self.put_bytes(&key, wrap.0.clone()).await?.is_some() {
-                let what = format!("{key} is not the wrap that the host file holds");
-                return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
-            }
-        }
-        Ok(())
+        let place =
+            |(epoch, n, wrap): (Epoch, u32, &Wrap)| (keys.key(&SystemObject::Wrap(epoch, n)), wrap.0.clone());
+        stream::iter(host.wraps().map(place).collect::<Vec<_>>())
+            .map(async |(key, bytes)| {
+                if self.put_bytes(&key, bytes).await?.is_some() {
+                    let what = format!("{key} is not the wrap that the host file holds");
+                    return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
+                }
+                Ok(())
+            })
+            .buffered(WRAPS_AT_ONCE)
+            .try_collect()
+            .await
     }
 }
 
@@ -668,5 +673,6 @@ where
     opened.map(Bytes::from)
 }
 
+mod chosen;
 #[cfg(test)]
 mod tests;

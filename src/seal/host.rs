@@ -17,10 +17,10 @@ use super::identity::Recipient;
 use super::key::SealKey;
 use super::wrap::{MAX_WRAPS, Wrap};
 use super::{Opened, SealError};
-use crate::codec::{hex, unhex};
+use crate::codec::{hex, len_u64, unhex};
 
-/// Largest host file.
-pub const MAX_HOST_FILE: u64 = 8 << 20;
+/// Largest host file: none is written that would not be read.
+pub const MAX_HOST_FILE: u64 = 64 << 20;
 const HEAD: &str = "host 1";
 
 /// The content of a host file.
@@ -110,15 +110,22 @@ impl HostFile {
             recipients: self.recipients.iter().map(recipient).collect(),
         };
         // It holds the seal key: a text that grows leaves copies of itself behind.
-        let wraps = raw.epochs.iter().flat_map(|e| &e.wraps).map(|wrap| wrap.len().saturating_add(32));
-        let names = raw.recipients.iter().map(|r| r.name.len().saturating_mul(6));
-        let lines = raw.epochs.len().saturating_add(raw.recipients.len()).saturating_mul(512);
-        let room = wraps.chain(names).fold(lines.saturating_add(4096), usize::saturating_add);
+        let room = usize::try_from(self.most_bytes()).unwrap_or(0);
         let mut text = Zeroizing::new(Vec::with_capacity(room));
         serde_json::to_writer_pretty(&mut *text, &raw).expect("text and numbers are JSON");
         text.push(b'\n');
         let text = String::from_utf8(std::mem::take(&mut *text)).map_err(drop).expect("JSON is UTF-8");
         Zeroizing::new(text)
+    }
+
+    /// Bytes that the file has at the most, a little more than it will have.
+    pub fn most_bytes(&self) -> u64 {
+        let wraps = self.wraps().map(|(.., wrap)| len_u64(&wrap.0).saturating_mul(2).saturating_add(32));
+        let names = self.recipients.iter().map(|r| len_u64(r.name.as_bytes()).saturating_mul(6));
+        let lines = self.epochs.len().saturating_add(self.recipients.len()).saturating_mul(512);
+        let lines = u64::try_from(lines).unwrap_or(u64::MAX);
+        let cluster = len_u64(self.cluster.as_bytes()).saturating_mul(6);
+        wraps.chain(names).chain([lines, cluster]).fold(4096, u64::saturating_add)
     }
 
     /// Reads what [`Self::render`] wrote.
@@ -215,6 +222,8 @@ mod tests {
     fn a_host_file_comes_back_from_its_text() {
         let file = file();
         assert_eq!(HostFile::parse(&file.render()).unwrap(), file);
+        let (has, most) = (len_u64(file.render().as_bytes()), file.most_bytes());
+        assert!(has <= most && most < 2 * has + 8192, "{has} of {most}");
         assert_eq!(file.current().unwrap().epoch.get(), 2);
         assert_eq!(file.wraps().map(|(e, n, _)| (e.get(), n)).collect::<Vec<_>>(), [(1, 1), (2, 1)]);
     }

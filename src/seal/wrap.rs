@@ -31,8 +31,12 @@ const TEXT_ROOM: usize = 512;
 const LINE_ROOM: usize = 96;
 /// What a recipient's line begins with.
 const RECIPIENT: &str = "# recipient: ";
-/// Most wraps of one epoch: one for each change of its recipients.
+/// Most wraps of one epoch: one for each recipient that came later.
 pub const MAX_WRAPS: u32 = 999;
+/// Most wraps of a cluster. Who comes gets one of every epoch, and who goes begins an epoch: as many as 400 replaced recipients leave.
+pub const MOST_WRAPS: usize = 100_000;
+/// Most bytes of them: what half of [`MAX_HOST_FILE`](super::host::MAX_HOST_FILE) has room for, in which they are written in hexadecimal.
+pub const MOST_WRAP_BYTES: u64 = super::host::MAX_HOST_FILE / 2;
 
 /// A wrap's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

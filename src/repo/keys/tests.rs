@@ -15,7 +15,7 @@ use crate::repo::walobject::tests::scan;
 use crate::repo::walobject::{Facts, WalHeader, WalObject, WalObjectBuilder};
 use crate::repo::{NewIdentity, Novelty};
 use crate::seal::{EpochKey, NamedRecipient};
-use crate::store::{Store, StoreOptions, StoreUrl};
+use crate::store::{Policy, Store, StoreOptions, StoreUrl};
 use crate::wal::scan::SegmentEnd;
 use crate::wal::{Lsn, PgMajor, SegmentName, SegmentNo, SegmentSize, WalFileName};
 
@@ -640,6 +640,28 @@ async fn wraps_that_are_planted_by_the_thousand_stop_only_who_cannot_tell_them_f
     assert_eq!(named, [1, 100]);
     let unsure = world.with_identity(&world.offline).open(SYSTEM).await.err().map(|e| e.to_string());
     assert!(unsure.as_ref().is_some_and(|e| e.contains("one wrap too many")), "{unsure:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn wraps_are_read_and_put_side_by_side() {
+    let mut world = World::new();
+    for epoch in 2..=40 {
+        rotate(&mut world.host, Epoch::new(epoch).unwrap());
+    }
+    let (store, faults) = world.store.with_faults(Policy::default());
+    let world = World { store, ..world };
+    for call in ["create", "open"] {
+        faults.add(&format!("stall@{call}/e0001/:1")).unwrap();
+        let before = faults.calls().len();
+        world.on_host().put_wraps(SYSTEM, &world.host).await.unwrap();
+        let found = world.on_host().wraps(SYSTEM).await.unwrap();
+        assert!(found.iter().map(|(epoch, ..)| epoch.get()).eq(1..=40));
+        let calls = faults.calls().split_off(before);
+        let mut of = calls.iter().filter(|said| said.starts_with(call));
+        assert!(of.next().is_some_and(|said| said.contains("e0001/")), "{calls:?}");
+        let meanwhile = of.take_while(|said| !said.contains("e0001/")).count();
+        assert!(meanwhile >= WRAPS_AT_ONCE - 1, "{call}: {meanwhile} of {calls:?}");
+    }
 }
 
 /// Two repositories of one configuration have one ring of keys between them.
