@@ -93,7 +93,7 @@ impl Work for Tablespaces<'_> {
     fn audit(&mut self, answer: &Answer) -> Result<()> {
         let aside = aside(self.data())?;
         ensure!(aside.len() <= 1, "moved aside twice: {aside:?}");
-        let old = aside.first().map_or(self.data(), PathBuf::as_path);
+        let old = aside.first().map_or_else(|| self.data(), PathBuf::as_path);
         let on_its_way = answer.code == KILLED;
         let ignored = if on_its_way { ON_ITS_WAY.as_slice() } else { &[] };
         let lost = differ(&tree(&self.saved)?, &without(tree(old)?, ignored));

@@ -16,13 +16,14 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use jiff::{SignedDuration, Timestamp};
 
 use super::look::Look;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::repo::System;
 use crate::repo::catalog::BackupInfo;
 use crate::repo::objects::{Floor, PackRefs, PackSet, Verdict};
 use crate::repo::path::{BackupId, BackupObject, PinKind};
 use crate::repo::pins::READER_COUNTS;
 use crate::repo::retention::Holds;
+use crate::store::{StoreError, StoreErrorKind};
 use crate::wal::{SegmentNo, TimelineId};
 
 /// Deletes in flight.
@@ -223,12 +224,15 @@ fn references(look: &Look, dead: &BTreeSet<BackupId>) -> BTreeMap<BackupId, Pack
     needed
 }
 
-/// A refused delete says which object, and that nothing is lost by it.
-fn refused(error: crate::store::StoreError) -> Error {
+/// A refused delete says which object, and that nothing is lost by it. Credentials that ran out or are wrong are another matter: the store's
+/// own advice is the right one.
+fn refused(error: StoreError) -> Error {
+    let may_not = error.is_forbidden() || error.kind == StoreErrorKind::Denied;
     let error = Error::from(error);
-    if error.kind() == Kind::Key {
-        return error
-            .hint("run expire with credentials that may delete (S3: s3:DeleteObject; the expirer of docs/roles.md); what is marked stays marked until then");
+    match may_not {
+        true => error.hint(
+            "run expire with credentials that may delete (S3: s3:DeleteObject; the expirer of docs/roles.md); what is marked stays marked until then",
+        ),
+        false => error,
     }
-    error
 }
