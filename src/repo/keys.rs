@@ -378,17 +378,21 @@ impl Repository {
         let keys = SystemKeys::new(self.cluster(), system, super::path::Sealing::Sealed);
         let place =
             |(epoch, n, wrap): (Epoch, u32, &Wrap)| (keys.key(&SystemObject::Wrap(epoch, n)), wrap.0.clone());
-        stream::iter(host.wraps().map(place).collect::<Vec<_>>())
-            .map(async |(key, bytes)| {
-                if self.put_bytes(&key, bytes).await?.is_some() {
-                    let what = format!("{key} is not the wrap that the host file holds");
-                    return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
-                }
-                Ok(())
-            })
-            .buffered(WRAPS_AT_ONCE)
-            .try_collect()
-            .await
+        let put = async |(key, bytes): (String, Bytes)| {
+            if self.put_bytes(&key, bytes).await?.is_some() {
+                let what = format!("{key} is not the wrap that the host file holds");
+                return Err(RepoError::Untrusted { repository: self.name().to_owned(), what });
+            }
+            Ok(())
+        };
+        let mut wraps: Vec<_> = host.wraps().map(place).collect();
+        // Whoever seals looks for this one alone, and puts all again where it is missing: it comes after all others.
+        let last = wraps.pop();
+        stream::iter(wraps).map(put).buffered(WRAPS_AT_ONCE).try_collect::<()>().await?;
+        match last {
+            Some(last) => put(last).await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -657,6 +657,13 @@ async fn wraps_are_read_and_put_side_by_side() {
         let found = world.on_host().wraps(SYSTEM).await.unwrap();
         assert!(found.iter().map(|(epoch, ..)| epoch.get()).eq(1..=40));
         let calls = faults.calls().split_off(before);
+        if call == "create" {
+            let newest = calls.iter().rev().find(|said| said.starts_with("create"));
+            assert!(
+                newest.is_some_and(|said| said.contains("e0040/")),
+                "by which all are known to be there: {calls:?}"
+            );
+        }
         let mut of = calls.iter().filter(|said| said.starts_with(call));
         assert!(of.next().is_some_and(|said| said.contains("e0001/")), "{calls:?}");
         let meanwhile = of.take_while(|said| !said.contains("e0001/")).count();
