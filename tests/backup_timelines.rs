@@ -27,6 +27,14 @@ fn as_few(source: &Source) -> Result<()> {
     Ok(())
 }
 
+/// Stops a server and promotes it, though it follows nobody.
+fn to_the_next_timeline(cluster: &Cluster) -> Result<()> {
+    cluster.stop(Stop::Fast)?;
+    cluster.append_conf("standby.signal", "")?;
+    cluster.start()?;
+    cluster.promote()
+}
+
 fn stored_history(source: &Source, name: &str) -> Result<Option<PathBuf>> {
     let mut found = None;
     walk(&source.repository, &mut |path| {
@@ -43,10 +51,7 @@ fn the_history_comes_from_the_server_itself_where_nothing_else_brings_it() -> Re
         let Some(install) = Install::find_or_skip(major) else { continue };
         let source = Source::new(&install, "")?;
         source.row(1)?;
-        source.cluster.stop(Stop::Fast)?;
-        source.cluster.append_conf("standby.signal", "")?;
-        source.cluster.start()?;
-        source.cluster.promote()?;
+        to_the_next_timeline(&source.cluster)?;
         source.row(2)?;
         source.archive_all()?;
         let name = "00000002.history";
@@ -88,10 +93,7 @@ fn a_server_that_never_had_the_history_of_a_timeline_before_its_parent_archives_
         let source = Source::new(&install, "")?;
         source.row(1)?;
         for _ in 0..2 {
-            source.cluster.stop(Stop::Fast)?;
-            source.cluster.append_conf("standby.signal", "")?;
-            source.cluster.start()?;
-            source.cluster.promote()?;
+            to_the_next_timeline(&source.cluster)?;
         }
         source.row(2)?;
         source.archive_all()?;
