@@ -5,7 +5,7 @@
 //!  pitr ──► between (a TCP server of the test) ──► s3s-fs, a real S3 server
 //!            passes requests on until the n-th, then: silence, half an answer, a refusal; or shifts the store's clock
 //! ```
-//! For n = 1, 2, 4 … and every command: it ends, by the deadlines of docs/deadlines.md (`archive.timeout` is a second here); its exit code is
+//! For n = 1, 2, 4 … and each command of the table: it ends, by the deadlines of docs/deadlines.md (`archive.timeout` is a second here); its exit code is
 //! the documented one, and never "not there"; it names the store, says why and what to do; and with a store that serves again it succeeds. No
 //! time is measured, beyond that a command ended at all.
 #![cfg(feature = "testing")]
